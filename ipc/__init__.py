@@ -1,0 +1,1 @@
+"""What shardgate's own processes share: descriptors, the bus, queries and the runtime directory."""

@@ -1,0 +1,64 @@
+"""Log lines of all our processes, in one form.
+
+To a terminal as text, otherwise as one JSON object a line, on standard error. Text that came from an agent goes through
+`printable` first: it may hold escape sequences.
+"""
+
+import sys
+from typing import Any
+
+import msgspec
+import structlog
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+LEVEL_NAMES = tuple(_LEVELS)
+
+
+def configure(process: str, level: str = "info", form: str = "auto") -> None:
+    """Set up logging for this process; *form* is ``auto``, ``text`` or ``json``."""
+    as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    ending: list[Any]
+    if as_text:
+        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event=0)]
+    else:
+        ending = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_to_json),
+        ]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _name_process(process),
+            *ending,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger() -> Any:
+    """The logger; structlog gives it its methods at run time, hence the type."""
+    return structlog.get_logger()
+
+
+def printable(text: str, limit: int = 128) -> str:
+    """*text* with everything but printable ASCII escaped, at most *limit* characters of it."""
+    shortened = text[:limit]
+    escaped = shortened.encode("ascii", "backslashreplace").decode("ascii")
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
+    return clean if len(text) <= limit else f"{clean}…"
+
+
+def _to_json(event: dict[str, Any], **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def _name_process(process: str) -> Any:
+    def add(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["process"] = process
+        return event
+
+    return add

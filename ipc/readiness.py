@@ -1,0 +1,82 @@
+"""Readiness of many descriptors: one epoll set, nested in the event loop.
+
+``loop.add_reader`` of uvloop costs 7 µs and about 700 bytes for a descriptor that comes and goes: a handle, a probe of
+the descriptor with two more system calls, and a callback of its own for each event. One epoll set that is itself
+watched by the loop costs 3 µs and a dictionary entry, and delivers a whole batch in one callback. With tens of
+thousands of connections that is the difference that the handshake and the idle connection are made of.
+"""
+
+import asyncio
+import select
+from typing import Protocol
+
+BATCH = 256
+"""Events taken in one turn of the loop. What is left keeps the set readable, so nobody starves."""
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+
+
+class Ready(Protocol):
+    """Whoever owns a watched descriptor."""
+
+    def on_ready(self, events: int) -> None:
+        """Act on readiness.
+
+        *events* is a hint, never a fact: within a batch a descriptor may have been closed and its number given to
+        another connection. Only a read or a write that was tried tells what is so.
+        """
+
+
+class Readiness:
+    """The descriptors that one process watches, each with its owner.
+
+    A descriptor must be forgotten *before* it is closed or handed to another process: epoll watches the open file, not
+    the number, so a copy that lives on elsewhere would go on reporting for a number that nobody can remove any more
+    (epoll(7), question 6).
+    """
+
+    __slots__ = ("_epoll", "_loop", "_owners")
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._owners: dict[int, Ready] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def watch(self, fd: int, owner: Ready, events: int = READ) -> None:
+        """Report *events* of *fd* to *owner* as long as they hold (level-triggered)."""
+        self._epoll.register(fd, events)
+        self._owners[fd] = owner
+
+    def change(self, fd: int, events: int) -> None:
+        """Report other events of a watched descriptor from now on."""
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching *fd*, which must still be open; no event of it is delivered after this."""
+        del self._owners[fd]
+        self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        """Close the set. The descriptors in it stay open: they are their owners'."""
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._owners.clear()
+
+    def _dispatch(self) -> None:
+        owners = self._owners
+        for fd, events in self._epoll.poll(0, BATCH):
+            owner = owners.get(fd)
+            if owner is None:
+                continue
+            try:
+                owner.on_ready(events)
+            except Exception as error:  # noqa: BLE001 - one owner's bug must not keep the rest of the batch waiting
+                self._loop.call_exception_handler(
+                    {"message": "a readiness callback failed", "exception": error, "fd": fd}
+                )

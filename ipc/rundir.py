@@ -1,0 +1,207 @@
+"""The runtime directory: where the processes of one shardgate find each other.
+
+It holds, mode 0700::
+
+    lock                 flock of the one supervisor
+    supervisor.json      record of the supervisor (pid, create time, epoch)
+    supervisor.query     status queries to the supervisor
+    bus                  the bus, bound by the supervisor
+    shard-<i>.json       record of shard i
+    shard-<i>.handoff    descriptor handoff, listened on by shard i
+    shard-<i>.query      status queries to shard i
+
+A record names a process by pid *and* create time, so that a recycled pid is never taken for it.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
+
+UNIX_PATH_MAX = 107
+"""Longest path of a Unix socket in bytes, without its final NUL: unix(7); libzmq has the same limit."""
+
+_LONGEST_NAME = "shard-63.handoff"
+
+
+class RuntimeDirError(Exception):
+    """The runtime directory cannot be used; the message says what to do."""
+
+
+class RuntimeDirBusy(RuntimeDirError):
+    """Another living supervisor holds the directory."""
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """Which process serves a role of this runtime directory."""
+
+    pid: int
+    create_time: float
+    epoch: str
+    version: str
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            # psutil derives the time from clock ticks of 10 ms, so equality needs that much room.
+            return abs(process.create_time() - self.create_time) < 0.02 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+def record_of_this_process(epoch: str, version: str) -> ProcessRecord:
+    """The record of the calling process."""
+    return ProcessRecord(os.getpid(), psutil.Process().create_time(), epoch, version)
+
+
+def default_runtime_dir() -> Path:
+    """The directory used when nobody names one.
+
+    ``$SHARDGATE_RUNTIME_DIR``, else ``/run/shardgate`` for root, else ``$XDG_RUNTIME_DIR/shardgate``,
+    else a folder of the user's own in ``/tmp``.
+    """
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/run/shardgate")
+    if session := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(session) / "shardgate"
+    return Path(f"/tmp/shardgate-{os.geteuid()}")  # noqa: S108 - created 0700 and checked to be ours
+
+
+class RuntimeDir:
+    """Paths, records and the lock of one runtime directory.
+
+    Making the object touches nothing; `create` makes the directory, `lock` takes it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._lock_fd = -1
+
+    @property
+    def bus(self) -> Path:
+        """The socket of the bus."""
+        return self.path / "bus"
+
+    @property
+    def supervisor_query(self) -> Path:
+        """The supervisor's query socket."""
+        return self.path / "supervisor.query"
+
+    def shard_handoff(self, shard: int) -> Path:
+        """The socket on which a shard takes descriptors."""
+        return self.path / f"shard-{shard}.handoff"
+
+    def shard_query(self, shard: int) -> Path:
+        """A shard's query socket."""
+        return self.path / f"shard-{shard}.query"
+
+    def create(self) -> None:
+        """Make the directory 0700, or check that the one that is there is a private one of ours.
+
+        Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
+        when somebody else could put files into it.
+        """
+        longest = len(os.fsencode(self.path / _LONGEST_NAME))
+        if longest > UNIX_PATH_MAX:
+            raise RuntimeDirError(
+                f"{self.path}: the path is {longest - UNIX_PATH_MAX} bytes too long for Unix sockets"
+                f" ({UNIX_PATH_MAX} at most); choose a shorter --runtime-dir"
+            )
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            info = self.path.lstat()
+        except OSError as error:
+            raise RuntimeDirError(f"{self.path}: {error.strerror}; choose another --runtime-dir") from error
+        if not stat.S_ISDIR(info.st_mode):
+            raise RuntimeDirError(f"{self.path}: not a directory; choose another --runtime-dir")
+        if info.st_uid != os.geteuid():
+            raise RuntimeDirError(
+                f"{self.path}: belongs to uid {info.st_uid}, not to uid {os.geteuid()}; choose another --runtime-dir"
+            )
+        if info.st_mode & 0o077:
+            # systemd's RuntimeDirectory= defaults to 0755; what lies inside is for this user alone.
+            self.path.chmod(0o700)
+
+    def lock(self) -> None:
+        """Take the directory for this process until it ends or calls `unlock`.
+
+        Raises `RuntimeDirBusy` when a living supervisor holds it. The lock must be taken before anything is
+        bound here: ZeroMQ's bind removes whatever lies at its path, a living server's socket included.
+        """
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            record = self.read_supervisor()
+            who = f"pid {record.pid}" if record else "another process"
+            raise RuntimeDirBusy(
+                f"{self.path}: in use by a running supervisor ({who}); stop it with"
+                f" 'shardgate stop --runtime-dir {self.path}' or choose another --runtime-dir"
+            ) from None
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        """Give the directory back."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def read_supervisor(self) -> ProcessRecord | None:
+        """The record of the supervisor, alive or not; None when there is none that can be read."""
+        return self._read("supervisor.json")
+
+    def read_shard(self, shard: int) -> ProcessRecord | None:
+        """The record of a shard, alive or not; None when there is none that can be read."""
+        return self._read(f"shard-{shard}.json")
+
+    def write_supervisor(self, record: ProcessRecord) -> None:
+        """Record the supervisor, in one step."""
+        self._write("supervisor.json", record)
+
+    def write_shard(self, shard: int, record: ProcessRecord) -> None:
+        """Record a shard, in one step."""
+        self._write(f"shard-{shard}.json", record)
+
+    def recorded_shards(self) -> Iterator[int]:
+        """The numbers of the shards that have a record, ascending."""
+        numbers = []
+        for path in self.path.glob("shard-*.json"):
+            number = path.stem.removeprefix("shard-")
+            if number.isdecimal():
+                numbers.append(int(number))
+        yield from sorted(numbers)
+
+    def forget_supervisor(self) -> None:
+        """Remove the supervisor's record and sockets."""
+        self._remove("supervisor.json", "supervisor.query", "bus")
+
+    def forget_shard(self, shard: int) -> None:
+        """Remove a shard's record and sockets."""
+        self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query")
+
+    def _read(self, name: str) -> ProcessRecord | None:
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=ProcessRecord)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _write(self, name: str, record: ProcessRecord) -> None:
+        part = self.path / f"{name}.{os.getpid()}.part"
+        part.write_bytes(msgspec.json.encode(record))
+        part.rename(self.path / name)
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).unlink()

@@ -1,0 +1,123 @@
+"""The shapes of status answers: what processes report and what ``--json`` prints.
+
+The field names are a contract with everybody who parses ``shardgate status --json``; fields are added, never
+renamed. Times are seconds, sizes bytes.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class ShardState(StrEnum):
+    """Where a shard is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    UNHEALTHY = "unhealthy"
+    DOWN = "down"
+
+
+class ListenerRow(msgspec.Struct, frozen=True):
+    """A socket on which agents are accepted; *kind* is ``uds`` or ``tcp``."""
+
+    kind: str
+    address: str
+
+
+class SupervisorRow(msgspec.Struct, kw_only=True):
+    """The supervisor in ``status``.
+
+    *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
+    committed, and refused connections that are being closed. At rest it is 0.
+    """
+
+    pid: int
+    state: str
+    uptime_s: float
+    version: str
+    listeners: list[ListenerRow]
+    accepted_total: int
+    rejected_total: dict[str, int]
+    handshakes: int
+    held_descriptors: int
+    config_file: str | None
+    config_loaded_at: str
+    config_error: str | None
+    max_connections_per_agent: int
+
+
+class ShardRow(msgspec.Struct, kw_only=True):
+    """A shard in ``status``.
+
+    *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
+    heartbeat. *last_event* is the newest thing that happened to the process, for people.
+    """
+
+    id: int
+    pid: int | None
+    state: ShardState
+    connections: int = 0
+    agents: int = 0
+    in_flight: int = 0
+    requests_total: int = 0
+    restarts: int = 0
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+    uptime_s: float = 0.0
+    prepared: int = 0
+    adopted_total: int = 0
+    closed_total: int = 0
+    frames_total: int = 0
+    lag_ms: float = 0.0
+    stale_s: float = 0.0
+    last_event: str | None = None
+
+
+class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
+    """What a shard counts about itself: the body of a heartbeat and of its answer to a status query."""
+
+    connections: int
+    agents: int
+    in_flight: int
+    requests_total: int
+    prepared: int
+    adopted_total: int
+    closed_total: int
+    frames_total: int
+    cpu_percent: float
+    lag_ms: float
+    uptime_s: float
+
+
+class AgentRow(msgspec.Struct, kw_only=True):
+    """An agent in ``agents``; *limit* is None while the supervisor is down."""
+
+    agent_id: str
+    connections: int
+    limit: int | None
+    shards: dict[str, int]
+    in_flight: int
+    healthy: bool
+
+
+class ConnectionRow(msgspec.Struct, kw_only=True):
+    """A connection in ``connections``.
+
+    *peer* is ``uid:pid`` of a Unix socket's agent, or the TCP address; *connected_at* is RFC 3339 in UTC; *metadata* is
+    what the agent sent, data only.
+    """
+
+    connection_id: str
+    agent_id: str
+    shard: int
+    transport: str
+    peer: str
+    dialect: str
+    connected_at: str
+    in_flight: int
+    metadata: Any
+    frames: int = 0
+    frames_ignored: int = 0
