@@ -1,0 +1,3 @@
+"""The supervising process: configuration, listeners, admission, placement, care of the shards."""
+
+PROJECT = "shardgate"

@@ -1,0 +1,47 @@
+"""Reading small text files that an operator wrote, with clear errors for everything that can go wrong."""
+
+import os
+import stat
+
+from supervisor.config.errors import ConfigError, Problem
+
+MAX_FILE_BYTES = 1024 * 1024
+
+
+def read_text(path: str, *, refuse_world_writable: bool = False) -> str:
+    """Read a UTF-8 text file of at most 1 MiB; a byte order mark is dropped. Raises ConfigError.
+
+    Only regular files: a pipe or a device at the path would make the start hang. What is checked is the
+    open descriptor, so the file cannot be exchanged between check and read.
+    """
+
+    def refuse(message: str, hint: str | None = None, line: int | None = None) -> ConfigError:
+        return ConfigError([Problem(path, line, "", message, hint)])
+
+    try:
+        # O_NONBLOCK: opening a FIFO without a writer would block until one comes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise refuse(f"cannot be read: {reason}") from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise refuse("is a directory, expected a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise refuse("is not a regular file")
+        if refuse_world_writable and status.st_mode & stat.S_IWOTH:
+            raise refuse("everybody may write this file, so anybody could let himself in", f"run: chmod o-w {path}")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise refuse(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(data) > MAX_FILE_BYTES:
+        raise refuse(f"is larger than {MAX_FILE_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refuse("is not UTF-8", "save it as UTF-8", line) from None

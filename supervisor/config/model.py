@@ -1,0 +1,164 @@
+"""What a configuration is, with its defaults, and the rules that span more than one value."""
+
+import math
+import socket
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from supervisor.config.errors import Problem
+
+BLOCK = "reverse-listener"
+# sun_path is 108 bytes with the closing NUL: unix(7).
+MAX_UNIX_PATH = 107
+
+
+class Placement(StrEnum):
+    """How a shard is chosen for a new connection: evenly, or beside the agent's other connections."""
+
+    SPREAD = "spread"
+    AFFINITY = "affinity"
+
+
+class TcpAddress(msgspec.Struct, frozen=True):
+    """An address to listen on: a numeric host without brackets, and a port (0: the kernel chooses one).
+
+    `str()` gives the spelling of the configuration, `[::1]:9090` for IPv6.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET6 or AF_INET, by the shape of the host."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token that agents may present: the patterns of ids it is good for and its SHA-256 (32 bytes).
+
+    Neither repr shows the digest: that of a token which somebody thought up can be guessed back.
+    """
+
+    patterns: tuple[str, ...]
+    digest: bytes
+
+    def __repr__(self) -> str:
+        return f"Token(patterns={self.patterns!r}, digest=…)"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:  # type: ignore[override]  # msgspec's is loose
+        yield "patterns", self.patterns
+
+
+class AgentConfigRule(msgspec.Struct, frozen=True):
+    """A piece of configuration for the agents whose id matches one of the patterns: a JSON object."""
+
+    patterns: tuple[str, ...]
+    config: dict[str, Any]
+
+
+class ReverseConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The four options of the reverse connection document, under its names and with its defaults.
+
+    `handshake_timeout` is in seconds. `allowed_agents` holds patterns; None allows every agent.
+    """
+
+    handshake_timeout: float = 10.0
+    max_connections_per_agent: int = 4
+    require_auth: bool = False
+    allowed_agents: tuple[str, ...] | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `shardgate run` can be told. Two equal configurations behave the same.
+
+    `shards` None means one per CPU that the process may use; `allow_uids` None lets any uid register over
+    the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
+    those of `token_files`. `source` is the file it came from, None without one.
+    """
+
+    path: str | None = None
+    socket_mode: int = 0o660
+    socket_owner: int | str | None = None
+    socket_group: int | str | None = None
+    tcp_addresses: tuple[TcpAddress, ...] = ()
+    limits: ReverseConnectionConfig = ReverseConnectionConfig()
+    max_registration_bytes: int = 65_536
+    max_handshakes: int = 4096
+    max_handshakes_per_peer: int = 256
+    allow_uids: tuple[int, ...] | None = None
+    tokens: tuple[Token, ...] = ()
+    token_files: tuple[str, ...] = ()
+    agent_config: tuple[AgentConfigRule, ...] = ()
+    shards: int | None = None
+    placement: Placement = Placement.SPREAD
+    runtime_dir: str | None = None
+    source: str | None = None
+
+
+def format_duration(seconds: float) -> str:
+    """Spell a number of seconds the way the configuration does: `"1h"`, `"90s"`, `"250ms"`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds >= size and math.fmod(seconds, size) == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def validate(config: Config) -> list[Problem]:
+    """Check ranges and the rules between values; an empty list means that the configuration may be used.
+
+    Problems name nodes of the file (`reverse-listener > shards`) and have no line: whoever knows the
+    lines adds them. What one value alone gets wrong is found while it is read, not here.
+    """
+    problems: list[Problem] = []
+
+    def report(node: str, message: str, hint: str | None = None) -> None:
+        problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
+
+    limits = config.limits
+    ranges = (
+        ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
+        ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
+        ("max-handshakes", config.max_handshakes, 1, 65_536),
+        # Only where the total is in range itself: one mistake, one problem.
+        ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, max(config.max_handshakes, 1)),
+        ("shards", 1 if config.shards is None else config.shards, 1, 64),
+    )
+    for node, value, low, high in ranges:
+        if not low <= value <= high:
+            above = "the value of max-handshakes" if node == "max-handshakes-per-peer" else None
+            report(node, f"expected {low:,} to {high:,}, got {value:,}", above and f"{high:,} is {above}")
+    if not 0.01 <= limits.handshake_timeout <= 600:
+        got = format_duration(limits.handshake_timeout)
+        report("handshake-timeout", f'expected "10ms" to "10m", got "{got}"')
+    if config.path is not None:
+        size = len(config.path.encode("utf-8", "surrogateescape"))
+        if size > MAX_UNIX_PATH:
+            report(
+                "path",
+                f"{size} bytes are too many: the path of a Unix socket has at most {MAX_UNIX_PATH}",
+                "choose a shorter folder",
+            )
+    if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
+        report("tcp-address", "the same address is there twice")
+    if limits.allowed_agents is not None and not limits.allowed_agents:
+        report(
+            "allowed-agents",
+            "an empty list would refuse every agent",
+            "name the agents, or leave the node out to allow all",
+        )
+    if limits.require_auth and not (config.tokens or config.token_files):
+        report(
+            "require-auth",
+            "no agent could register: there is no token",
+            'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
+        )
+    return problems

@@ -1,0 +1,104 @@
+"""Patterns of agent ids: exact ids, and `*` for any run of characters.
+
+Matching is case-sensitive and everything but `*` is literal. No regular expressions: their backtracking
+would let one id of 128 characters occupy the accept loop.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+# An agent id is 1-128 of these; registration refuses anything else before it gets here.
+MAX_ID_LENGTH = 128
+_ID_PATTERN = re.compile(r"[A-Za-z0-9._:@*-]+")
+
+
+def pattern_problem(pattern: str) -> str | None:
+    """Say what is wrong with `pattern`, or None. The text never repeats the pattern."""
+    if not pattern:
+        return "a pattern cannot be empty"
+    if not _ID_PATTERN.fullmatch(pattern):
+        return "a pattern is made of A-Z a-z 0-9 . _ : @ - and *"
+    if len(pattern.replace("*", "")) > MAX_ID_LENGTH:
+        return f"a pattern of more than {MAX_ID_LENGTH} characters can match no agent id"
+    return None
+
+
+class _Wildcard(msgspec.Struct, frozen=True):
+    """A pattern with at least one `*`, cut at the stars."""
+
+    prefix: str
+    middle: tuple[str, ...]
+    suffix: str
+
+    def matches(self, agent_id: str) -> bool:
+        prefix, suffix = self.prefix, self.suffix
+        if not (agent_id.startswith(prefix) and agent_id.endswith(suffix)):
+            return False
+        start, end = len(prefix), len(agent_id) - len(suffix)
+        # Leftmost for each piece is enough: a later place can only leave less room for the rest.
+        for piece in self.middle:
+            found = agent_id.find(piece, start, end)
+            if found < 0:
+                return False
+            start = found + len(piece)
+        return start <= end
+
+
+def _compile(pattern: str) -> _Wildcard:
+    prefix, *middle, suffix = pattern.split("*")
+    return _Wildcard(prefix, tuple(filter(None, middle)), suffix)
+
+
+class AgentPatterns:
+    """A list of patterns that answers whether an agent id matches one of them.
+
+    Exact ids are one set look-up however many there are; each pattern with stars costs one pass over the
+    id. Raises ValueError for a pattern that `pattern_problem` objects to.
+    """
+
+    __slots__ = ("_everything", "_exact", "_wildcards", "patterns")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(patterns)
+        for pattern in self.patterns:
+            problem = pattern_problem(pattern)
+            if problem is not None:
+                raise ValueError(problem)
+        self._exact = frozenset(p for p in self.patterns if "*" not in p)
+        self._wildcards = tuple(_compile(p) for p in self.patterns if "*" in p)
+        self._everything = any(not p.strip("*") for p in self.patterns)
+
+    def __repr__(self) -> str:
+        return f"AgentPatterns({list(self.patterns)!r})"
+
+    def matches(self, agent_id: str) -> bool:
+        """Tell whether any of the patterns matches the whole of `agent_id`."""
+        if self._everything or agent_id in self._exact:
+            return True
+        return any(wildcard.matches(agent_id) for wildcard in self._wildcards)
+
+    def first_match(self, agent_id: str) -> str | None:
+        """Return the first pattern, in the order given, that matches; None when none does."""
+        for pattern in self.patterns:
+            if pattern == agent_id or ("*" in pattern and _compile(pattern).matches(agent_id)):
+                return pattern
+        return None
+
+
+def may_overlap(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Tell whether some agent id could match a pattern of `left` and a pattern of `right` as well."""
+    return any(_overlap(a, b) for a in left for b in right)
+
+
+def _overlap(a: str, b: str) -> bool:
+    if "*" not in a:
+        return a == b if "*" not in b else _compile(b).matches(a)
+    if "*" not in b:
+        return _compile(a).matches(b)
+    # Both have a star: where the ends agree, longer prefix + all the pieces + longer suffix matches both.
+    one, two = _compile(a), _compile(b)
+    return (one.prefix.startswith(two.prefix) or two.prefix.startswith(one.prefix)) and (
+        one.suffix.endswith(two.suffix) or two.suffix.endswith(one.suffix)
+    )

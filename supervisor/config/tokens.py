@@ -1,0 +1,155 @@
+"""Agents' tokens: making, hashing, reading and checking them. Only digests are ever kept."""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+
+from supervisor.config.errors import ConfigError, Problem
+from supervisor.config.files import read_text
+from supervisor.config.model import Config, Token
+from supervisor.config.patterns import AgentPatterns, pattern_problem
+
+_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_LINE = re.compile(r"(\S+)\s+sha256[:=](\S+)")
+_HOW_TO = 'a line is PATTERN[,PATTERN…] sha256:HEX; "shardgate token" prints one'
+
+
+def hash_token(token: str) -> bytes:
+    """SHA-256 of the token's UTF-8 form: 32 bytes."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def new_token() -> str:
+    """Make a token of 256 random bits: 43 characters of A-Z a-z 0-9 - _."""
+    return secrets.token_urlsafe(32)
+
+
+_EMPTY_DIGEST = hash_token("")
+
+
+def parse_digest(text: str) -> bytes:
+    """Read a digest written as 64 hex digits. Raises ValueError, whose text never repeats the input.
+
+    What stands here by mistake may be the token itself, so no message shows it.
+    """
+    if not _HEX_DIGEST.fullmatch(text):
+        raise ValueError(f"a SHA-256 is 64 hex digits, this has {len(text)} characters")
+    digest = bytes.fromhex(text)
+    if digest == _EMPTY_DIGEST:
+        raise ValueError("this is the SHA-256 of nothing, and an empty token counts as a missing one")
+    return digest
+
+
+def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
+    """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX`. Raises ConfigError with all problems.
+
+    `sha256=HEX` is accepted too; blank lines and lines that begin with `#` are skipped. A file that
+    everybody may write is refused, since whoever adds a line can register as any agent. One that others
+    may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
+    """
+    name = os.fspath(path)
+    tokens: list[Token] = []
+    problems: list[Problem] = []
+    for number, line in enumerate(read_text(name, refuse_world_writable=True).split("\n"), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            tokens.append(_parse_line(text))
+        except ValueError as error:
+            problems.append(Problem(name, number, "token", str(error), _HOW_TO))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(tokens)
+
+
+def _parse_line(text: str) -> Token:
+    found = _LINE.fullmatch(text)
+    if found is None:
+        raise ValueError("expected patterns and a SHA-256")
+    patterns = tuple(found[1].split(","))
+    for pattern in patterns:
+        problem = pattern_problem(pattern)
+        if problem is not None:
+            raise ValueError(problem)
+    return Token(patterns, parse_digest(found[2]))
+
+
+def load_tokens(config: Config) -> tuple[Token, ...]:
+    """Collect the tokens of `config` and of its token files.
+
+    Raises ConfigError for files that cannot be used, and when tokens are required but there are none.
+    """
+    tokens = list(config.tokens)
+    problems: list[Problem] = []
+    for path in config.token_files:
+        try:
+            tokens += read_token_file(path)
+        except ConfigError as error:
+            problems += error.problems
+    if config.limits.require_auth and not tokens and not problems:
+        files = ", ".join(config.token_files) or "the configuration"
+        where = "reverse-listener > require-auth"
+        problems.append(Problem(config.source, None, where, f"no agent could register: no token in {files}", _HOW_TO))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(tokens)
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    digest: bytes
+    patterns: AgentPatterns
+
+
+class TokenTable:
+    """Checks presented tokens against digests, in a time that says nothing about them.
+
+    What an attacker can vary is the token and the agent id; what he wants is a digest, a token or the
+    name of an agent that exists.
+
+    - The token is hashed first, so nothing later sees a value that he chose freely.
+    - A dict finds the digest by a BLAKE2b of it under a key drawn at start. Where a probe lands in the
+      table cannot be foreseen or steered from outside, so the look-up's time leaks no prefix of a digest;
+      and its cost does not grow with the number of tokens.
+    - The full digests are compared with `hmac.compare_digest`.
+    - A miss takes the same steps on a dummy entry: a comparison, a pattern match. An unknown agent, a known
+      agent with a wrong token and a missing token differ in no step, and the agent's id is held against
+      configured patterns only once its token is right.
+
+    Several tokens may be good for one id (to rotate them), and one token for several patterns.
+    """
+
+    __slots__ = ("_dummy", "_entries", "_key")
+
+    def __init__(self, tokens: Iterable[Token]) -> None:
+        self._key = secrets.token_bytes(32)
+        patterns: dict[bytes, tuple[str, ...]] = {}
+        for token in tokens:
+            patterns[token.digest] = patterns.get(token.digest, ()) + token.patterns
+        self._entries = {
+            self._place(digest): _Entry(digest, AgentPatterns(dict.fromkeys(names)))
+            for digest, names in patterns.items()
+        }
+        # No token hashes to 32 random bytes.
+        self._dummy = _Entry(secrets.token_bytes(32), AgentPatterns(("no-such-agent-*",)))
+
+    def __len__(self) -> int:
+        """Count the different tokens."""
+        return len(self._entries)
+
+    def _place(self, digest: bytes) -> bytes:
+        return hashlib.blake2b(digest, digest_size=16, key=self._key).digest()
+
+    def check(self, agent_id: str, token: str | None) -> bool:
+        """Tell whether `token` lets `agent_id` register. An empty token is a missing one."""
+        digest = hash_token(token or "")
+        entry = self._entries.get(self._place(digest), self._dummy)
+        same = hmac.compare_digest(entry.digest, digest)
+        match = entry.patterns.matches(agent_id)
+        # `&` and not `and`: every step above and here is taken each time.
+        return bool(token) & same & match
