@@ -1,0 +1,121 @@
+"""The three dialects of Agent Protocol v2, and what follows from a dialect alone.
+
+All of them frame alike, but the same type byte can mean opposite things (0x30 is a cancel *to* an SDK agent
+and a health report *from* a core one), so a connection keeps the dialect that its registration showed.
+
+======  ======================================  ============  ========  ===========
+value   who                                     registration  answer    ping, pong
+======  ======================================  ============  ========  ===========
+sdk     agents built on the Go SDK              0x03          0x04      0xF0, 0xF1
+core    agents built on the Rust crate          0x01          0x02      0x41, 0x42
+docs    written from the published documents    0x01          0x02      0xF0, 0xF1
+======  ======================================  ============  ========  ===========
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Final
+
+from dialout.frames import encode_frame
+
+__all__ = ["CoreFrame", "Dialect", "SdkFrame", "answer_type_for", "pong_for"]
+
+
+class SdkFrame(IntEnum):
+    """Frame types of the sdk and docs dialects (docs peers know none of 0xE0 to 0xE3)."""
+
+    HANDSHAKE_REQUEST = 0x01
+    HANDSHAKE_RESPONSE = 0x02
+    REGISTRATION = 0x03
+    REGISTRATION_ACK = 0x04
+    REQUEST_HEADERS = 0x10
+    REQUEST_BODY_CHUNK = 0x11
+    RESPONSE_HEADERS = 0x12
+    RESPONSE_BODY_CHUNK = 0x13
+    DECISION = 0x20
+    BODY_MUTATION = 0x21
+    CANCEL_REQUEST = 0x30
+    CANCEL_ALL = 0x31
+    HEALTH_REQUEST = 0xE0
+    HEALTH_RESPONSE = 0xE1
+    METRICS_REQUEST = 0xE2
+    METRICS_RESPONSE = 0xE3
+    PING = 0xF0
+    PONG = 0xF1
+
+
+class CoreFrame(IntEnum):
+    """Frame types of the core dialect; on a reverse connection 0x01 is the agent's registration."""
+
+    REGISTRATION = 0x01
+    REGISTRATION_RESPONSE = 0x02
+    REQUEST_HEADERS = 0x10
+    REQUEST_BODY_CHUNK = 0x11
+    RESPONSE_HEADERS = 0x12
+    RESPONSE_BODY_CHUNK = 0x13
+    REQUEST_COMPLETE = 0x14
+    WEB_SOCKET_FRAME = 0x15
+    GUARDRAIL_INSPECT = 0x16
+    CONFIGURE = 0x17
+    AGENT_RESPONSE = 0x20
+    HEALTH_STATUS = 0x30
+    METRICS_REPORT = 0x31
+    CONFIG_UPDATE_REQUEST = 0x32
+    FLOW_CONTROL = 0x33
+    CANCEL = 0x40
+    PING = 0x41
+    PONG = 0x42
+
+
+class Dialect(StrEnum):
+    """What an agent speaks; decided once, by its registration (see the table of this module)."""
+
+    SDK = "sdk"
+    CORE = "core"
+    DOCS = "docs"
+
+    @property
+    def registration_type(self) -> int:
+        """Type byte of this dialect's registration frame."""
+        return 0x03 if self is _SDK else 0x01
+
+    @property
+    def answer_type(self) -> int:
+        """Type byte of the frame that accepts or refuses this dialect's registration."""
+        return 0x04 if self is _SDK else 0x02
+
+    @property
+    def ping_type(self) -> int:
+        """Type byte of a ping, in either direction."""
+        return 0x41 if self is _CORE else 0xF0
+
+    @property
+    def pong_type(self) -> int:
+        """Type byte of the answer to a ping."""
+        return 0x42 if self is _CORE else 0xF1
+
+
+_SDK: Final = Dialect.SDK
+_CORE: Final = Dialect.CORE
+
+
+def answer_type_for(first_type: int | None) -> int:
+    """Type byte of the answer to a connection whose first frame has this type; None when it is unknown yet.
+
+    0x02 answers 0x01. Everything else gets 0x04: SDK agents must read that one, or they crash, and to a
+    core agent it is no worse than any other failed read.
+    """
+    return 0x02 if first_type == 0x01 else 0x04
+
+
+def pong_for(dialect: Dialect, frame_type: int, payload: bytes) -> bytes | None:
+    """The whole frame that answers an inbound frame, if that is a ping of this dialect, else None.
+
+    A pong repeats its ping's payload byte for byte, so that whatever the peer put in to tell its pings
+    apart comes back. A ping without one gets what a real peer answers with: a timestamp of 0 (sdk, docs)
+    or an empty object (core).
+    """
+    if frame_type != dialect.ping_type:
+        return None
+    if not payload and dialect is not _CORE:
+        payload = b'{"timestamp":0}'
+    return encode_frame(dialect.pong_type, payload)

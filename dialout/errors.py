@@ -1,0 +1,122 @@
+"""Errors of dialout.
+
+::
+
+    Exception
+    └── DialoutError
+        ├── LocalProtocolError        our caller asked for something that must not go on the wire
+        └── RemoteProtocolError       the peer sent something that must not be on the wire
+            ├── FrameError            the stream is out of step for good: close it
+            │   ├── ZeroLengthFrame   a length field of 0
+            │   ├── OversizedFrame    a length field above the limit
+            │   └── TruncatedFrame    end of stream inside a frame
+            ├── NotAgentProtocol      HTTP or TLS: close it, answer nothing
+            └── Rejection             a registration to refuse: answer with a rejection frame
+
+Messages never quote what the peer sent (other than integers), so they are safe to log and to send back.
+"""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "DialoutError",
+    "ErrorCode",
+    "FrameError",
+    "LocalProtocolError",
+    "NotAgentProtocol",
+    "OversizedFrame",
+    "Rejection",
+    "RemoteProtocolError",
+    "TruncatedFrame",
+    "ZeroLengthFrame",
+]
+
+
+class ErrorCode(StrEnum):
+    """Why a registration was refused: the stable value of ``error_code`` in a rejection frame."""
+
+    VERSION_MISMATCH = "version_mismatch"
+    AUTH_FAILED = "auth_failed"
+    NOT_ALLOWED = "not_allowed"
+    CONNECTION_LIMIT = "connection_limit"
+    TIMEOUT = "timeout"
+    BAD_REGISTRATION = "bad_registration"
+    OVERLOADED = "overloaded"
+    SHUTTING_DOWN = "shutting_down"
+
+
+class DialoutError(Exception):
+    """Base of every error that dialout raises on purpose."""
+
+
+class LocalProtocolError(DialoutError):
+    """Our own caller asked for something the protocol forbids; nothing was sent and no state changed."""
+
+
+class RemoteProtocolError(DialoutError):
+    """The peer broke the protocol."""
+
+
+class FrameError(RemoteProtocolError):
+    """The byte stream can no longer be cut into frames: nothing after this point can be read.
+
+    ``frames`` holds the (type, payload) frames that were complete before the bad one in the same feed;
+    they arrived in order and are to be handled before the connection is closed.
+    """
+
+    def __init__(self, message: str, frames: "Sequence[tuple[int, bytes]]" = ()) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
+class ZeroLengthFrame(FrameError):
+    """A length field of 0; the smallest legal length is 1, the type byte alone."""
+
+
+class OversizedFrame(FrameError):
+    """A length field above the limit, refused from its four bytes alone.
+
+    ``length`` is what was announced, ``limit`` what is allowed; both count the type byte.
+    """
+
+    def __init__(self, length: int, limit: int, frames: "Sequence[tuple[int, bytes]]" = ()) -> None:
+        super().__init__(f"the peer announced a frame of {length} bytes, the limit is {limit}", frames)
+        self.length = length
+        self.limit = limit
+
+
+class TruncatedFrame(FrameError):
+    """The stream ended inside a frame, the length field included."""
+
+
+class NotAgentProtocol(RemoteProtocolError):
+    """The first bytes belong to another protocol, named by ``protocol`` (``"HTTP"`` or ``"TLS"``).
+
+    Such a peer cannot read a rejection frame: close the connection without an answer.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__(f"the peer speaks {protocol}, not Agent Protocol v2 frames")
+        self.protocol = protocol
+
+
+class Rejection(RemoteProtocolError):
+    """A registration that must be refused, with everything its rejection frame needs.
+
+    ``answer_type`` is the type byte of that frame: 0x02 when the agent began with 0x01, otherwise 0x04.
+    ``retry_after_ms`` is None where waiting would not help. A bare close instead of the frame makes
+    Go agents crash (they take a clean end of stream here for a message).
+    """
+
+    def __init__(
+        self, error_code: ErrorCode, message: str, answer_type: int, retry_after_ms: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+        self.message = message
+        self.answer_type = answer_type
+        self.retry_after_ms = retry_after_ms

@@ -1,0 +1,132 @@
+"""Cut a byte stream into frames, and build frames.
+
+A frame is a big-endian u32 length, one type byte, and a JSON payload. The length counts the type byte and
+the payload, not itself; it is 1 to 16 MiB. Both dialects of the protocol frame alike.
+"""
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final
+
+from dialout.errors import LocalProtocolError, OversizedFrame, TruncatedFrame, ZeroLengthFrame
+
+__all__ = ["MAX_FRAME_LENGTH", "FrameDecoder", "encode_frame"]
+
+MAX_FRAME_LENGTH: Final = 16 * 1024 * 1024
+"""Largest legal length field, so the largest payload is one byte less."""
+
+HEADER: Final = Struct(">IB")
+_LENGTH: Final = Struct(">I")
+
+
+def encode_frame(frame_type: int, payload: bytes = b"{}") -> bytes:
+    """One whole frame; an empty payload becomes ``{}``, which every agent in the field can parse.
+
+    Raises LocalProtocolError when the payload is above ``MAX_FRAME_LENGTH - 1`` bytes or the type is not
+    a byte: every reader would drop the connection.
+    """
+    if not payload:
+        payload = b"{}"
+    length = len(payload) + 1
+    if length > MAX_FRAME_LENGTH:
+        raise LocalProtocolError(f"a payload of {length - 1} bytes is above {MAX_FRAME_LENGTH - 1}")
+    if not 0 <= frame_type <= 0xFF:
+        raise LocalProtocolError(f"{frame_type} is not a frame type: types are one byte")
+    return HEADER.pack(length, frame_type) + payload
+
+
+class FrameDecoder:
+    """Turns the reads of one connection into complete frames, however the stream was cut.
+
+    Between frames it holds no buffer at all, and one that a large frame needed is let go with that frame.
+    Inside a frame it holds what has arrived, never what was announced: a length field reserves nothing.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_wanted")
+
+    def __init__(self, max_length: int = MAX_FRAME_LENGTH) -> None:
+        self._limit = max_length
+        # The bytes of an incomplete frame, its length field included.
+        self._buffer: bytearray | None = None
+        # Size that _buffer must reach before there is anything to do: 4 until the length is known.
+        # 0 between frames, -1 after a FrameError.
+        self._wanted = 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes held of a frame that is not complete yet; 0 between frames."""
+        return 0 if self._buffer is None else len(self._buffer)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[int, bytes]]:
+        """Take one read and return the (type, payload) frames that it completes, in order.
+
+        The payloads are copies: a receive buffer behind ``data`` may be reused at once. Raises
+        ZeroLengthFrame or OversizedFrame as soon as a bad length field is complete, with the frames that
+        came before it in this same feed as ``error.frames``; after that, feeding again is a
+        LocalProtocolError, since the stream is out of step for good.
+        """
+        frames: list[tuple[int, bytes]] = []
+        position = 0
+        if self._wanted:
+            position = self._resume(data, frames)
+            if self._wanted:
+                return frames
+        if data.__class__ is not bytes and position == 0:
+            # Slicing bytes makes one object per payload, slicing a view makes two: with small frames
+            # one plain copy up front costs less than the second object of each.
+            data = bytes(data)
+        end = len(data)
+        unpack = HEADER.unpack_from
+        while end - position >= 5:
+            length, frame_type = unpack(data, position)
+            stop = position + 4 + length
+            if stop > end or not 0 < length <= self._limit:
+                break
+            frames.append((frame_type, bytes(data[position + 5 : stop])))
+            position = stop
+        if position < end:
+            self._keep(data, position, frames)
+        return frames
+
+    def feed_eof(self) -> None:
+        """Say that the stream has ended. Raises TruncatedFrame when it ended inside a frame."""
+        if self._buffer is not None:
+            held, self._buffer, self._wanted = len(self._buffer), None, -1
+            raise TruncatedFrame(f"the stream ended inside a frame, {held} bytes after it began")
+
+    def _resume(self, data: bytes | bytearray | memoryview, frames: list[tuple[int, bytes]]) -> int:
+        """Complete the frame that is held and append it; return how much of ``data`` that took."""
+        buffer = self._buffer
+        if buffer is None:
+            raise LocalProtocolError("the stream is out of step after a FrameError: close the connection")
+        view = memoryview(data)
+        position = 0
+        if self._wanted == 4:
+            position = min(4 - len(buffer), len(view))
+            buffer += view[:position]
+            if len(buffer) < 4:
+                return position
+            self._wanted = 4 + self._checked(_LENGTH.unpack(buffer)[0], frames)
+        stop = min(position + self._wanted - len(buffer), len(view))
+        buffer += view[position:stop]
+        if len(buffer) == self._wanted:
+            self._buffer, self._wanted = None, 0
+            with memoryview(buffer) as whole:
+                frames.append((whole[4], bytes(whole[5:])))
+        return stop
+
+    def _keep(self, data: bytes | bytearray | memoryview, position: int, frames: list[tuple[int, bytes]]) -> None:
+        """Hold the incomplete frame at ``position``, if its length is legal as far as it is known."""
+        if len(data) - position >= 4:
+            self._wanted = 4 + self._checked(_LENGTH.unpack_from(data, position)[0], frames)
+        else:
+            self._wanted = 4
+        self._buffer = bytearray(memoryview(data)[position:])
+
+    def _checked(self, length: int, frames: Sequence[tuple[int, bytes]]) -> int:
+        if 0 < length <= self._limit:
+            return length
+        self._buffer, self._wanted = None, -1
+        if length == 0:
+            raise ZeroLengthFrame("the peer sent a frame of length 0", frames)
+        raise OversizedFrame(length, self._limit, frames)

@@ -1,0 +1,332 @@
+"""The registration: the first frame of a connection, from both ends.
+
+The listener cuts it out of the stream (``scan_first_frame``) and reads it (``parse_registration``); the agent
+builds it (``RegistrationRequest``). The answer to it is in ``dialout.answers``, whose names are importable
+from here too.
+
+What is checked here, in this order: framing, JSON object, protocol version, agent id syntax, auth_token
+and metadata types, dialect and capabilities. Who may register (token, allowlist, limits) is the
+listener's business. Nothing here raises anything but ``Rejection`` and ``NotAgentProtocol``, whatever the
+bytes.
+
+How lenient the reader is, after what real agents write: unknown keys are ignored; keys match exactly (the
+agents' *parsers* ignore case, their writers do not vary it); the last of duplicate keys counts; null is the
+same as absent. Strict it is on UTF-8, on trailing bytes, on types, and on metadata that other JSON readers
+could not read back.
+"""
+
+import re
+from itertools import chain
+from struct import Struct as Packing
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from dialout.answers import (
+    RegistrationResponse,
+    acceptance_frame,
+    parse_registration_response,
+    rejection_frame,
+)
+from dialout.capabilities import Capabilities, Event, read_core, read_flags, write_core, write_flags
+from dialout.dialects import Dialect, answer_type_for
+from dialout.errors import ErrorCode, LocalProtocolError, NotAgentProtocol, Rejection
+from dialout.frames import MAX_FRAME_LENGTH, encode_frame
+
+__all__ = [
+    "MAX_METADATA_DEPTH",
+    "PROTOCOL_VERSION",
+    "Capabilities",
+    "Event",
+    "Registration",
+    "RegistrationRequest",
+    "RegistrationResponse",
+    "acceptance_frame",
+    "answer_type_so_far",
+    "is_agent_id",
+    "parse_registration",
+    "parse_registration_response",
+    "rejection_frame",
+    "scan_first_frame",
+]
+
+PROTOCOL_VERSION: Final = 2
+MAX_METADATA_DEPTH: Final = 64
+"""Levels of nesting in metadata; serde_json gives up at 128, Python's readers at their recursion limit."""
+
+_SDK, _CORE, _DOCS = Dialect.SDK, Dialect.CORE, Dialect.DOCS
+_LENGTH: Final = Packing(">I")
+_V1_TYPE: Final = 0x7B  # "{": v1 frames have no type byte, their JSON follows the length at once
+_HTTP_STARTS: Final = frozenset(
+    (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI ", b"HTTP")
+)
+_agent_id_matches = re.compile(r"[A-Za-z0-9._:@-]{1,128}").fullmatch
+_AGENT_ID_RULE: Final = "1 to 128 characters of A-Z a-z 0-9 . _ : @ -"
+
+
+def is_agent_id(text: str) -> bool:
+    """Whether this is a legal agent id: 1 to 128 characters of ``A-Z a-z 0-9 . _ : @ -``."""
+    return _agent_id_matches(text) is not None
+
+
+# --- the first frame ---------------------------------------------------------------------------------
+
+
+def scan_first_frame(data: bytes, max_bytes: int) -> int | tuple[int, bytes, bytes]:
+    """Look at all that has been read of a connection so far, and cut out its first frame.
+
+    Returns (frame type, payload, residue), where residue is what the agent pipelined behind the frame, or
+    the number of bytes (> 0) that are still needed before asking again makes sense. ``max_bytes`` bounds
+    the length field, type byte included, and may not exceed ``MAX_FRAME_LENGTH``.
+
+    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a length of 0 or above ``max_bytes``, from the
+    four bytes alone, and for v1 framing, from the fifth. After either, unread bytes may still be in
+    the socket.
+    """
+    have = len(data)
+    if have < 4:
+        if data[:2] == b"\x16\x03":
+            raise NotAgentProtocol("TLS")
+        return 4 - have
+    length: int = _LENGTH.unpack_from(data)[0]
+    if not 0 < length <= max_bytes <= MAX_FRAME_LENGTH or (have > 4 and data[4] == _V1_TYPE):
+        raise _bad_start(data, length, max_bytes)
+    end = length + 4
+    if have < end:
+        return end - have
+    return data[4], data[5:end], data[end:]
+
+
+def answer_type_so_far(data: bytes) -> int:
+    """Type byte of a rejection that must be sent after these bytes of the first frame (a timeout, an EOF)."""
+    return answer_type_for(data[4] if len(data) > 4 else None)
+
+
+def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | Rejection:
+    # HTTP and TLS first: read as a length, their first bytes are above any limit we accept.
+    if max_bytes > MAX_FRAME_LENGTH:
+        raise LocalProtocolError(f"max_bytes is {max_bytes}, no frame is longer than {MAX_FRAME_LENGTH}")
+    if data[:2] == b"\x16\x03":
+        return NotAgentProtocol("TLS")
+    if data[:4] in _HTTP_STARTS:
+        return NotAgentProtocol("HTTP")
+    if length == 0:
+        # A fifth byte would belong to the next frame, so it cannot choose the answer.
+        return _bad("a frame of length 0 is not a registration", answer_type_for(None))
+    if len(data) > 4 and data[4] == _V1_TYPE:
+        message = "protocol version mismatch: expected 2, got v1 framing (no type byte)"
+        return Rejection(ErrorCode.VERSION_MISMATCH, message, answer_type_for(_V1_TYPE))
+    message = f"the registration frame announces {length} bytes, the limit is {max_bytes}"
+    return _bad(message, answer_type_so_far(data))
+
+
+def _bad(message: str, answer_type: int) -> Rejection:
+    return Rejection(ErrorCode.BAD_REGISTRATION, message, answer_type)
+
+
+# --- the listener's side -----------------------------------------------------------------------------
+
+
+class Registration(Struct, frozen=True, gc=False):
+    """A registration that is well-formed; whether it is welcome is not decided yet.
+
+    ``auth_token`` is None when absent, null or empty, and never shows in repr. ``metadata`` is the raw JSON
+    text, proven readable and at most ``MAX_METADATA_DEPTH`` deep, or ``b""`` when absent or null: an object,
+    except that core agents may send any JSON value. ``warnings`` are for the operator's log and quote
+    nothing the agent sent.
+    """
+
+    dialect: Dialect
+    agent_id: str
+    auth_token: str | None
+    capabilities: Capabilities
+    metadata: bytes = b""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def answer_type(self) -> int:
+        """Type byte of the frame that accepts or refuses this registration: 0x04 (sdk) or 0x02."""
+        return self.dialect.answer_type
+
+    def __repr__(self) -> str:
+        return _repr_without_token(self)
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return _fields_without_token(self)
+
+
+class _Payload(Struct, gc=False):
+    protocol_version: Any = None
+    agent_id: Any = None
+    capabilities: Raw = Raw(b"null")
+    auth_token: Any = None
+    metadata: Raw = Raw(b"null")
+    supported_versions: Any = UNSET
+    client_name: Any = UNSET
+
+
+_decode_payload = msgspec.json.Decoder(_Payload).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
+def parse_registration(frame_type: int, payload: bytes) -> Registration:
+    """Read the first frame of a connection as a registration.
+
+    Raises Rejection, ready to be answered with: version_mismatch unless ``protocol_version`` is the integer
+    2, bad_registration for everything else.
+    """
+    answer_type = answer_type_for(frame_type)
+    if frame_type not in {0x01, 0x03}:
+        message = f"the first frame has type 0x{frame_type:02x}, a registration has 0x03 or 0x01"
+        raise _bad(message, answer_type)
+    try:
+        if not payload.isascii():
+            payload.decode()  # msgspec skips over values that it need not build, and does not look inside
+        fields = _decode_payload(payload)
+        token = fields.auth_token
+        _check_identity(fields, frame_type, answer_type)
+        if token is not None and type(token) is not str:
+            raise _bad("auth_token must be a string", answer_type)
+        dialect, capabilities, warnings = _read_capabilities(fields, frame_type, answer_type)
+        metadata = bytes(fields.metadata)
+        if metadata == b"null":
+            metadata = b""
+        else:
+            _check_metadata(metadata, dialect, answer_type)
+    except UnicodeDecodeError as error:
+        message = f"the registration is not valid UTF-8 at byte {error.start}"
+    except msgspec.ValidationError as error:
+        # Its message names keys of our own structs and types, never a value.
+        message = f"the registration does not fit: {error}"
+    except msgspec.DecodeError as error:
+        message = f"the registration is not valid JSON: {error}"
+    except RecursionError:
+        message = "the registration is nested too deeply"
+    else:
+        return Registration(dialect, fields.agent_id, token or None, capabilities, metadata, warnings)
+    raise _bad(message, answer_type)
+
+
+def _check_identity(fields: _Payload, frame_type: int, answer_type: int) -> None:
+    agent_id = fields.agent_id
+    # A proxy says hello with the same type byte, and in one of its two forms without a version.
+    proxy_says_hello = fields.supported_versions is not UNSET or fields.client_name is not UNSET
+    if agent_id is None and frame_type == 0x01 and proxy_says_hello:
+        raise _bad("this is a proxy's handshake; here agents register", answer_type)
+    version = fields.protocol_version
+    # 2.0 == 2, and True is an int: only the integer counts.
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        if version is None:
+            got = "none"
+        elif type(version) is int and 0 <= version < 2**32:
+            got = str(version)
+        else:
+            got = "something else"
+        message = f"protocol version mismatch: expected {PROTOCOL_VERSION}, got {got}"
+        raise Rejection(ErrorCode.VERSION_MISMATCH, message, answer_type)
+    if agent_id is None:
+        raise _bad("agent_id is missing", answer_type)
+    if type(agent_id) is not str or not _agent_id_matches(agent_id):
+        raise _bad(f"agent_id must be a string of {_AGENT_ID_RULE}", answer_type)
+
+
+def _read_capabilities(
+    fields: _Payload, frame_type: int, answer_type: int
+) -> tuple[Dialect, Capabilities, tuple[str, ...]]:
+    try:
+        if frame_type == 0x03:
+            return _SDK, read_flags(fields.capabilities)[0], ()
+        core = read_core(fields.capabilities)
+        if core is not None:
+            capabilities, inner_id = core
+            if inner_id is None or inner_id == fields.agent_id:
+                return _CORE, capabilities, ()
+            return _CORE, capabilities, ("capabilities.agent_id differs from agent_id, which is the one used",)
+        capabilities, named = read_flags(fields.capabilities)
+    except msgspec.ValidationError as error:
+        raise _bad(f"capabilities do not fit: {error}", answer_type) from None
+    if named:
+        return _DOCS, capabilities, ()
+    message = "unrecognised capabilities: neither handles_* flags nor supported_events or features"
+    raise _bad(message, answer_type)
+
+
+def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None:
+    """Prove that whoever gets the raw text can read it: skipping over it, as msgspec did, proves less."""
+    if dialect is not _CORE and metadata[:1] != b"{":
+        raise _bad("metadata must be an object", answer_type)
+    value = _decode_any(metadata)
+    if metadata.count(b"{") + metadata.count(b"[") <= MAX_METADATA_DEPTH:
+        return
+    level = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        children = chain.from_iterable(node.values() if type(node) is dict else node for node in level)
+        level = [child for child in children if isinstance(child, dict | list)]
+    if level:
+        raise _bad(f"metadata is nested more than {MAX_METADATA_DEPTH} levels deep", answer_type)
+
+
+# --- the agent's side --------------------------------------------------------------------------------
+
+
+class RegistrationRequest(Struct, frozen=True, kw_only=True):
+    """What an agent says about itself, with the field names of the protocol's document.
+
+    ``name`` (default: the agent id) and ``version`` describe the agent's software and go into core frames
+    only. ``auth_token`` never shows in repr; an empty one is none.
+    """
+
+    protocol_version: int = PROTOCOL_VERSION
+    agent_id: str
+    capabilities: Capabilities = Capabilities()
+    auth_token: str | None = None
+    metadata: dict[str, Any] | None = None
+    name: str = ""
+    version: str = ""
+
+    def encode(self, dialect: Dialect) -> bytes:
+        """The whole registration frame in one dialect, byte for byte as agents of that dialect write it.
+
+        The flag schema of sdk and docs cannot say everything that Capabilities can; what it cannot is left
+        out. Raises LocalProtocolError when the agent id is not legal, or metadata is not JSON.
+        """
+        if not is_agent_id(self.agent_id):
+            raise LocalProtocolError(f"agent_id must be {_AGENT_ID_RULE}, not {self.agent_id!r}")
+        fields: dict[str, object] = {"protocol_version": self.protocol_version, "agent_id": self.agent_id}
+        if dialect is _CORE:
+            fields["capabilities"] = write_core(
+                self.capabilities, self.agent_id, self.name or self.agent_id, self.version
+            )
+            fields["auth_token"] = self.auth_token or None
+            fields["metadata"] = self.metadata
+        else:
+            fields["capabilities"] = write_flags(self.capabilities)
+            if self.auth_token:
+                fields["auth_token"] = self.auth_token
+            if self.metadata:
+                fields["metadata"] = self.metadata
+        try:
+            payload = msgspec.json.encode(fields)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LocalProtocolError(f"the registration cannot be written as JSON: {error}") from error
+        return encode_frame(dialect.registration_type, payload)
+
+    def __repr__(self) -> str:
+        return _repr_without_token(self)
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return _fields_without_token(self)
+
+
+def _fields_without_token(value: Registration | RegistrationRequest) -> list[tuple[str, object]]:
+    shown: list[tuple[str, object]] = []
+    for name in value.__struct_fields__:
+        field = getattr(value, name)
+        shown.append((name, "<hidden>" if name == "auth_token" and field is not None else field))
+    return shown
+
+
+def _repr_without_token(value: Registration | RegistrationRequest) -> str:
+    fields = ", ".join(f"{name}={field!r}" for name, field in _fields_without_token(value))
+    return f"{type(value).__name__}({fields})"
