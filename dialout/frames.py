@@ -71,18 +71,19 @@ class FrameDecoder:
             position = self._resume(data, frames)
             if self._wanted:
                 return frames
-        if data.__class__ is not bytes and position == 0:
+        if type(data) is not bytes:
             # Slicing bytes makes one object per payload, slicing a view makes two: with small frames
             # one plain copy up front costs less than the second object of each.
-            data = bytes(data)
+            data, position = bytes(memoryview(data)[position:]), 0
         end = len(data)
+        limit = self._limit
         unpack = HEADER.unpack_from
         while end - position >= 5:
             length, frame_type = unpack(data, position)
             stop = position + 4 + length
-            if stop > end or not 0 < length <= self._limit:
+            if stop > end or not 0 < length <= limit:
                 break
-            frames.append((frame_type, bytes(data[position + 5 : stop])))
+            frames.append((frame_type, data[position + 5 : stop]))
             position = stop
         if position < end:
             self._keep(data, position, frames)

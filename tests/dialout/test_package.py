@@ -1,0 +1,44 @@
+"""What the package offers, and what it leans on."""
+
+# ruff: noqa: D103  (the names of tests are sentences already)
+import subprocess
+import sys
+from pathlib import Path
+
+import dialout
+from dialout import errors
+
+ROOT = Path(dialout.__file__).parents[1]
+
+
+def test_package_exports_every_public_name_of_its_errors() -> None:
+    assert set(errors.__all__) <= set(dialout.__all__)
+    assert [name for name in dialout.__all__ if not hasattr(dialout, name)] == []
+
+
+def test_package_imports_nothing_but_standard_library_and_msgspec() -> None:
+    program = "import dialout, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    )
+    bare = subprocess.run(
+        [sys.executable, "-c", program.replace("dialout, ", "")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    brought = set(done.stdout.split()) - set(bare.stdout.split()) - sys.stdlib_module_names
+    assert brought == {"dialout", "msgspec"}
+
+
+def test_error_tree_in_docstring_is_the_real_one() -> None:
+    drawn = {word for word in (errors.__doc__ or "").split() if word[0].isupper() and hasattr(errors, word)}
+    classes = {name for name in errors.__all__ if issubclass(getattr(errors, name), Exception)}
+    assert drawn == classes
+    assert errors.FrameError.__subclasses__() == [
+        errors.ZeroLengthFrame,
+        errors.OversizedFrame,
+        errors.TruncatedFrame,
+    ]
