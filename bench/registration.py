@@ -1,7 +1,7 @@
 """The registration benchmark: shardgate beside a plain asyncio listener, in one run on one machine.
 
-    python -m bench.registration                     about three minutes
-    python -m bench.registration --quick             half a minute, for a first look
+    python -m bench.registration                     about a minute
+    python -m bench.registration --quick             some seconds, for a first look
     python -m bench.registration --check             exit code 3 when a budget is missed
     python -m bench.registration --json figures.json every round, with the machine it ran on
 
