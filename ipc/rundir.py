@@ -6,6 +6,7 @@ It holds, mode 0700::
     supervisor.json      record of the supervisor (pid, create time, epoch)
     supervisor.query     status queries to the supervisor
     bus                  the bus, bound by the supervisor
+    numbers              connection numbers below this one have been used
     shard-<i>.json       record of shard i
     shard-<i>.handoff    descriptor handoff, listened on by shard i
     shard-<i>.query      status queries to shard i
@@ -173,6 +174,17 @@ class RuntimeDir:
         """Record a shard, in one step."""
         self._write(f"shard-{shard}.json", record)
 
+    def read_first_number(self) -> int:
+        """The lowest connection number that no supervisor of this directory has used."""
+        try:
+            return max(1, int((self.path / "numbers").read_text()))
+        except (OSError, ValueError):
+            return 1
+
+    def write_first_number(self, number: int) -> None:
+        """Record that all connection numbers below *number* may have been used."""
+        self._replace("numbers", b"%d" % number)
+
     def recorded_shards(self) -> Iterator[int]:
         """The numbers of the shards that have a record, ascending."""
         numbers = []
@@ -197,8 +209,11 @@ class RuntimeDir:
             return None
 
     def _write(self, name: str, record: ProcessRecord) -> None:
+        self._replace(name, msgspec.json.encode(record))
+
+    def _replace(self, name: str, content: bytes) -> None:
         part = self.path / f"{name}.{os.getpid()}.part"
-        part.write_bytes(msgspec.json.encode(record))
+        part.write_bytes(content)
         part.rename(self.path / name)
 
     def _remove(self, *names: str) -> None:

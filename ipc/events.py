@@ -1,0 +1,90 @@
+"""What supervisor and shards tell each other over the bus.
+
+Shards are DEALERs with the identity ``shard-<i>/<epoch>``, the supervisor is the ROUTER. An event carries the shard's
+sequence number, one higher for each: a hole means that something was lost (a full queue, a supervisor that was away),
+and is mended with a `Snapshot`, never guessed. Counts are exact because the ledger believes only these.
+"""
+
+import msgspec
+
+from ipc.status import ShardReport
+
+
+class Closed(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """These connections are gone; their descriptors are closed. Pairs of number and agent id."""
+
+    sequence: int
+    connections: list[tuple[int, str]]
+
+
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """The shard's loop runs. The numbers in its report let the supervisor notice that its ledger is wrong."""
+
+    sequence: int
+    report: ShardReport
+
+
+class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """All that the shard holds, in answer to request *request*. Pairs of number and agent id."""
+
+    sequence: int
+    request: int
+    live: list[tuple[int, str]]
+    prepared: list[tuple[int, str]]
+
+
+class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """The probe *probe* is done; what it found gone was reported as `Closed` before this."""
+
+    sequence: int
+    probe: int
+
+
+Event = Closed | Heartbeat | Snapshot | Probed
+
+
+class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """Look at the connections of *agent_id* and report those that are gone, then answer `Probed`."""
+
+    probe: int
+    agent_id: str
+
+
+class SnapshotRequest(msgspec.Struct, array_like=True, frozen=True, tag=11):
+    """Tell all that you hold."""
+
+    request: int
+
+
+class Stop(msgspec.Struct, array_like=True, frozen=True, tag=12):
+    """Close all connections and end."""
+
+
+Command = Probe | SnapshotRequest | Stop
+
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decode_event(data: bytes) -> Event:
+    """The event in *data*; msgspec.MsgspecError when it is none."""
+    return _event_decoder.decode(data)
+
+
+def decode_command(data: bytes) -> Command:
+    """The command in *data*; msgspec.MsgspecError when it is none."""
+    return _command_decoder.decode(data)
+
+
+def identity(shard: int, epoch: str) -> str:
+    """A shard's name on the bus, new for each life of its process."""
+    return f"shard-{shard}/{epoch}"
+
+
+def parse_identity(name: bytes) -> tuple[int, str] | None:
+    """Shard number and epoch in an identity; None when it is none."""
+    role, _, epoch = name.decode("ascii", "replace").partition("/")
+    number = role.removeprefix("shard-")
+    return (int(number), epoch) if number.isdecimal() and epoch else None

@@ -1,0 +1,310 @@
+"""Handing connections from the supervisor to a shard: messages and descriptors. No other module knows SCM_RIGHTS.
+
+One `AF_UNIX`/`SOCK_SEQPACKET` channel for each shard. The shard listens, the supervisor connects, so that the next
+supervisor can reach living shards. A handoff is prepare, then commit::
+
+    supervisor                                   shard
+      Prepare(batch, offers) + descriptors ──►   holds each one, reads and writes nothing
+      ◄── Prepared(batch)
+      Commit(numbers)                      ──►   pool, acceptance as first frame, begins to read
+
+The supervisor keeps its own copy of a descriptor until its commit has left, so that a shard which dies, hangs or has
+no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard. Each message is one
+byte of version and msgpack; a Prepare carries as many descriptors as offers. Sequenced packets keep the two together,
+where a stream may merge the bytes of two messages around a descriptor.
+"""
+
+import array
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from dialout import Capabilities, Dialect
+
+VERSION = b"\x01"
+
+MAX_BATCH = 64
+"""Connections in one Prepare. The kernel takes 253 (SCM_MAX_FD); 64 keep a message below `BATCH_BYTES` as a rule."""
+
+BATCH_BYTES = 96 * 1024
+"""Encoded size at which a batch is closed. Socket buffers hold 208 KiB by default, bookkeeping included."""
+
+MAX_MESSAGE = 512 * 1024
+"""Size of the receive buffer: one batch and the largest single record (64 KiB of registration, 48 KiB of config)."""
+
+RECEIVE_BUDGET = 64
+"""Messages taken in one turn of the loop."""
+
+ANCILLARY_SPACE = socket.CMSG_SPACE(MAX_BATCH * array.array("i").itemsize)
+
+BACK_PRESSURE = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+"""A send that fails with one of these is tried again later.
+
+ETOOMANYREFS says that more descriptors of this *user* are in flight than RLIMIT_NOFILE (unix(7)); root never sees it.
+"""
+
+
+class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One connection on its way into a pool.
+
+    *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent behind its
+    registration; they are the first that the shard's decoder gets. *acceptance* is the whole frame that makes the agent
+    a member: the shard writes it at commit and not a moment earlier.
+    """
+
+    number: int
+    agent_id: str
+    dialect: Dialect
+    capabilities: Capabilities
+    transport: str
+    peer: str
+    metadata: bytes
+    residue: bytes
+    acceptance: bytes
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """The shard's first message on a new channel."""
+
+    shard: int
+    epoch: str
+    pid: int
+
+
+class Prepare(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """Hold these connections; the descriptors come with it, in the same order. *batch* is for the answer."""
+
+    batch: int
+    offers: list[Offer]
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """Put these prepared connections into the pool."""
+
+    numbers: list[int]
+
+
+class Revoke(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """Close your copies of these prepared connections untouched: somebody else serves them."""
+
+    numbers: list[int]
+
+
+class Refuse(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """Turn these prepared connections away, each with its rejection frame."""
+
+    rejections: list[tuple[int, bytes]]
+
+
+class Prepared(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The shard holds all connections of that Prepare."""
+
+    batch: int
+
+
+class Declined(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """The shard cannot hold the connections of that Prepare and has no copy of any; *reason* is for the log."""
+
+    batch: int
+    reason: str
+
+
+Message = Hello | Prepare | Commit | Revoke | Refuse | Prepared | Declined
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """One message as it goes over the channel."""
+    return VERSION + _encoder.encode(message)
+
+
+def decode(data: bytes | bytearray | memoryview) -> Message:
+    """The message in *data*; `ChannelError` when it is none of ours."""
+    if bytes(data[:1]) != VERSION:
+        raise ChannelError(f"handoff message of version {bytes(data[:1]).hex()}, this is version {VERSION.hex()}")
+    try:
+        return _decoder.decode(data[1:])
+    except msgspec.MsgspecError as error:
+        raise ChannelError(f"handoff message cannot be read: {error}") from error
+
+
+class ChannelError(Exception):
+    """The other end of the channel speaks another version, or garbage."""
+
+
+class HandoffChannel:
+    """One end of a handoff channel on the event loop.
+
+    *on_message* gets each message with its descriptors, which it owns from then on. *on_lost* is called once when the
+    other end is gone or makes no sense; the channel is closed then.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_message: Callable[[Message, list[int]], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray(MAX_MESSAGE)
+        self._when_writable: Callable[[], None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._loop.add_reader(sock.fileno(), self._receive)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel is closed, by either side."""
+        return self._socket.fileno() < 0
+
+    def try_send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
+        """Send *message* now; False when the other end is full. What was sent has left, descriptors included.
+
+        A False asks for `when_writable`. When the other end is gone the channel closes, and *on_lost* is called
+        from the loop.
+        """
+        if self.closed:
+            return False
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._socket.sendmsg([encode(message)], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno not in BACK_PRESSURE:
+                self._loop.call_soon(self._lose, f"cannot send: {error.strerror}")
+            elif error.errno != errno.EAGAIN:
+                # The socket is writable all the time then, so writability would spin.
+                self._retry = self._retry or self._loop.call_later(0.02, self._writable)
+            return False
+        return True
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        """Call *callback* once, as soon as another send is worth trying."""
+        self._when_writable = callback
+        if self._retry is None and not self.closed:
+            self._loop.add_writer(self._socket.fileno(), self._writable)
+
+    def close(self) -> None:
+        """Close the channel; *on_lost* is not called."""
+        if self.closed:
+            return
+        self._when_writable = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+
+    def _writable(self) -> None:
+        self._retry = None
+        if self.closed:
+            return
+        self._loop.remove_writer(self._socket.fileno())
+        callback, self._when_writable = self._when_writable, None
+        if callback is not None:
+            callback()
+
+    def _lose(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._on_lost(reason)
+
+    def _receive(self) -> None:
+        for _ in range(RECEIVE_BUDGET):
+            if self.closed:
+                return
+            try:
+                size, ancillary, flags, _ = self._socket.recvmsg_into(
+                    [self._buffer], ANCILLARY_SPACE, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(f"cannot receive: {error.strerror}")
+                return
+            if size == 0:
+                self._lose("closed by the other end")
+                return
+            descriptors = _descriptors_in(ancillary)
+            try:
+                message = self._checked(decode(memoryview(self._buffer)[:size]), descriptors, flags)
+            except ChannelError as error:
+                close_all(descriptors)
+                self._lose(str(error))
+                return
+            if message is not None:
+                self._on_message(message, descriptors)
+
+    def _checked(self, message: Message, descriptors: list[int], flags: int) -> Message | None:
+        """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""
+        if flags & socket.MSG_TRUNC:
+            raise ChannelError(f"handoff message of more than {MAX_MESSAGE} bytes")
+        expected = len(message.offers) if isinstance(message, Prepare) else 0
+        if len(descriptors) == expected and not flags & socket.MSG_CTRUNC:
+            return message
+        # A receiver at its descriptor limit gets the message, some or none of the descriptors, MSG_CTRUNC and no error.
+        close_all(descriptors)
+        descriptors.clear()
+        if not isinstance(message, Prepare):
+            raise ChannelError("descriptors came with a message that has none")
+        self.try_send(Declined(message.batch, "out of descriptors"))
+        return None
+
+
+def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return descriptors.tolist()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close *descriptors*, whatever state they are in."""
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening handoff socket at *path*, mode 0600, in place of a dead predecessor's.
+
+    Only for the one process that has the right to the path (a shard that its supervisor started).
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        previous = os.umask(0o177)
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(previous)
+        sock.listen(8)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(path: Path) -> socket.socket:
+    """A socket connected to the shard that listens at *path*; OSError when none does."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(os.fspath(path))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

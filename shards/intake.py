@@ -1,0 +1,108 @@
+"""The shard's end of the handoff: hold what is prepared, adopt it at commit."""
+
+import asyncio
+import contextlib
+import os
+import socket
+
+from ipc.handoff import (
+    Commit,
+    HandoffChannel,
+    Hello,
+    Message,
+    Offer,
+    Prepare,
+    Prepared,
+    Refuse,
+    Revoke,
+)
+from ipc.logs import get_logger
+from shards.pool import Pool
+
+
+class Intake:
+    """Takes connections from a supervisor that connects to *listener*.
+
+    There is one supervisor at a time: a new one that connects replaces the old channel. Prepared connections outlive
+    the channel; the next supervisor finds them in the snapshot and decides.
+    """
+
+    def __init__(self, listener: socket.socket, pool: Pool, hello: Hello) -> None:
+        self.prepared: dict[int, tuple[Offer, int]] = {}
+        self._listener = listener
+        self._pool = pool
+        self._hello = hello
+        self._channel: HandoffChannel | None = None
+        self._unanswered: list[int] = []
+        self._loop = asyncio.get_running_loop()
+        self._log = get_logger()
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Take no more connections; close those that are only prepared."""
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+        if self._channel is not None:
+            self._channel.close()
+        self._let_go(list(self.prepared))
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if self._channel is not None:
+            self._channel.close()
+        self._unanswered.clear()
+        self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
+        self._channel.try_send(self._hello)
+
+    def _on_lost(self, reason: str) -> None:
+        self._channel = None
+        self._log.warning("supervisor lost, serving on", reason=reason, prepared=len(self.prepared))
+
+    def _on_message(self, message: Message, descriptors: list[int]) -> None:
+        if isinstance(message, Prepare):
+            self._hold(message, descriptors)
+        elif isinstance(message, Commit):
+            for number in message.numbers:
+                held = self.prepared.pop(number, None)
+                if held is not None:
+                    self._pool.adopt(*held)
+        elif isinstance(message, Revoke):
+            self._let_go(message.numbers)
+        elif isinstance(message, Refuse):
+            self._turn_away(message.rejections)
+
+    def _hold(self, message: Prepare, descriptors: list[int]) -> None:
+        for offer, fd in zip(message.offers, descriptors, strict=True):
+            self.prepared[offer.number] = (offer, fd)
+        self._unanswered.append(message.batch)
+        self._answer()
+
+    def _answer(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        while self._unanswered:
+            if not channel.try_send(Prepared(self._unanswered[0])):
+                channel.when_writable(self._answer)
+                return
+            del self._unanswered[0]
+
+    def _let_go(self, numbers: list[int]) -> None:
+        for number in numbers:
+            held = self.prepared.pop(number, None)
+            if held is not None:
+                os.close(held[1])
+
+    def _turn_away(self, rejections: list[tuple[int, bytes]]) -> None:
+        for number, rejection in rejections:
+            held = self.prepared.pop(number, None)
+            if held is None:
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=held[1]) as sock:
+                sock.setblocking(False)
+                sock.send(rejection)
+                sock.shutdown(socket.SHUT_WR)

@@ -1,0 +1,97 @@
+"""The shard's end of the bus: what it tells the supervisor, and what it is told to do."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ipc import events
+from ipc.bus import Bus
+from ipc.logs import get_logger
+from ipc.status import ShardReport
+
+HEARTBEAT_SECONDS = 0.5
+
+
+class Reporter:
+    """Sends events with a sequence number; gathers closes per turn of the loop.
+
+    An event that the bus cannot take is dropped and its number is not used again, so the supervisor sees the hole and
+    asks for a snapshot.
+    """
+
+    def __init__(
+        self, path: Path, identity: str, on_command: Callable[[events.Command], None], report: Callable[[], ShardReport]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_command = on_command
+        self._report = report
+        self._sequence = 0
+        self._closed: list[tuple[int, str]] = []
+        self._log = get_logger()
+        self._bus = Bus.dealer(identity, self._on_message)
+        self._bus.connect(path)
+        self._due = self._loop.time()
+        self.lag_ms = 0.0
+        self._timer = self._loop.call_soon(self._beat)
+
+    def closed(self, number: int, agent_id: str) -> None:
+        """Report a connection as gone."""
+        if not self._closed:
+            self._loop.call_soon(self._flush)
+        self._closed.append((number, agent_id))
+
+    def snapshot(self, request: int, live: list[tuple[int, str]], prepared: list[tuple[int, str]]) -> None:
+        """Tell all that the shard holds, after every close that was not reported yet."""
+        self._flush()
+        self._send(events.Snapshot(self._next(), request, live, prepared))
+
+    def probed(self, probe: int) -> None:
+        """Answer a probe, after every close that was not reported yet."""
+        self._flush()
+        self._send(events.Probed(self._next(), probe))
+
+    def close(self) -> None:
+        """Report what is left and stop."""
+        self._flush()
+        self._timer.cancel()
+        self._bus.close()
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _flush(self) -> None:
+        if self._closed:
+            closed, self._closed = self._closed, []
+            self._send(events.Closed(self._next(), closed))
+
+    def _beat(self) -> None:
+        now = self._loop.time()
+        self.lag_ms = max(0.0, (now - self._due) * 1000)
+        self._due = now + HEARTBEAT_SECONDS
+        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
+        self._flush()
+        self._send(events.Heartbeat(self._next(), self._report()))
+
+    def _send(self, event: events.Event) -> None:
+        self._bus.send(events.encode(event))
+
+    def _on_message(self, parts: list[bytes]) -> None:
+        self._on_command(events.decode_command(parts[-1]))
+
+
+class CpuMeter:
+    """Share of one processor that this process used, between two looks at least a quarter second apart."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._percent = 0.0
+
+    def percent(self) -> float:
+        """Percent of one processor since the last look."""
+        wall, cpu = time.monotonic(), time.process_time()
+        if wall - self._wall >= 0.25:
+            self._percent = 100 * (cpu - self._cpu) / (wall - self._wall)
+            self._wall, self._cpu = wall, cpu
+        return round(self._percent, 1)

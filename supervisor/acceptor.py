@@ -1,0 +1,160 @@
+"""Accepting: connections come in in batches, on raw descriptors.
+
+A loop of our own, because uvloop's ``create_server`` closes surplus clients in silence when descriptors run out. Here
+(the errno table of accept(2)):
+
+- EAGAIN: the queue is empty.
+- ECONNABORTED, EPROTO: that client has gone; the next one.
+- EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, said once a second. With descriptors exhausted, a
+  reserved one is given up to accept the head of the queue, and to turn it away with an answer.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from dialout import ErrorCode, Rejection, answer_type_for
+from ipc.logs import get_logger
+from supervisor.farewell import Farewell
+from supervisor.listeners import Listener, tune_tcp
+from supervisor.newcomer import Newcomer
+
+BATCH = 64
+"""Connections accepted from one listener in one turn of the loop."""
+
+PAUSE = 0.1
+"""Seconds without accepting after descriptors or memory ran out."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
+_UCRED = struct.Struct("iII")
+
+
+class Acceptor:
+    """Accepts from all listeners. *begin* gets each newcomer; *may_accept* says whether more are welcome now."""
+
+    def __init__(
+        self,
+        listeners: list[Listener],
+        begin: Callable[[Newcomer], None],
+        farewell: Farewell,
+        may_accept: Callable[[], bool],
+    ) -> None:
+        self._listeners = listeners
+        self._begin = begin
+        self._farewell = farewell
+        self._may_accept = may_accept
+        self._loop = asyncio.get_running_loop()
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._resume: asyncio.TimerHandle | None = None
+        self._warned_at = -1.0
+        self._log = get_logger()
+
+    def start(self) -> None:
+        """Accept from now on."""
+        for listener in self._listeners:
+            self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+    def stop(self) -> None:
+        """Accept no more; the listeners stay open."""
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.sock.fileno())
+
+    def close(self) -> None:
+        """Stop, and close the listeners."""
+        self.stop()
+        for listener in self._listeners:
+            listener.close()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+
+    def _accept(self, listener: Listener) -> None:
+        if not self._may_accept():
+            self._pause()
+            return
+        accept, is_uds = listener.sock._accept, listener.kind == "uds"  # type: ignore[attr-defined]  # noqa: SLF001
+        # socket.accept() makes an object with two more system calls and a look at the default timeout: 2 µs of 6.
+        family = listener.sock.family
+        for _ in range(BATCH):
+            try:
+                fd, address = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._exhausted(listener, error)
+                return
+            sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
+            sock.setblocking(False)
+            try:
+                newcomer = _newcomer_uds(sock) if is_uds else _newcomer_tcp(sock, address)
+            except OSError:
+                # Reset between accept and the first look at it.
+                sock.close()
+                continue
+            self._begin(newcomer)
+
+    def _pause(self) -> None:
+        self.stop()
+        self._resume = self._loop.call_later(PAUSE, self._start_again)
+
+    def _start_again(self) -> None:
+        self._resume = None
+        self.start()
+
+    def _exhausted(self, listener: Listener, error: OSError) -> None:
+        now = self._loop.time()
+        if now - self._warned_at > 1.0:
+            self._warned_at = now
+            self._log.error("cannot accept, agents wait", reason=error.strerror, listener=listener.address)
+        self._pause()
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            self._turn_one_away(listener)
+
+    def _turn_one_away(self, listener: Listener) -> None:
+        """Give up the reserved descriptor to answer the agent that has waited longest."""
+        os.close(self._reserve)
+        self._reserve = -1
+        try:
+            with contextlib.suppress(OSError):
+                sock, _ = listener.sock.accept()
+                with sock:
+                    sock.setblocking(False)
+                    # What it sent decides the type of the answer, and unread bytes would reset the answer away.
+                    start = b""
+                    with contextlib.suppress(BlockingIOError):
+                        start = sock.recv(65536)
+                    rejection = Rejection(
+                        ErrorCode.OVERLOADED,
+                        "the listener is out of descriptors",
+                        answer_type_for(start[4] if len(start) > 4 else None),
+                        retry_after_ms=1000,
+                    )
+                    self._farewell.rejected[rejection.error_code] += 1
+                    sock.send(self._farewell.frame_for(rejection, rejection.answer_type))
+                    sock.shutdown(socket.SHUT_WR)
+        finally:
+            with contextlib.suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _newcomer_uds(sock: socket.socket) -> Newcomer:
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Newcomer(sock, "uds", uid, f"uid {uid} pid {pid}", uid)
+
+
+def _newcomer_tcp(sock: socket.socket, address: tuple[str, int]) -> Newcomer:
+    tune_tcp(sock)
+    host, port = address[:2]
+    return Newcomer(sock, "tcp", host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None)

@@ -1,0 +1,161 @@
+"""Admission: from a well-formed registration to an offer, or to a refusal.
+
+Policy, then slot, then offer. A registration over the limit waits for a probe round first (`supervisor.probes`).
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from dialout import ErrorCode, Registration, Rejection, acceptance_frame
+from ipc.handoff import Offer
+from ipc.version import __version__
+from supervisor.config.pushed import AgentConfig
+from supervisor.farewell import Farewell
+from supervisor.handoffs import Handoffs
+from supervisor.ledger import Ledger, LimitReached
+from supervisor.newcomer import Newcomer, proxy_id
+from supervisor.policy import Policy
+from supervisor.probes import ProbeBook, Round
+
+PROBE_TIMEOUT = 0.25
+"""Seconds that a shard has to look at an agent's connections, before the newcomer is refused on what is known."""
+
+RESERVED_PAUSE = 0.01
+"""Seconds between looks at slots that are only reserved, before a probe is sent."""
+
+METADATA_KEPT = 4096
+"""Bytes of metadata that are kept for display; longer metadata is served all the same and not shown."""
+
+
+class Admission:
+    """Admits registrations. *send_probe* asks a shard to look at an agent's connections (shard, probe, agent id)."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        pushed: AgentConfig,
+        ledger: Ledger,
+        handoffs: Handoffs,
+        farewell: Farewell,
+        send_probe: Callable[[int, int, str], bool],
+    ) -> None:
+        self.policy = policy
+        self.pushed = pushed
+        self._ledger = ledger
+        self._handoffs = handoffs
+        self._farewell = farewell
+        self._send_probe = send_probe
+        self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._proxy_id = proxy_id()
+
+    def __len__(self) -> int:
+        return len(self._probes)
+
+    def admit(self, newcomer: Newcomer, registration: Registration) -> None:
+        """Admit *newcomer*, refuse it, or let it wait for a probe."""
+        try:
+            self.policy.check(registration, newcomer.uid)
+        except Rejection as rejection:
+            self._farewell.reject(newcomer, rejection)
+            return
+        try:
+            number = self._ledger.reserve(registration.agent_id)
+        except LimitReached:
+            self._probe_first(newcomer, registration.agent_id)
+            return
+        self._offer(newcomer, registration, number)
+
+    def probed(self, probe: int, shard: int) -> None:
+        """Take a shard's answer to a probe; what it found gone has been freed before."""
+        done = self._probes.answered(probe, shard)
+        if done is not None:
+            self._decide(done)
+
+    def shard_gone(self, shard: int) -> None:
+        """Expect no more answers from a shard; its slots have been freed before."""
+        for done in self._probes.shard_gone(shard):
+            self._decide(done)
+
+    def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
+        """Turn away everybody who waits for a probe; for the end."""
+        for newcomer in self._probes.take_all():
+            self._farewell.reject(newcomer, rejection(newcomer))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _offer(self, newcomer: Newcomer, registration: Registration, number: int) -> None:
+        agent_id = registration.agent_id
+        metadata = registration.metadata
+        newcomer.number = number
+        newcomer.offer = Offer(
+            number,
+            agent_id,
+            registration.dialect,
+            registration.capabilities,
+            newcomer.transport,
+            newcomer.peer,
+            metadata if len(metadata) <= METADATA_KEPT else b"",
+            newcomer.residue,
+            acceptance_frame(
+                registration.answer_type,
+                f"{agent_id}-conn-{number}",
+                proxy_id=self._proxy_id,
+                proxy_version=__version__,
+                config=self.pushed.for_agent(agent_id),
+            ),
+        )
+        self._handoffs.offer(newcomer)
+
+    def _probe_first(self, newcomer: Newcomer, agent_id: str) -> None:
+        opened = self._probes.wait(agent_id, newcomer, self._loop.time())
+        if opened is not None:
+            if self._timer is None:
+                self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
+            self._ask(opened)
+
+    def _ask(self, opened: Round[Newcomer]) -> None:
+        """Ask the shards that hold the agent's connections, as soon as none of its slots is only reserved.
+
+        Reserved slots become live or free within a millisecond or so, and no shard can be asked about them earlier.
+        """
+        if not self._probes.is_open(opened):
+            return
+        if self._ledger.reserved(opened.agent_id):
+            self._loop.call_later(RESERVED_PAUSE, self._ask, opened)
+            return
+        shards = self._ledger.live_shards(opened.agent_id)
+        reached = {shard for shard in shards if self._send_probe(shard, opened.probe, opened.agent_id)}
+        if self._probes.ask(opened, reached):
+            self._decide(opened)
+
+    def _decide(self, done: Round[Newcomer]) -> None:
+        for newcomer in done.waiters:
+            registration = newcomer.registration
+            assert registration is not None
+            try:
+                number = self._ledger.reserve(done.agent_id)
+            except LimitReached:
+                self._farewell.reject(
+                    newcomer,
+                    Rejection(
+                        ErrorCode.CONNECTION_LIMIT,
+                        f"connection limit: this agent has {self._ledger.count(done.agent_id)} connections,"
+                        f" {self._ledger.limit} are allowed",
+                        newcomer.answer_type,
+                        retry_after_ms=1000,
+                    ),
+                )
+            else:
+                self._offer(newcomer, registration, number)
+        following = self._probes.next_round(done.agent_id, self._loop.time())
+        if following is not None:
+            self._ask(following)
+
+    def _expire(self) -> None:
+        self._timer = None
+        for done in self._probes.expired(self._loop.time()):
+            self._decide(done)
+        if len(self._probes):
+            self._timer = self._loop.call_later(PROBE_TIMEOUT / 5, self._expire)

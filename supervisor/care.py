@@ -1,0 +1,115 @@
+"""What is known of one shard, and what follows from it. Pure: `supervisor.fleet` acts.
+
+::
+
+    down ──start──► starting ──hello──► running ◄──heartbeat── unhealthy
+      ▲                │                  │  └──silence──────────▲ │
+      └────────────────┴────process ended─┴────────────────────────┘
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from ipc.status import ShardReport, ShardRow, ShardState
+from supervisor.respawn import Backoff
+
+SILENCE_LIMIT = 2.0
+"""Seconds without a heartbeat (one every 0.5 s) after which a shard gets no connections."""
+
+REPLACE_AFTER = 15.0
+"""Seconds without a heartbeat after which a shard's process is ended and started anew."""
+
+BOOT_LIMIT = 20.0
+"""Seconds from start to the first heartbeat. Starting may be slow on a busy host; a running loop may not be silent."""
+
+KILL_AFTER = 1.0
+"""Seconds between SIGABRT, which makes the shard print its stacks, and SIGKILL."""
+
+_TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
+    ShardState.DOWN: frozenset({ShardState.STARTING}),
+    ShardState.STARTING: frozenset({ShardState.RUNNING, ShardState.DOWN, ShardState.DRAINING}),
+    ShardState.RUNNING: frozenset({ShardState.UNHEALTHY, ShardState.DOWN, ShardState.DRAINING}),
+    ShardState.UNHEALTHY: frozenset({ShardState.RUNNING, ShardState.DOWN, ShardState.DRAINING}),
+    ShardState.DRAINING: frozenset({ShardState.DOWN}),
+}
+
+
+class IllegalTransition(Exception):
+    """A shard cannot go from this state to that one; nothing was changed."""
+
+
+@dataclass(slots=True)
+class Care:
+    """The state of one shard. Times are seconds of the loop's clock."""
+
+    shard: int
+    state: ShardState = ShardState.DOWN
+    epoch: str = ""
+    started_at: float = 0.0
+    heard_at: float = 0.0
+    sequence: int | None = None
+    report: ShardReport | None = None
+    restarts: int = 0
+    last_event: str | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+    aborted_at: float | None = None
+    doubt: int = 0
+
+    def go(self, state: ShardState) -> None:
+        """Change the state; IllegalTransition when that cannot be."""
+        if state not in _TRANSITIONS[self.state]:
+            raise IllegalTransition(f"shard {self.shard}: {self.state} to {state}")
+        self.state = state
+
+    def begin(self, epoch: str, now: float) -> None:
+        """Note that a process of *epoch* was started, or found."""
+        self.go(ShardState.STARTING)
+        self.epoch, self.started_at, self.heard_at = epoch, now, now
+        self.sequence = self.report = self.aborted_at = None
+        self.doubt = 0
+
+    def hear(self, sequence: int, now: float) -> bool:
+        """Note an event; whether events before it were lost."""
+        self.heard_at = now
+        lost = self.sequence is not None and sequence != self.sequence + 1
+        self.sequence = sequence
+        return lost
+
+    def is_doubtful(self, difference: int) -> bool:
+        """Whether the ledger's count and the shard's own have been apart, by as much, for two heartbeats.
+
+        Under load they differ by what is under way, a little more or less each time.
+        """
+        doubtful = difference != 0 and difference == self.doubt
+        self.doubt = difference
+        return doubtful
+
+    def is_silent(self, now: float) -> bool:
+        """Whether a running shard has missed its heartbeats."""
+        return self.state is ShardState.RUNNING and now - self.heard_at > SILENCE_LIMIT
+
+    def is_lost(self, now: float) -> bool:
+        """Whether the process should be ended for its silence."""
+        limit = BOOT_LIMIT if self.state is ShardState.STARTING else REPLACE_AFTER
+        return self.state in (ShardState.STARTING, ShardState.UNHEALTHY) and now - self.heard_at > limit
+
+    def row(self, pid: int | None, now: float) -> ShardRow:
+        """What status says about the shard, by its last heartbeat."""
+        row = ShardRow(
+            id=self.shard,
+            pid=pid,
+            state=self.state,
+            restarts=self.restarts,
+            uptime_s=round(now - self.started_at, 1) if pid is not None else 0.0,
+            last_event=self.last_event,
+        )
+        if self.report is not None and pid is not None:
+            for name in ShardReport.__struct_fields__:
+                if name != "uptime_s":
+                    setattr(row, name, getattr(self.report, name))
+            row.stale_s = round(now - self.heard_at, 1)
+        return row
+
+    def note(self, event: str) -> None:
+        """Keep *event* as the newest thing that happened to the shard."""
+        self.last_event = f"{time.strftime('%H:%M:%S')} {event}"

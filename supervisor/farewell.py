@@ -1,0 +1,146 @@
+"""Refusing so that the agent hears it.
+
+A bare close makes Go agents crash, and a close with unread bytes makes TCP reset the answer away (RFC 1122, 4.2.2.13).
+So: write the rejection, shut down our side, then read and discard until the agent closes or the time is up.
+"""
+
+import asyncio
+from collections import Counter
+
+from dialout import ErrorCode, Rejection, rejection_frame
+from ipc.logs import get_logger, printable
+from ipc.readiness import Readiness
+from ipc.version import __version__
+from supervisor.newcomer import Newcomer, proxy_id
+
+LINGER_SECONDS = 1.0
+"""How long a refused agent may take to close."""
+
+MOST_LINGERING = 1024
+"""Refused connections kept open at once; beyond it the oldest goes."""
+
+LOG_LINES_PER_SECOND = 10
+"""Refusals logged one by one; what comes above that is summed up in one line."""
+
+
+class Farewell:
+    """The refused connections that are being closed, and the count of all refusals by error code."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
+        self.not_agents = 0
+        self._readiness = readiness
+        self._loop = asyncio.get_running_loop()
+        self._lingering: dict[int, Newcomer] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._proxy_id = proxy_id()
+        self._log = get_logger()
+        self._lines_left = LOG_LINES_PER_SECOND
+        self._unlogged: Counter[str] = Counter()
+        self._line_timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._lingering)
+
+    def reject(self, newcomer: Newcomer, rejection: Rejection) -> None:
+        """Answer *newcomer* with *rejection* and close it in good order. It must not be watched any more."""
+        self.rejected[rejection.error_code] += 1
+        self._note(newcomer, rejection)
+        frame = self.frame_for(rejection, newcomer.answer_type)
+        try:
+            newcomer.sock.send(frame)
+            newcomer.sock.shutdown(1)
+        except OSError:
+            # The agent is gone, or does not read although nothing was ever sent to it.
+            newcomer.close()
+            return
+        self._linger(newcomer)
+
+    def frame_for(self, rejection: Rejection, answer_type: int) -> bytes:
+        """The rejection as the agent reads it."""
+        return rejection_frame(
+            answer_type,
+            rejection.message,
+            rejection.error_code,
+            proxy_id=self._proxy_id,
+            proxy_version=__version__,
+            retry_after_ms=rejection.retry_after_ms,
+        )
+
+    def dismiss(self, newcomer: Newcomer, protocol: str) -> None:
+        """Close a peer of another protocol, which no frame of ours would tell anything."""
+        self.not_agents += 1
+        if self._may_log("another protocol"):
+            self._log.info("not an agent, closed", protocol=protocol, peer=newcomer.peer)
+        newcomer.close()
+
+    def close(self) -> None:
+        """Close everything that still lingers."""
+        for timer in (self._timer, self._line_timer):
+            if timer is not None:
+                timer.cancel()
+        while self._lingering:
+            self._end(next(iter(self._lingering.values())))
+
+    def _linger(self, newcomer: Newcomer) -> None:
+        newcomer.on_readable = self._discard
+        newcomer.deadline = self._loop.time() + LINGER_SECONDS
+        self._lingering[newcomer.fd] = newcomer
+        self._readiness.watch(newcomer.fd, newcomer)
+        if len(self._lingering) > MOST_LINGERING:
+            self._end(next(iter(self._lingering.values())))
+        if self._timer is None:
+            self._timer = self._loop.call_later(LINGER_SECONDS, self._expire)
+
+    def _discard(self, newcomer: Newcomer) -> None:
+        try:
+            if newcomer.sock.recv(65536):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._end(newcomer)
+
+    def _end(self, newcomer: Newcomer) -> None:
+        del self._lingering[newcomer.fd]
+        self._readiness.forget(newcomer.fd)
+        newcomer.close()
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._lingering:
+            oldest = next(iter(self._lingering.values()))
+            if oldest.deadline > now:
+                self._timer = self._loop.call_later(oldest.deadline - now, self._expire)
+                return
+            self._end(oldest)
+
+    def _note(self, newcomer: Newcomer, rejection: Rejection) -> None:
+        if not self._may_log(rejection.error_code):
+            return
+        agent = newcomer.registration
+        self._log.info(
+            "registration refused",
+            error_code=rejection.error_code.value,
+            reason=printable(rejection.message, 200),
+            agent_id=None if agent is None else agent.agent_id,
+            peer=newcomer.peer,
+        )
+
+    def _may_log(self, what: str) -> bool:
+        if self._line_timer is None:
+            self._line_timer = self._loop.call_later(1.0, self._sum_up)
+        if self._lines_left > 0:
+            self._lines_left -= 1
+            return True
+        self._unlogged[what] += 1
+        return False
+
+    def _sum_up(self) -> None:
+        self._line_timer = None
+        self._lines_left = LOG_LINES_PER_SECOND
+        if self._unlogged:
+            self._log.info("more registrations refused", **{str(code): n for code, n in self._unlogged.items()})
+            self._unlogged.clear()

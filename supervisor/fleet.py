@@ -1,0 +1,349 @@
+"""The shards' processes: started, watched, replaced, stopped; and the supervisor's end of the bus."""
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable
+
+import msgspec
+
+from ipc import events, handoff
+from ipc.bus import Bus
+from ipc.handoff import HandoffChannel, Hello, Message
+from ipc.logs import get_logger
+from ipc.rundir import RuntimeDir
+from ipc.status import ShardRow, ShardState
+from supervisor.care import KILL_AFTER, Care
+from supervisor.handoffs import Handoffs
+from supervisor.ledger import Ledger
+from supervisor.processes import ShardProcess, adopt_shard, start_shard
+
+TICK = 0.25
+"""Seconds between looks at silence and at channels that are to be connected again."""
+
+
+class Member:
+    """One shard's place in the fleet: what is known of it, and what is held open for it."""
+
+    __slots__ = ("believed", "care", "channel", "process", "request", "respawn")
+
+    def __init__(self, shard: int) -> None:
+        self.care = Care(shard)
+        self.process: ShardProcess | None = None
+        self.channel: HandoffChannel | None = None
+        self.respawn: asyncio.TimerHandle | None = None
+        # A snapshot that was asked for, and what the ledger believed at that moment.
+        self.request: int | None = None
+        self.believed: set[tuple[int, str]] = set()
+
+
+class Fleet:
+    """All shards of this supervisor.
+
+    *on_probed* gets a shard's answer to a probe, *on_gone* the number of a shard whose process has ended, both after
+    the ledger was told. *refusal* makes the frame for a connection that an earlier supervisor left prepared and that is
+    over the limit now.
+    """
+
+    def __init__(
+        self,
+        rundir: RuntimeDir,
+        ledger: Ledger,
+        handoffs: Handoffs,
+        *,
+        on_probed: Callable[[int, int], None],
+        on_gone: Callable[[int], None],
+        refusal: Callable[[], bytes],
+        log_level: str,
+        log_format: str,
+    ) -> None:
+        self._rundir = rundir
+        self._ledger = ledger
+        self._handoffs = handoffs
+        self._on_probed, self._on_gone, self._refusal = on_probed, on_gone, refusal
+        self._log_level, self._log_format = log_level, log_format
+        self._first_number = ledger.next_number
+        self._loop = asyncio.get_running_loop()
+        self._log = get_logger()
+        self._members: dict[int, Member] = {}
+        self._next_request = 1
+        self._stopping = False
+        self._emptied: asyncio.Event = asyncio.Event()
+        self._bus = Bus.router(self._on_bus)
+        self._bus.bind(rundir.bus)
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    # For the supervisor.
+
+    def start(self, shards: int) -> None:
+        """Start shards 0 to *shards* - 1, or adopt those that an earlier supervisor left running."""
+        for shard in self._rundir.recorded_shards():
+            if shard >= shards:
+                self._end_leftover(shard)
+        for shard in range(shards):
+            member = self._members[shard] = Member(shard)
+            record = self._rundir.read_shard(shard)
+            process = None if record is None else adopt_shard(record)
+            if record is not None and process is not None:
+                member.care.begin(record.epoch, self._loop.time())
+                self._watch(member, process, f"adopted pid {process.pid}")
+                self._connect(member)
+            else:
+                self._spawn(member)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether no shard is starting, and what living ones hold is in the ledger."""
+        return all(
+            member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
+        )
+
+    def rows(self) -> list[ShardRow]:
+        """What status says about the shards."""
+        now = self._loop.time()
+        return [
+            member.care.row(None if member.process is None else member.process.pid, now)
+            for member in self._members.values()
+        ]
+
+    def probe(self, shard: int, probe: int, agent_id: str) -> bool:
+        """Have a shard look at an agent's connections; False when it cannot be asked."""
+        return self._send(shard, events.Probe(probe, agent_id))
+
+    async def stop(self, grace: float) -> None:
+        """End all shards and return when they are gone: asked first, SIGTERM after *grace* seconds, then SIGKILL."""
+        self._stopping = True
+        for member in self._members.values():
+            if member.respawn is not None:
+                member.respawn.cancel()
+            if member.process is not None:
+                if member.care.state is not ShardState.DRAINING:
+                    member.care.go(ShardState.DRAINING)
+                if not self._send(member.care.shard, events.Stop()):
+                    member.process.send_signal(signal.SIGTERM)
+        for wait, number in ((grace, signal.SIGTERM), (1.0, signal.SIGKILL), (5.0, signal.SIGKILL)):
+            if await self._gone_within(wait):
+                break
+            for member in self._members.values():
+                if member.process is not None:
+                    self._log.warning("shard does not end", shard=member.care.shard, signal=number.name)
+                    member.process.send_signal(number)
+        self._timer.cancel()
+        self._bus.close()
+
+    def kill(self) -> None:
+        """End all shards at once."""
+        for member in self._members.values():
+            if member.process is not None:
+                member.process.send_signal(signal.SIGKILL)
+
+    # Processes.
+
+    def _spawn(self, member: Member) -> None:
+        shard = member.care.shard
+        member.respawn = None
+        self._rundir.forget_shard(shard)
+        epoch = secrets.token_hex(6)
+        try:
+            process = start_shard(shard, epoch, self._rundir, self._log_level, self._log_format)
+        except OSError as error:
+            delay = max(1.0, member.care.backoff.after_death(0.0))
+            self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)
+            member.respawn = self._loop.call_later(delay, self._spawn, member)
+            return
+        member.care.begin(epoch, self._loop.time())
+        self._watch(member, process, f"started pid {process.pid}")
+
+    def _watch(self, member: Member, process: ShardProcess, event: str) -> None:
+        member.process = process
+        member.care.note(event)
+        self._loop.add_reader(process.pidfd, self._ended, member)
+        self._log.info("shard starting", shard=member.care.shard, pid=process.pid, epoch=member.care.epoch)
+
+    def _ended(self, member: Member) -> None:
+        """A process has ended, and with it every descriptor that it held."""
+        process, care = member.process, member.care
+        assert process is not None
+        self._loop.remove_reader(process.pidfd)
+        how = process.reap()
+        process.close()
+        member.process = member.channel = member.request = None
+        care.go(ShardState.DOWN)
+        lost = self._ledger.drop_shard(care.shard)
+        self._handoffs.remove_shard(care.shard)
+        self._on_gone(care.shard)
+        if self._stopping:
+            self._rundir.forget_shard(care.shard)
+            self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
+            if all(other.process is None for other in self._members.values()):
+                self._emptied.set()
+            return
+        delay = care.backoff.after_death(self._loop.time() - care.started_at)
+        care.restarts += 1
+        care.note(f"pid {process.pid} {how}")
+        self._log.error(
+            "shard ended, starting it again",
+            shard=care.shard, pid=process.pid, how=how, connections_lost=lost, in_s=delay,
+        )  # fmt: skip
+        member.respawn = self._loop.call_later(delay, self._spawn, member)
+
+    def _end_leftover(self, shard: int) -> None:
+        """End a shard of an earlier, larger fleet; its agents reconnect to the others."""
+        record = self._rundir.read_shard(shard)
+        process = None if record is None else adopt_shard(record)
+        if process is not None:
+            self._log.warning("ending a shard that is not configured any more", shard=shard, pid=process.pid)
+            process.send_signal(signal.SIGTERM)
+            process.close()
+        self._rundir.forget_shard(shard)
+
+    async def _gone_within(self, seconds: float) -> bool:
+        if all(member.process is None for member in self._members.values()):
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._emptied.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # Channels.
+
+    def _connect(self, member: Member) -> None:
+        shard = member.care.shard
+        try:
+            sock = handoff.connect(self._rundir.shard_handoff(shard))
+        except OSError:
+            return  # The tick tries again.
+
+        def on_message(message: Message, descriptors: list[int]) -> None:
+            handoff.close_all(descriptors)
+            if isinstance(message, Hello):
+                self._greeted(member, message)
+            else:
+                self._handoffs.on_message(shard, message)
+
+        def on_lost(reason: str) -> None:
+            member.channel = None
+            if not self._stopping:
+                self._log.warning("handoff channel lost", shard=shard, reason=reason)
+            self._handoffs.remove_shard(shard)
+
+        member.channel = HandoffChannel(sock, on_message, on_lost)
+
+    def _greeted(self, member: Member, hello: Hello) -> None:
+        care = member.care
+        if hello.epoch != care.epoch or member.channel is None:
+            return
+        self._handoffs.add_shard(care.shard, member.channel)
+        if care.state is ShardState.STARTING:
+            care.go(ShardState.RUNNING)
+            self._log.info("shard running", shard=care.shard, pid=hello.pid)
+
+    # The bus.
+
+    def _send(self, shard: int, command: events.Command) -> bool:
+        identity = events.identity(shard, self._members[shard].care.epoch)
+        return self._bus.send(identity.encode(), events.encode(command))
+
+    def _on_bus(self, parts: list[bytes]) -> None:
+        name = events.parse_identity(parts[0])
+        member = None if name is None else self._members.get(name[0])
+        if name is None or member is None or member.care.epoch != name[1] or member.process is None:
+            return  # An earlier life of a shard.
+        try:
+            event = events.decode_event(parts[-1])
+        except msgspec.MsgspecError as error:
+            self._log.error("bus event cannot be read", shard=name[0], reason=str(error))
+            return
+        is_first = member.care.sequence is None
+        if member.care.hear(event.sequence, self._loop.time()) or (is_first and event.sequence != 1):
+            self._ask_for_snapshot(member)
+        if member.channel is None:
+            self._connect(member)
+        self._take(member, event)
+
+    def _take(self, member: Member, event: events.Event) -> None:
+        shard = member.care.shard
+        if isinstance(event, events.Closed):
+            for number, agent_id in event.connections:
+                self._ledger.release_live(agent_id, number, shard)
+        elif isinstance(event, events.Heartbeat):
+            self._heartbeat(member, event)
+        elif isinstance(event, events.Probed):
+            self._on_probed(event.probe, shard)
+        elif isinstance(event, events.Snapshot):
+            self._reconcile(member, event)
+
+    def _heartbeat(self, member: Member, event: events.Heartbeat) -> None:
+        care = member.care
+        care.report = event.report
+        if care.state is ShardState.UNHEALTHY:
+            care.go(ShardState.RUNNING)
+            care.aborted_at = None
+            care.note("answers again")
+            self._log.info("shard answers again", shard=care.shard)
+        self._handoffs.heard_from(care.shard)
+        held = event.report.connections + event.report.prepared
+        if care.is_doubtful(self._ledger.load(care.shard) - held):
+            self._log.warning("counts differ", shard=care.shard, shard_says=held, ledger=self._ledger.load(care.shard))
+            self._ask_for_snapshot(member)
+
+    def _ask_for_snapshot(self, member: Member) -> None:
+        believed = self._ledger.live_numbers(member.care.shard)
+        if self._send(member.care.shard, events.SnapshotRequest(self._next_request)):
+            member.request, member.believed = self._next_request, believed
+            self._next_request += 1
+
+    def _reconcile(self, member: Member, event: events.Snapshot) -> None:
+        if event.request != member.request:
+            return  # A newer one has been asked for.
+        shard = member.care.shard
+        changed = self._ledger.reconcile(
+            shard,
+            # A commit may be on its way: what the shard holds prepared is not gone.
+            member.believed - set(event.prepared),
+            event.live,
+        )
+        member.request, member.believed = None, set()
+        self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
+        for number, agent_id in event.prepared:
+            if number < self._first_number:
+                self._decide_found(shard, number, agent_id)
+
+    def _decide_found(self, shard: int, number: int, agent_id: str) -> None:
+        """Commit or refuse what an earlier supervisor left prepared."""
+        if self._ledger.count(agent_id) < self._ledger.limit:
+            self._ledger.adopt(agent_id, number, shard)
+            self._handoffs.commit_found(shard, number)
+        else:
+            self._handoffs.refuse_found(shard, number, self._refusal())
+
+    # Time.
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._timer = self._loop.call_later(TICK, self._tick)
+        for member in self._members.values():
+            care, process = member.care, member.process
+            if process is None or self._stopping:
+                continue
+            if member.channel is None and care.sequence is not None:
+                self._connect(member)
+            if care.is_silent(now):
+                care.go(ShardState.UNHEALTHY)
+                care.note("silent")
+                self._log.error("shard is silent, it gets no connections", shard=care.shard, pid=process.pid)
+                self._handoffs.set_silent(care.shard)
+            if care.is_lost(now):
+                self._replace(member, process, now)
+
+    def _replace(self, member: Member, process: ShardProcess, now: float) -> None:
+        care = member.care
+        if care.aborted_at is None:
+            care.aborted_at = now
+            silent_s = round(now - care.heard_at, 1)
+            self._log.error("replacing a silent shard", shard=care.shard, pid=process.pid, silent_s=silent_s)
+            process.send_signal(signal.SIGABRT)
+        elif now - care.aborted_at > KILL_AFTER:
+            process.send_signal(signal.SIGKILL)

@@ -1,0 +1,405 @@
+"""Handoffs under way: offers to shards, their answers, and what happens when there is none.
+
+A newcomer goes through a `ShardLink` in three steps, each gathered per turn of the loop: *unsent* (its Prepare has not
+left), *offered* (the shard has it and has not answered), *committing* (the shard holds it, the Commit has not left).
+The newcomer's descriptor is closed when the commit has left and never earlier, so that until then any other shard can
+get it::
+
+    unsent ──Prepare──► offered ──Prepared──► committing ──Commit──► done
+       ▲                   │                       │
+       └── another link ◄──┴── declined, timeout, shard gone
+
+`Handoffs` decides nothing about slots but tells the ledger what happened, in an order that can only overcount.
+"""
+
+import asyncio
+import resource
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dialout import ErrorCode, Rejection
+from ipc.handoff import (
+    BATCH_BYTES,
+    MAX_BATCH,
+    Commit,
+    Declined,
+    HandoffChannel,
+    Message,
+    Offer,
+    Prepare,
+    Prepared,
+    Refuse,
+    Revoke,
+)
+from ipc.logs import get_logger
+from supervisor.config.model import Placement
+from supervisor.ledger import Ledger
+from supervisor.newcomer import Newcomer
+from supervisor.placement import choose
+
+ANSWER_TIMEOUT = 0.5
+"""Seconds a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
+
+TICK = 0.05
+"""Seconds between looks at the age of offers, while there are any."""
+
+DECLINED_PAUSE = 1.0
+"""Seconds a shard gets no offers after it declined one: it has no descriptor to spare."""
+
+WIDEST_WINDOW = 256
+"""Unanswered offers for one shard. Descriptors in flight count against RLIMIT_NOFILE of the user (unix(7))."""
+
+
+class Batch(NamedTuple):
+    """The newcomers of one Prepare that has left and is not answered."""
+
+    sent_at: float
+    newcomers: list[Newcomer]
+
+
+class ShardLink:
+    """The supervisor's end of one shard's handoff channel, with the newcomers on their way through it.
+
+    *pending* counts offers that the shard has not answered, sent or not.
+    """
+
+    __slots__ = (
+        "channel",
+        "committing",
+        "dirty",
+        "next_batch",
+        "offered",
+        "paused_until",
+        "pending",
+        "refusals",
+        "revoked",
+        "shard",
+        "silent",
+        "unsent",
+    )
+
+    def __init__(self, shard: int, channel: HandoffChannel) -> None:
+        self.shard = shard
+        self.channel = channel
+        self.unsent: deque[Newcomer] = deque()
+        self.offered: dict[int, Batch] = {}
+        self.next_batch = 1
+        self.pending = 0
+        self.committing: list[Newcomer] = []
+        self.revoked: list[int] = []
+        self.refusals: list[tuple[int, bytes]] = []
+        self.paused_until = 0.0
+        self.silent = False
+        self.dirty = False
+
+    @property
+    def newcomers(self) -> list[Newcomer]:
+        """Everybody on the way, in the order of offering."""
+        return [*self.committing, *self.unanswered]
+
+    @property
+    def unanswered(self) -> list[Newcomer]:
+        """Everybody whom the shard has not answered for, in the order of offering."""
+        return [*(n for batch in self.offered.values() for n in batch.newcomers), *self.unsent]
+
+    def is_late(self, now: float) -> bool:
+        """Whether a Prepare has been out for too long."""
+        oldest = next(iter(self.offered.values()), None)
+        return oldest is not None and now - oldest.sent_at > ANSWER_TIMEOUT
+
+
+class Handoffs:
+    """The links to all shards that take connections.
+
+    *reject* turns a newcomer away whom nobody can take; its slot is free by then.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        placement: Placement,
+        reject: Callable[[Newcomer, Rejection], None],
+        shards: int,
+    ) -> None:
+        self.placement = placement
+        self.accepted_total = 0
+        self._ledger = ledger
+        self._reject = reject
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[int, ShardLink] = {}
+        self._usable: list[int] = []
+        self._parked: deque[Newcomer] = deque()
+        self._dirty: list[ShardLink] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._log = get_logger()
+        # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
+        self.held = False
+
+    def __len__(self) -> int:
+        return len(self._parked) + sum(len(link.newcomers) for link in self._links.values())
+
+    # What the fleet says about shards.
+
+    def add_shard(self, shard: int, channel: HandoffChannel) -> None:
+        """Offer connections to *shard* from now on, over *channel*."""
+        self._links[shard] = ShardLink(shard, channel)
+        self._refresh()
+
+    def remove_shard(self, shard: int) -> None:
+        """Offer nothing to *shard* any more, close its channel, and offer what was on the way to others."""
+        link = self._links.pop(shard, None)
+        if link is None:
+            return
+        link.channel.close()
+        self._refresh()
+        for newcomer in link.newcomers:
+            self.offer(newcomer)
+
+    def heard_from(self, shard: int) -> None:
+        """Note that the shard's loop runs."""
+        link = self._links.get(shard)
+        if link is not None and link.silent:
+            link.silent = False
+            self._refresh()
+
+    def set_silent(self, shard: int) -> None:
+        """Pass the shard over until it is heard from again, and take back what it was offered."""
+        link = self._links.get(shard)
+        if link is not None and not link.silent:
+            link.silent = True
+            self._refresh()
+            for newcomer in self._take_back(link, link.newcomers):
+                self.offer(newcomer)
+
+    def hold(self, *, held: bool) -> None:
+        """While *held*, park every newcomer: the ledger does not know yet what living shards have."""
+        self.held = held
+        self._refresh()
+
+    # Newcomers.
+
+    def offer(self, newcomer: Newcomer) -> None:
+        """Offer *newcomer*, which has a reserved slot, to a shard; park it when none can take one now."""
+        assert newcomer.offer is not None
+        usable = self._usable
+        if newcomer.declined_by is not None:
+            usable = [shard for shard in usable if shard not in newcomer.declined_by]
+        shard = choose(self.placement, self._ledger, newcomer.offer.agent_id, usable)
+        if shard is None:
+            newcomer.shard = None
+            self._parked.append(newcomer)
+            self._start_timer()
+            return
+        newcomer.shard = shard
+        self._ledger.place(newcomer.offer.agent_id, newcomer.number, shard)
+        link = self._links[shard]
+        link.unsent.append(newcomer)
+        link.pending += 1
+        if link.pending >= self._window:
+            self._refresh()
+        self._touch(link)
+
+    def commit_found(self, shard: int, number: int) -> None:
+        """Commit a connection that a shard holds for a supervisor before this one."""
+        link = self._links[shard]
+        if not link.channel.try_send(Commit([number])):
+            self._log.warning("a found connection could not be committed", shard=shard)
+
+    def refuse_found(self, shard: int, number: int, rejection: bytes) -> None:
+        """Have a shard turn away a connection that it holds for a supervisor before this one."""
+        self._links[shard].refusals.append((number, rejection))
+        self._touch(self._links[shard])
+
+    def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
+        """Turn away everybody who is not committing; for the end."""
+        for link in self._links.values():
+            self._parked.extend(self._take_back(link, link.unanswered))
+            self._flush(link)
+        while self._parked:
+            self._turn_away(newcomer := self._parked.popleft(), rejection(newcomer))
+
+    def close(self) -> None:
+        """Close all channels; call `refuse_all` first."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self._links.values():
+            link.channel.close()
+            for newcomer in link.committing:
+                newcomer.close()
+
+    # What shards say.
+
+    def on_message(self, shard: int, message: Message) -> None:
+        """Take a shard's answer."""
+        link = self._links.get(shard)
+        if link is None:
+            return
+        if link.silent:
+            link.silent = False
+            self._refresh()
+        if not isinstance(message, Prepared | Declined):
+            return
+        # A batch that is not there was revoked: the shard learns that right behind this answer.
+        batch = link.offered.pop(message.batch, None)
+        if batch is None:
+            return
+        was_full = link.pending >= self._window
+        link.pending -= len(batch.newcomers)
+        if isinstance(message, Prepared):
+            link.committing += batch.newcomers
+            self._flush(link)
+        else:
+            self._declined(link, batch.newcomers, message.reason)
+        if was_full:
+            self._refresh()
+
+    def _declined(self, link: ShardLink, newcomers: list[Newcomer], reason: str) -> None:
+        self._log.warning("shard declined connections", shard=link.shard, reason=reason, n=len(newcomers))
+        link.paused_until = self._loop.time() + DECLINED_PAUSE
+        self._refresh()
+        self._start_timer()
+        for newcomer in newcomers:
+            newcomer.declined_by = newcomer.declined_by or set()
+            newcomer.declined_by.add(link.shard)
+            if newcomer.declined_by >= self._links.keys():
+                self._turn_away(
+                    newcomer, _overloaded(newcomer, "every shard is out of descriptors; raise the open files limit")
+                )
+            else:
+                self.offer(newcomer)
+
+    def _turn_away(self, newcomer: Newcomer, rejection: Rejection) -> None:
+        assert newcomer.offer is not None
+        self._ledger.release(newcomer.offer.agent_id, newcomer.number)
+        self._reject(newcomer, rejection)
+
+    def _take_back(self, link: ShardLink, newcomers: list[Newcomer]) -> list[Newcomer]:
+        """Revoke all that the shard has not answered, and of what is committing those in *newcomers*."""
+        taken = {newcomer.number for newcomer in newcomers}
+        link.revoked.extend(n.number for batch in link.offered.values() for n in batch.newcomers)
+        link.revoked.extend(n.number for n in link.committing if n.number in taken)
+        link.committing = [n for n in link.committing if n.number not in taken]
+        link.offered.clear()
+        link.unsent.clear()
+        link.pending = 0
+        self._touch(link)
+        return newcomers
+
+    # Sending, gathered per turn of the loop.
+
+    def _touch(self, link: ShardLink) -> None:
+        if not link.dirty:
+            link.dirty = True
+            if not self._dirty:
+                self._loop.call_soon(self._flush_dirty)
+            self._dirty.append(link)
+
+    def _flush_dirty(self) -> None:
+        links, self._dirty = self._dirty, []
+        for link in links:
+            link.dirty = False
+            self._flush(link)
+
+    def _flush(self, link: ShardLink) -> None:
+        """Send what has gathered for *link*, as far as the shard takes it; go on when it takes more."""
+        if link.channel.closed:
+            return
+        if not (self._flush_commits(link) and self._flush_revocations(link) and self._flush_offers(link)):
+            link.channel.when_writable(lambda: self._flush(link))
+
+    def _flush_commits(self, link: ShardLink) -> bool:
+        done = link.committing
+        if not done:
+            return True
+        if not link.channel.try_send(Commit([newcomer.number for newcomer in done])):
+            return False
+        link.committing = []
+        self.accepted_total += len(done)
+        for newcomer in done:
+            assert newcomer.offer is not None
+            self._ledger.commit(newcomer.offer.agent_id, newcomer.number)
+            newcomer.close()
+        return True
+
+    def _flush_revocations(self, link: ShardLink) -> bool:
+        if link.revoked:
+            if not link.channel.try_send(Revoke(link.revoked)):
+                return False
+            link.revoked = []
+        if link.refusals:
+            if not link.channel.try_send(Refuse(link.refusals)):
+                return False
+            link.refusals = []
+        return True
+
+    def _flush_offers(self, link: ShardLink) -> bool:
+        while link.unsent:
+            newcomers, offers = _next_batch(link.unsent)
+            if not link.channel.try_send(Prepare(link.next_batch, offers), [n.fd for n in newcomers]):
+                return False
+            for _ in newcomers:
+                link.unsent.popleft()
+            link.offered[link.next_batch] = Batch(self._loop.time(), newcomers)
+            link.next_batch += 1
+            self._start_timer()
+        return True
+
+    # Time.
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for link in list(self._links.values()):
+            if link.is_late(now):
+                self._log.warning(
+                    "shard does not answer, its offers go elsewhere", shard=link.shard, n=len(link.newcomers)
+                )
+                self.set_silent(link.shard)
+        self._refresh()
+        for _ in range(len(self._parked)):
+            newcomer = self._parked.popleft()
+            if newcomer.deadline <= now:
+                self._turn_away(newcomer, _overloaded(newcomer, "no shard could take the connection in time"))
+            else:
+                self._parked.append(newcomer)
+        if self._parked or any(link.newcomers or link.paused_until > now for link in self._links.values()):
+            self._start_timer()
+
+    def _refresh(self) -> None:
+        """Find out again which shards can take a connection now, and offer them those who are parked."""
+        now = self._loop.time()
+        self._usable = [
+            link.shard
+            for link in self._links.values()
+            if not self.held and not link.silent and link.paused_until <= now and link.pending < self._window
+        ]
+        for _ in range(len(self._parked) if self._usable else 0):
+            if not self._usable:
+                return
+            self.offer(self._parked.popleft())
+
+
+def _next_batch(unsent: deque[Newcomer]) -> tuple[list[Newcomer], list[Offer]]:
+    batch: list[Newcomer] = []
+    offers: list[Offer] = []
+    size = 0
+    for newcomer in unsent:
+        offer = newcomer.offer
+        assert offer is not None
+        size += len(offer.acceptance) + len(offer.metadata) + len(offer.residue) + 256
+        if batch and (size > BATCH_BYTES or len(batch) == MAX_BATCH):
+            break
+        batch.append(newcomer)
+        offers.append(offer)
+    return batch, offers
+
+
+def _overloaded(newcomer: Newcomer, message: str) -> Rejection:
+    return Rejection(ErrorCode.OVERLOADED, message, newcomer.answer_type, retry_after_ms=1000)

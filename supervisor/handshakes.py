@@ -1,0 +1,182 @@
+"""Handshakes in progress: from accept until one whole frame has been read.
+
+No transport, no stream, no task: raw non-blocking descriptors, a first read right after accept (the frame is usually
+there), and one queue ordered by age for all deadlines, since every handshake has the same time.
+
+**Caps.** A handshake whose frame is not complete yet takes one of `max_handshakes` places, and one of its peer's
+`max_handshakes_per_peer`. When there is none left, the *oldest* unfinished handshake of that peer (or of all)
+is turned away, not the newcomer: peers that connect and say nothing can then not keep out one that talks at
+once, and an agent is pushed out only by as many newer silent ones as the cap has places. Before that it gets a
+last read.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from dialout import (
+    ErrorCode,
+    NotAgentProtocol,
+    Registration,
+    Rejection,
+    parse_registration,
+    scan_first_frame,
+)
+from ipc.readiness import Readiness
+from supervisor.config.model import Config
+from supervisor.farewell import Farewell
+from supervisor.newcomer import Newcomer
+
+READ_SIZE = 4096
+"""Bytes of a first read, and so the most that can travel as residue behind a registration."""
+
+LARGEST_READ = 65536
+
+
+class Handshakes:
+    """All handshakes in progress.
+
+    *on_registered* gets each newcomer whose registration is well-formed; it is not watched any more then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        readiness: Readiness,
+        farewell: Farewell,
+        on_registered: Callable[[Newcomer, Registration], None],
+    ) -> None:
+        self.config = config
+        self._readiness = readiness
+        self._farewell = farewell
+        self._on_registered = on_registered
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, Newcomer] = {}
+        self._by_peer: dict[int | str, dict[int, Newcomer]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def begin(self, newcomer: Newcomer) -> None:
+        """Start the handshake of a connection that has just been accepted."""
+        newcomer.deadline = self._loop.time() + self.config.limits.handshake_timeout
+        newcomer.on_readable = self._read
+        self._read(newcomer)
+
+    def reject_all(self, rejection_code: ErrorCode, message: str) -> None:
+        """Turn everybody away who has not registered yet."""
+        for newcomer in list(self._waiting.values()):
+            self._reject(newcomer, rejection_code, message, retry_after_ms=1000)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _read(self, newcomer: Newcomer) -> None:
+        """Read what is there and go on with it."""
+        while True:
+            received = newcomer.received
+            missing = newcomer.wanted - len(received)
+            try:
+                data = newcomer.sock.recv(min(max(missing, READ_SIZE), LARGEST_READ))
+            except BlockingIOError:
+                if newcomer.fd not in self._waiting:
+                    self._wait(newcomer)
+                return
+            except OSError:
+                self._abandon(newcomer)
+                return
+            if not data:
+                self._reject(newcomer, ErrorCode.BAD_REGISTRATION, "the connection ended before one whole frame")
+                return
+            if received:
+                # A bytearray grows in place: one byte at a time must not copy the whole frame for each.
+                if type(received) is bytes:
+                    received = bytearray(received)
+                received += data
+            else:
+                received = data
+            newcomer.received = received
+            if len(received) >= newcomer.wanted and self._advance(newcomer):
+                return
+
+    def _advance(self, newcomer: Newcomer) -> bool:
+        """Look at what has been read; whether the handshake is over by that."""
+        try:
+            found = scan_first_frame(bytes(newcomer.received), self.config.max_registration_bytes)
+            if isinstance(found, int):
+                newcomer.wanted = len(newcomer.received) + found
+                return False
+            frame_type, payload, newcomer.residue = found
+            registration = parse_registration(frame_type, payload)
+        except Rejection as rejection:
+            self._forget(newcomer)
+            self._farewell.reject(newcomer, rejection)
+            return True
+        except NotAgentProtocol as error:
+            self._forget(newcomer)
+            self._farewell.dismiss(newcomer, error.protocol)
+            return True
+        self._forget(newcomer)
+        newcomer.received = b""
+        newcomer.registration = registration
+        self._on_registered(newcomer, registration)
+        return True
+
+    def _wait(self, newcomer: Newcomer) -> None:
+        peers = self._by_peer.get(newcomer.peer_key)
+        if peers is None:
+            peers = self._by_peer[newcomer.peer_key] = {}
+        elif len(peers) >= self.config.max_handshakes_per_peer:
+            self._push_out(next(iter(peers.values())))
+        if len(self._waiting) >= self.config.max_handshakes:
+            self._push_out(next(iter(self._waiting.values())))
+        # The last read of whoever was pushed out may have emptied the peer's record.
+        self._by_peer.setdefault(newcomer.peer_key, peers)[newcomer.fd] = newcomer
+        self._waiting[newcomer.fd] = newcomer
+        self._readiness.watch(newcomer.fd, newcomer)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.config.limits.handshake_timeout, self._expire)
+
+    def _forget(self, newcomer: Newcomer) -> None:
+        if self._waiting.pop(newcomer.fd, None) is None:
+            return
+        peers = self._by_peer[newcomer.peer_key]
+        del peers[newcomer.fd]
+        if not peers:
+            del self._by_peer[newcomer.peer_key]
+        self._readiness.forget(newcomer.fd)
+
+    def _push_out(self, oldest: Newcomer) -> None:
+        """Free the place of *oldest*, unless its frame turns out to have arrived."""
+        self._read(oldest)
+        if oldest.fd in self._waiting:
+            self._reject(
+                oldest,
+                ErrorCode.OVERLOADED,
+                "too many handshakes in progress; send the registration right after connecting",
+                retry_after_ms=1000,
+            )
+
+    def _reject(self, newcomer: Newcomer, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
+        self._forget(newcomer)
+        self._farewell.reject(
+            newcomer, Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
+        )
+
+    def _abandon(self, newcomer: Newcomer) -> None:
+        """Close a connection that its peer has reset: nobody is left to read an answer."""
+        self._forget(newcomer)
+        newcomer.close()
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            if oldest.deadline > now:
+                self._timer = self._loop.call_later(oldest.deadline - now, self._expire)
+                return
+            seconds = self.config.limits.handshake_timeout
+            self._reject(
+                oldest, ErrorCode.TIMEOUT, f"no complete registration within {seconds:g} s", retry_after_ms=1000
+            )

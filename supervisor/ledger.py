@@ -1,0 +1,241 @@
+"""The ledger: who owns which slot on which shard, and nothing else.
+
+The supervisor alone admits, so that checking the limit and reserving the slot are one step of one process. A slot is
+*reserved* from then until its commit has left for the shard, and *live* until the shard reports the connection gone::
+
+    reserve ──► place ──► commit ──► release
+       │          │ ▲
+       │          └─┘ another shard, when this one did not take it
+       └──────► release   (refused, or the agent went away)
+
+Invariant: at no instant does an agent own more slots than the limit allowed when the newest was reserved; live
+connections are slots, so an agent never has more accepted connections either. What the supervisor *believes* can only
+be too much, never too little: a slot is freed when the connection is known to be gone, and a shard's full snapshot
+(`reconcile`) replaces belief whenever there is a doubt.
+
+No clock, no socket: tests drive it through every interleaving.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+
+class LimitReached(Exception):
+    """The agent owns as many slots as it may."""
+
+
+class Slot(NamedTuple):
+    """Where one connection is; *shard* is None while no shard has been chosen."""
+
+    shard: int | None
+    live: bool
+
+
+class _Agent:
+    """The slots of one agent. An agent without slots has no record."""
+
+    __slots__ = ("by_shard", "slots")
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Slot] = {}
+        # Kept once there is a second slot: most agents have one connection, and 100,000 dictionaries weigh.
+        self.by_shard: dict[int, int] | None = None
+
+    def count_on(self, shard: int) -> int:
+        if self.by_shard is None:
+            return sum(slot.shard == shard for slot in self.slots.values())
+        return self.by_shard.get(shard, 0)
+
+    def shift(self, shard: int | None, by: int) -> None:
+        if shard is not None and self.by_shard is not None:
+            self.by_shard[shard] = self.by_shard.get(shard, 0) + by
+
+    def count_from_now_on(self) -> None:
+        self.by_shard = {}
+        for slot in self.slots.values():
+            self.shift(slot.shard, 1)
+
+
+class Ledger:
+    """Slots of all agents; *limit* may be changed at any time and holds for reservations from then on.
+
+    Numbers are drawn upwards from *first_number* and never drawn twice.
+    """
+
+    def __init__(self, limit: int, first_number: int = 1) -> None:
+        self.limit = limit
+        self.next_number = first_number
+        self._agents: dict[str, _Agent] = {}
+        self._load: dict[int, int] = {}
+        self._interned: dict[tuple[int | None, bool], Slot] = {}
+        self.live_total = 0
+        self.reserved_total = 0
+
+    def count(self, agent_id: str) -> int:
+        """Slots of the agent, reserved and live."""
+        agent = self._agents.get(agent_id)
+        return 0 if agent is None else len(agent.slots)
+
+    def load(self, shard: int) -> int:
+        """Slots on the shard, reserved and live, of all agents."""
+        return self._load.get(shard, 0)
+
+    def count_on(self, agent_id: str, shard: int) -> int:
+        """Slots of the agent on the shard, reserved and live."""
+        agent = self._agents.get(agent_id)
+        return 0 if agent is None else agent.count_on(shard)
+
+    def live_shards(self, agent_id: str) -> set[int]:
+        """The shards that hold live connections of the agent: those to ask whether they still do."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return set()
+        return {slot.shard for slot in agent.slots.values() if slot.live and slot.shard is not None}
+
+    def reserved(self, agent_id: str) -> bool:
+        """Whether the agent owns a slot that is not live yet."""
+        agent = self._agents.get(agent_id)
+        return agent is not None and any(not slot.live for slot in agent.slots.values())
+
+    def live_numbers(self, shard: int) -> set[tuple[int, str]]:
+        """The live connections on the shard, as pairs of number and agent id."""
+        return {
+            (number, agent_id)
+            for agent_id, agent in self._agents.items()
+            for number, slot in agent.slots.items()
+            if slot.live and slot.shard == shard
+        }
+
+    def reserve(self, agent_id: str) -> int:
+        """Reserve a slot and return its number; `LimitReached` when the agent owns all it may."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            if self.limit < 1:
+                raise LimitReached
+            agent = self._agents[agent_id] = _Agent()
+        elif len(agent.slots) >= self.limit:
+            raise LimitReached
+        number = self.next_number
+        self.next_number = number + 1
+        self._put(agent, number, None, live=False)
+        return number
+
+    def place(self, agent_id: str, number: int, shard: int) -> None:
+        """Count a reserved slot on *shard* from now on, wherever it was before."""
+        agent = self._agents[agent_id]
+        slot = agent.slots[number]
+        if slot.live:
+            raise ValueError(f"{agent_id}-conn-{number} is live and cannot be placed")
+        self._move(agent, number, slot, self._slot(shard, live=False))
+
+    def commit(self, agent_id: str, number: int) -> None:
+        """Make a placed slot live."""
+        agent = self._agents[agent_id]
+        slot = agent.slots[number]
+        if slot.shard is None or slot.live:
+            raise ValueError(f"{agent_id}-conn-{number} is {slot} and cannot be committed")
+        agent.slots[number] = self._slot(slot.shard, live=True)
+        self.reserved_total -= 1
+        self.live_total += 1
+
+    def release(self, agent_id: str, number: int) -> bool:
+        """Free a slot; False when it is free already, so that hearing of a close twice does no harm."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return False
+        slot = agent.slots.pop(number, None)
+        if slot is None:
+            return False
+        self._count(agent, slot, -1)
+        if not agent.slots:
+            del self._agents[agent_id]
+        return True
+
+    def release_live(self, agent_id: str, number: int, shard: int) -> bool:
+        """Free a slot that *shard* says is gone; False when it is not a live one of that shard."""
+        agent = self._agents.get(agent_id)
+        slot = None if agent is None else agent.slots.get(number)
+        if slot is None or not slot.live or slot.shard != shard:
+            return False
+        return self.release(agent_id, number)
+
+    def adopt(self, agent_id: str, number: int, shard: int) -> None:
+        """Count a connection that a shard holds and the ledger did not know, limit or no limit: it is there."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            agent = self._agents[agent_id] = _Agent()
+        if number in agent.slots:
+            raise ValueError(f"{agent_id}-conn-{number} is known already")
+        self._put(agent, number, shard, live=True)
+        self.next_number = max(self.next_number, number + 1)
+
+    def reconcile(self, shard: int, believed: Iterable[tuple[int, str]], held: Iterable[tuple[int, str]]) -> int:
+        """Replace what was believed of *shard* by what it says it holds; returns how many slots changed.
+
+        *believed* are the live connections of the shard when the snapshot was **asked for**: one that became live
+        later may be missing from the snapshot and exist nevertheless.
+        """
+        held = set(held)
+        changed = 0
+        for number, agent_id in believed:
+            if (number, agent_id) not in held:
+                changed += self.release_live(agent_id, number, shard)
+        for number, agent_id in held:
+            agent = self._agents.get(agent_id)
+            if agent is None or number not in agent.slots:
+                self.adopt(agent_id, number, shard)
+                changed += 1
+        return changed
+
+    def drop_shard(self, shard: int) -> int:
+        """Free every live slot of a shard whose process has ended; returns how many."""
+        gone = self.live_numbers(shard)
+        for number, agent_id in gone:
+            self.release(agent_id, number)
+        return len(gone)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless every count agrees with the slots that it counts."""
+        slots = [(agent_id, number, slot) for agent_id, number, slot in self._all()]
+        assert len({number for _, number, _ in slots}) == len(slots), "a number was drawn twice"
+        assert all(number < self.next_number for _, number, _ in slots)
+        assert self.live_total == sum(slot.live for *_, slot in slots)
+        assert self.reserved_total == len(slots) - self.live_total
+        assert all(agent.slots for agent in self._agents.values()), "an agent without slots was kept"
+        assert all(slot.shard is not None for *_, slot in slots if slot.live)
+        for shard in {*self._load, *(slot.shard for *_, slot in slots if slot.shard is not None)}:
+            assert self.load(shard) == sum(slot.shard == shard for *_, slot in slots)
+            for agent_id, agent in self._agents.items():
+                on_shard = sum(slot.shard == shard for slot in agent.slots.values())
+                assert self.count_on(agent_id, shard) == on_shard
+
+    def _all(self) -> Iterator[tuple[str, int, Slot]]:
+        for agent_id, agent in self._agents.items():
+            for number, slot in agent.slots.items():
+                yield agent_id, number, slot
+
+    def _slot(self, shard: int | None, *, live: bool) -> Slot:
+        slot = self._interned.get((shard, live))
+        if slot is None:
+            slot = self._interned[shard, live] = Slot(shard, live)
+        return slot
+
+    def _put(self, agent: _Agent, number: int, shard: int | None, *, live: bool) -> None:
+        if agent.by_shard is None and agent.slots:
+            agent.count_from_now_on()
+        slot = agent.slots[number] = self._slot(shard, live=live)
+        self._count(agent, slot, 1)
+
+    def _move(self, agent: _Agent, number: int, before: Slot, after: Slot) -> None:
+        self._count(agent, before, -1)
+        agent.slots[number] = after
+        self._count(agent, after, 1)
+
+    def _count(self, agent: _Agent, slot: Slot, by: int) -> None:
+        agent.shift(slot.shard, by)
+        if slot.shard is not None:
+            self._load[slot.shard] = self._load.get(slot.shard, 0) + by
+        if slot.live:
+            self.live_total += by
+        else:
+            self.reserved_total += by

@@ -1,0 +1,41 @@
+"""Who may register: token, allowlist, uid. Pure; the limit is the ledger's."""
+
+from dialout import ErrorCode, Registration, Rejection
+from supervisor.config.model import Config
+from supervisor.config.patterns import AgentPatterns
+from supervisor.config.tokens import TokenTable, load_tokens
+
+
+class Policy:
+    """The rules of one configuration, ready to be asked for each registration.
+
+    Reads the token files of *config*; ConfigError when one of them cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        limits = config.limits
+        self._tokens = TokenTable(load_tokens(config)) if limits.require_auth else None
+        self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
+        self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
+
+    def check(self, registration: Registration, uid: int | None) -> None:
+        """Raise Rejection when the agent may not register; *uid* is that of a Unix socket's peer.
+
+        The token comes before the allowlist, so that nobody without one can find out which ids exist.
+        """
+        if self._tokens is not None and not self._tokens.check(registration.agent_id, registration.auth_token):
+            raise Rejection(
+                ErrorCode.AUTH_FAILED,
+                "authentication failed: the token is missing, or not one for this agent id",
+                registration.answer_type,
+            )
+        if self._allowed is not None and not self._allowed.matches(registration.agent_id):
+            raise Rejection(
+                ErrorCode.NOT_ALLOWED,
+                "not allowed: the agent id is not in allowed-agents",
+                registration.answer_type,
+            )
+        if self._uids is not None and uid is not None and uid not in self._uids:
+            raise Rejection(
+                ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", registration.answer_type
+            )

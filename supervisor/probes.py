@@ -1,0 +1,112 @@
+"""Probe rounds: before an agent is refused for the limit, its connections are looked at.
+
+An agent that has closed a connection can register again at once, even when the close has not been reported yet. So a
+registration over the limit waits while the shards that hold the agent's connections look for those that are gone; they
+report these first and answer the probe after, over the same ordered pipe.
+
+One round is in flight for each agent, however many registrations wait. A round decides only those that came *before*
+it was sent: it may have looked at a connection before the close that a later newcomer relies on. They get the next one.
+
+Pure: the clock comes in as an argument.
+"""
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Waiter = TypeVar("Waiter")
+
+
+@dataclass(slots=True)
+class Round(Generic[Waiter]):
+    """One probe of one agent: who waits for it, and once it is *asked*, the shards that have not answered."""
+
+    probe: int
+    agent_id: str
+    deadline: float
+    waiters: list[Waiter]
+    asked: bool = False
+    shards: set[int] = field(default_factory=set)
+
+
+class ProbeBook(Generic[Waiter]):
+    """The rounds in flight and the registrations that wait for a later one."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._rounds: dict[int, Round[Waiter]] = {}
+        self._by_agent: dict[str, Round[Waiter]] = {}
+        self._later: dict[str, list[Waiter]] = {}
+        self._next_probe = 1
+
+    def __len__(self) -> int:
+        return sum(len(r.waiters) for r in self._rounds.values()) + sum(map(len, self._later.values()))
+
+    def wait(self, agent_id: str, waiter: Waiter, now: float) -> Round[Waiter] | None:
+        """Let *waiter* wait; a new round that is to be asked, or None when it waits with others."""
+        current = self._by_agent.get(agent_id)
+        if current is None:
+            return self._open(agent_id, [waiter], now)
+        if current.asked:
+            self._later.setdefault(agent_id, []).append(waiter)
+        else:
+            current.waiters.append(waiter)
+        return None
+
+    def ask(self, current: Round[Waiter], shards: set[int]) -> bool:
+        """Note that *shards* are asked now; True when that are none, and the round is over."""
+        current.asked = True
+        current.shards = set(shards)
+        if not shards:
+            self._close(current)
+        return not shards
+
+    def answered(self, probe: int, shard: int) -> Round[Waiter] | None:
+        """Note a shard's answer; the round when it is over by that."""
+        current = self._rounds.get(probe)
+        if current is None or not current.asked:
+            return None
+        current.shards.discard(shard)
+        if current.shards:
+            return None
+        self._close(current)
+        return current
+
+    def shard_gone(self, shard: int) -> list[Round[Waiter]]:
+        """Expect no more answers from a shard; the rounds that are over by that."""
+        answered = (self.answered(probe, shard) for probe in list(self._rounds))
+        return [current for current in answered if current is not None]
+
+    def expired(self, now: float) -> list[Round[Waiter]]:
+        """The rounds that took too long; they are over and decided on what is known."""
+        late = [current for current in self._rounds.values() if current.deadline <= now]
+        for current in late:
+            self._close(current)
+        return late
+
+    def is_open(self, current: Round[Waiter]) -> bool:
+        """Whether *current* is not over."""
+        return current.probe in self._rounds
+
+    def next_round(self, agent_id: str, now: float) -> Round[Waiter] | None:
+        """The round for those who came while the last one was in flight; None when nobody did."""
+        waiters = self._later.pop(agent_id, None)
+        return None if waiters is None else self._open(agent_id, waiters, now)
+
+    def take_all(self) -> list[Waiter]:
+        """Everybody who waits; the book is empty after that."""
+        waiters = [w for current in self._rounds.values() for w in current.waiters]
+        waiters += [w for later in self._later.values() for w in later]
+        self._rounds.clear()
+        self._by_agent.clear()
+        self._later.clear()
+        return waiters
+
+    def _open(self, agent_id: str, waiters: list[Waiter], now: float) -> Round[Waiter]:
+        opened = Round(self._next_probe, agent_id, now + self._timeout, waiters)
+        self._next_probe += 1
+        self._rounds[opened.probe] = self._by_agent[agent_id] = opened
+        return opened
+
+    def _close(self, current: Round[Waiter]) -> None:
+        del self._rounds[current.probe]
+        del self._by_agent[current.agent_id]
