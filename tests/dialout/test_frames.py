@@ -108,6 +108,14 @@ def test_decoder_refuses_frame_above_its_own_limit_and_takes_one_at_it() -> None
 
 
 @pytest.mark.parametrize("bad", [b"\x00\x00\x00\x00", b"\x01\x00\x00\x01"])
+@pytest.mark.parametrize("behind", [b"", b"\x20", FRAME])
+def test_decoder_refuses_bad_length_whatever_stands_behind_it(bad: bytes, behind: bytes) -> None:
+    with pytest.raises(FrameError) as raised:
+        FrameDecoder().feed(FRAME + bad + behind)
+    assert raised.value.frames == [(0x20, b"{}")]
+
+
+@pytest.mark.parametrize("bad", [b"\x00\x00\x00\x00", b"\x01\x00\x00\x01"])
 @pytest.mark.parametrize("first", [b"", b"\x00"])
 def test_decoder_takes_nothing_more_after_error(first: bytes, bad: bytes) -> None:
     decoder = FrameDecoder()

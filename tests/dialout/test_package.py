@@ -1,8 +1,11 @@
 """What the package offers, and what it leans on."""
 
 # ruff: noqa: D103  (the names of tests are sentences already)
+import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import dialout
@@ -37,3 +40,28 @@ def test_error_tree_in_docstring_is_the_real_one() -> None:
         errors.OversizedFrame,
         errors.TruncatedFrame,
     ]
+
+
+def test_examples_of_readme_register_with_each_other() -> None:
+    readme = (Path(dialout.__file__).parent / "README.md").read_text()
+    agent, listener = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    seen: dict[str, dict[str, object]] = {}
+
+    def play(side: str, program: str, sock: socket.socket) -> None:
+        names = seen[side] = {"sock": sock}
+        with sock:
+            sock.settimeout(10)
+            exec(program, names)
+
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=play, args=("listener", listener, theirs))
+    thread.start()
+    play("agent", agent, ours)
+    thread.join(10)
+    answer, registration = seen["agent"]["answer"], seen["listener"]["registration"]
+    assert isinstance(answer, dialout.RegistrationResponse)
+    assert isinstance(registration, dialout.Registration)
+    assert answer.accepted
+    assert answer.assigned_id == "waf-worker-3-conn-1"
+    assert registration.auth_token == "secret-token"
+    assert registration.capabilities.max_concurrent == 100

@@ -332,7 +332,9 @@ def test_proxy_that_says_hello_is_told_so(hello: dict[str, object]) -> None:
     rejection = refusal(0x01, json.dumps(hello).encode())
     assert "proxy's handshake" in rejection.message
     assert rejection.answer_type == 0x02
-    # An agent may call itself what it likes.
+    # A proxy's hello has type 0x01 and no agent_id; anything else is an agent.
+    with pytest.raises(Rejection, match="agent_id is missing"):
+        register(0x03, "agent_id", client_name="x")
     assert register(0x01, client_name="x").agent_id == "waf-1"
 
 
