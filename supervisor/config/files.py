@@ -39,7 +39,7 @@ def read_text(path: str, *, refuse_world_writable: bool = False) -> str:
     finally:
         os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
-        raise refuse(f"is larger than {MAX_FILE_BYTES:,} bytes")
+        raise refuse(f"is larger than {MAX_FILE_BYTES} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,11 +8,14 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.errors import Problem
+from supervisor.config.errors import Problem, quoted
+from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 
 BLOCK = "reverse-listener"
 # sun_path is 108 bytes with the closing NUL: unix(7).
 MAX_UNIX_PATH = 107
+# Each registration looks at each of them.
+MAX_AGENT_CONFIG_RULES = 256
 
 
 class Placement(StrEnum):
@@ -135,7 +138,7 @@ def validate(config: Config) -> list[Problem]:
     for node, value, low, high in ranges:
         if not low <= value <= high:
             above = "the value of max-handshakes" if node == "max-handshakes-per-peer" else None
-            report(node, f"expected {low:,} to {high:,}, got {value:,}", above and f"{high:,} is {above}")
+            report(node, f"expected {low} to {high}, got {value}", above and f"{high} is {above}")
     if not 0.01 <= limits.handshake_timeout <= 600:
         got = format_duration(limits.handshake_timeout)
         report("handshake-timeout", f'expected "10ms" to "10m", got "{got}"')
@@ -154,6 +157,17 @@ def validate(config: Config) -> list[Problem]:
             "allowed-agents",
             "an empty list would refuse every agent",
             "name the agents, or leave the node out to allow all",
+        )
+    rules = [(rule.patterns, rule.config) for rule in config.agent_config]
+    if len(rules) > MAX_AGENT_CONFIG_RULES:
+        report("agent-config", f"{len(rules)} blocks are too many: there may be {MAX_AGENT_CONFIG_RULES}")
+    elif (large := oversized(rules)) is not None:
+        group, size = large
+        names = " and ".join(dict.fromkeys(quoted(" ".join(rules[i][0])) for i in group[:3]))
+        more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+        report(
+            "agent-config",
+            f"an agent may be sent {MAX_CONFIG_BYTES} bytes of JSON, {names}{more} can add up to {size}",
         )
     if limits.require_auth and not (config.tokens or config.token_files):
         report(

@@ -108,7 +108,7 @@ def test_token_file_is_refused_when_it_is_no_readable_text_file(tmp_path: Path) 
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     big = write(tmp_path, "#" * (1024 * 1024 + 1))
-    assert "larger than 1,048,576 bytes" in problems_of(big)[0][1]
+    assert "larger than 1048576 bytes" in problems_of(big)[0][1]
     assert "No such file" in problems_of(tmp_path / "absent")[0][1]
     assert "is a directory" in problems_of(tmp_path)[0][1]
     assert "not a regular file" in problems_of(fifo)[0][1]

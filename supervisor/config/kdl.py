@@ -1,0 +1,331 @@
+"""Reading the `reverse-listener` block of a KDL file, its own or that of a whole proxy.
+
+Other top-level blocks are the proxy's and are ignored, unless their name looks like a misspelt
+`reverse-listener`. Inside the block, unknown and repeated nodes are errors: a misspelt limit that is
+silently ignored would be found out only by whoever it should have kept out.
+
+Relative paths count from the folder of the file, so that a configuration means the same from everywhere.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+import msgspec
+
+from supervisor.config import values
+from supervisor.config.document import Document, Node, Scalar, read_document
+from supervisor.config.errors import ConfigError, Problem, printable, quoted
+from supervisor.config.files import MAX_FILE_BYTES, read_text
+from supervisor.config.jsonlike import step, to_object
+from supervisor.config.model import (
+    BLOCK,
+    AgentConfigRule,
+    Config,
+    ReverseConnectionConfig,
+    Token,
+    validate,
+)
+from supervisor.config.options import override, rename
+from supervisor.config.tokens import load_tokens, parse_digest
+from supervisor.config.values import BadValue
+
+T = TypeVar("T")
+Convert = Callable[[object], T]
+
+# node -> field of Config, conversion of its one value
+_SINGLE: dict[str, tuple[str, Convert[Any]]] = {
+    "path": ("path", values.text),
+    "socket-mode": ("socket_mode", values.octal_mode),
+    "socket-owner": ("socket_owner", values.owner),
+    "socket-group": ("socket_group", values.owner),
+    "max-connections-per-agent": ("max_connections_per_agent", values.integer),
+    "handshake-timeout": ("handshake_timeout", values.duration),
+    "max-registration-bytes": ("max_registration_bytes", values.integer),
+    "max-handshakes": ("max_handshakes", values.integer),
+    "max-handshakes-per-peer": ("max_handshakes_per_peer", values.integer),
+    "require-auth": ("require_auth", values.boolean),
+    "shards": ("shards", values.integer),
+    "placement": ("placement", values.placement),
+    "runtime-dir": ("runtime_dir", values.text),
+}
+# node -> field of Config, conversion of each of its values
+_SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
+    "tcp-address": ("tcp_addresses", values.tcp_address),
+    "allowed-agents": ("allowed_agents", values.pattern),
+    "allow-uid": ("allow_uids", values.unix_id),
+}
+_BLOCKS = ("auth", "agent-config")
+_KNOWN = (*_SINGLE, *_SEVERAL, *_BLOCKS)
+_IN_AUTH = ("token", "token-file")
+_LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
+_PATHS = ("path", "runtime_dir")
+
+
+def load_config(path: str | os.PathLike[str], options: Mapping[str, object] | None = None) -> Config:
+    """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
+
+    `options` of the command line (see `options.apply_options`) take the place of what the file says before
+    it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
+    themselves are not kept: `tokens.load_tokens` reads them when they are needed.
+    """
+    source = os.fspath(path)
+    reader = _Reader(source, _parse(read_text(source), source))
+    config, problems = reader.read(options or {})
+    try:
+        load_tokens(config)
+    except ConfigError as error:
+        for problem in error.problems:
+            if problem.file != source:
+                problems.append(problem)
+            elif not problems:
+                # All token files are empty. With other problems, this one may come of them.
+                problems += reader.placed(rename([problem], options or {}))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Parse and check a text; `source` names it in errors, and its folder is what relative paths count from.
+
+    Raises ConfigError with every problem that the text has. Touches no file.
+    """
+    config, problems = _Reader(source, _parse(text, source)).read({})
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _parse(text: str, source: str) -> Document:
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError([Problem(source, None, "", f"is larger than {MAX_FILE_BYTES} bytes")])
+    return read_document(text, source)
+
+
+class _Reader:
+    """Collects the values of one block, and every problem on the way."""
+
+    def __init__(self, source: str, document: Document) -> None:
+        self.source = source
+        self.document = document
+        self.problems: list[Problem] = []
+        self.lines: dict[str, int | None] = {}
+        self.fields: dict[str, Any] = {"source": source}
+        self.tokens: list[Token] = []
+        self.token_files: list[str] = []
+        self.rules: list[AgentConfigRule] = []
+
+    def report(self, node: Node, where: str, message: str, hint: str | None = None) -> None:
+        self.problems.append(Problem(self.source, node.line, where, message, hint))
+
+    # The block among the proxy's own.
+
+    def find_block(self) -> Node:
+        """Return the one block that is ours. Raises ConfigError when that cannot be told."""
+        found = [node for node in self.document.nodes if node.name == BLOCK]
+        for node in self.document.nodes:
+            if node.name != BLOCK and _looks_like_block(node.name):
+                self.report(node, "", f"unknown block {quoted(node.name)}", f'did you mean "{BLOCK}"?')
+        for node in found[1:]:
+            self.report(node, BLOCK, f"there is a block already{_on_line(found[0])}", "join the two")
+        if not found and not self.problems:
+            hint = f'write {BLOCK} {{ path "/run/shardgate/agents.sock" }}'
+            self.problems.append(Problem(self.source, None, "", f"there is no {BLOCK} block", hint))
+        if not found or len(found) > 1:
+            raise ConfigError(self.problems)
+        return found[0]
+
+    # The nodes of the block.
+
+    def read(self, options: Mapping[str, object]) -> tuple[Config, list[Problem]]:
+        """Read all nodes, set the options over them, and check what they say together."""
+        block = self.find_block()
+        if block.args or block.properties:
+            self.report(block, BLOCK, "takes no values of its own", "write each as a node between { and }")
+        self.check_annotations(block, BLOCK)
+        self.lines[BLOCK] = block.line
+        self.read_nodes(block, BLOCK, _KNOWN, ("agent-config",), self.read_node)
+        config, problems = override(self.build(), options)
+        # One mistake, one problem: where tokens could not be read there is none, of course.
+        tokens_broken = any(" > auth" in problem.where for problem in self.problems)
+        found = [p for p in validate(config) if not (tokens_broken and p.where.endswith("> require-auth"))]
+        self.problems += self.placed(rename(found, options))
+        self.problems.sort(key=lambda problem: problem.line or 0)
+        return config, self.problems + problems
+
+    def placed(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Add the lines to problems that name nodes: those of the first such node."""
+        return [
+            problem
+            if problem.file is None
+            else msgspec.structs.replace(problem, line=self.lines.get(problem.where, self.lines[BLOCK]))
+            for problem in problems
+        ]
+
+    def read_nodes(
+        self,
+        block: Node,
+        where: str,
+        known: tuple[str, ...],
+        repeatable: tuple[str, ...],
+        read: Callable[[Node, str], None],
+    ) -> None:
+        """Call `read` for each node of a block that is known and not there for the second time."""
+        seen: dict[str, Node] = {}
+        for node in block.children:
+            path = step(where, node)
+            if node.name not in known:
+                self.report(node, path, "unknown node", _meant(node.name, known))
+            elif node.name in seen and node.name not in repeatable:
+                hint = "put all values into one node" if node.name in _SEVERAL else "remove one of the two"
+                self.report(node, path, f"is there already{_on_line(seen[node.name])}", hint)
+            else:
+                seen.setdefault(node.name, node)
+                self.lines.setdefault(path, node.line)
+                read(node, path)
+
+    def read_node(self, node: Node, where: str) -> None:
+        if node.name in _SINGLE:
+            field, convert = _SINGLE[node.name]
+            self.check_plain(node, where)
+            if len(node.args) != 1:
+                self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+            else:
+                self.store(field, self.converted(node, where, convert, node.args))
+        elif node.name in _SEVERAL:
+            field, convert = _SEVERAL[node.name]
+            self.check_plain(node, where)
+            # An empty list of agents has an error of its own, which tells what it would do.
+            if not node.args and field != "allowed_agents":
+                self.report(node, where, "expected at least one value, got none")
+            else:
+                got = self.converted(node, where, convert, node.args)
+                self.fields.update({field: got} if got is not None else {})
+        elif node.name == "auth":
+            if node.args or node.properties:
+                self.report(node, where, "takes no values of its own", "write token or token-file between { and }")
+            self.check_annotations(node, where)
+            self.read_nodes(node, where, _IN_AUTH, _IN_AUTH, self.read_auth)
+        else:
+            self.read_agent_config(node, where)
+
+    def read_auth(self, node: Node, where: str) -> None:
+        """Read a token or a token file. Messages never show what stands where a digest should be."""
+        if node.name == "token-file":
+            self.check_plain(node, where)
+            if not node.args:
+                self.report(node, where, "expected at least one file, got none")
+            self.token_files += map(self.resolved, self.converted(node, where, values.text, node.args) or ())
+            return
+        how = 'write token "PATTERN" sha256="…"; "shardgate token" prints such a line'
+        self.check_annotations(node, where)
+        if node.children:
+            self.report(node, where, "takes no block", how)
+        unknown = [name for name in node.properties if name != "sha256"]
+        digest = node.properties.get("sha256")
+        if unknown:
+            self.report(node, where, f"unknown property {quoted(unknown[0])}", how)
+        elif digest is None:
+            self.report(node, where, 'has no sha256="…"', how)
+        elif not node.args:
+            self.report(node, where, "expected at least one pattern of agent ids, got none", how)
+        else:
+            patterns = self.converted(node, where, values.pattern, node.args)
+            try:
+                parsed = parse_digest(digest if isinstance(digest, str) else "")
+            except ValueError as error:
+                self.report(node, where, str(error), how)
+            else:
+                self.tokens += [Token(patterns, parsed)] if patterns is not None else []
+
+    def read_agent_config(self, node: Node, where: str) -> None:
+        if not node.args:
+            self.report(
+                node,
+                where,
+                "expected at least one pattern of agent ids, got none",
+                'agent-config "*" { … } is for every agent',
+            )
+        patterns = self.converted(node, where, values.pattern, node.args)
+        if node.annotation is not None:
+            self.report(node, where, "takes no type annotation")
+        content = to_object(node, where, self.report)
+        if patterns:
+            self.rules.append(AgentConfigRule(patterns, content))
+
+    # What all of them need.
+
+    def check_plain(self, node: Node, where: str) -> None:
+        """Report properties, blocks and type annotations, where only values are expected."""
+        if node.properties:
+            name = printable(next(iter(node.properties))[:40])
+            self.report(
+                node, where, f'takes no properties, got "{name}"', "write the value alone, without a name and ="
+            )
+        if node.children:
+            self.report(node, where, "takes no block", "write the value behind the name, without braces")
+        self.check_annotations(node, where)
+
+    def check_annotations(self, node: Node, where: str) -> None:
+        if node.annotation is not None or node.annotated:
+            self.report(node, where, "takes no type annotation")
+
+    def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
+        """Convert all values; None when one of them is bad, after all that are bad have been reported."""
+        result: list[T] = []
+        good = True
+        for value in args:
+            try:
+                result.append(convert(value))
+            except BadValue as error:
+                good = False
+                hint = error.hint
+                if hint is not None and self.document.kdl2 and convert is values.boolean:
+                    hint = hint.replace(" true", " #true").replace(" false", " #false")
+                self.report(node, where, error.message, hint)
+        return tuple(result) if good else None
+
+    def store(self, field: str, got: tuple[Any, ...] | None) -> None:
+        if got is not None:
+            self.fields[field] = self.resolved(got[0]) if field in _PATHS else got[0]
+
+    def resolved(self, path: str) -> str:
+        """Take a relative path as one from the folder of the file."""
+        return str(PurePath(self.source).parent / path)
+
+    def build(self) -> Config:
+        """Make the configuration of what could be read, with defaults for the rest."""
+        fields = {name: value for name, value in self.fields.items() if name not in _LIMITS}
+        limits = {name: value for name, value in self.fields.items() if name in _LIMITS}
+        total = fields.get("max_handshakes", Config().max_handshakes)
+        # Whoever lowers the total alone does not have to know that there is a limit per peer.
+        fields.setdefault("max_handshakes_per_peer", max(1, min(Config().max_handshakes_per_peer, total)))
+        return Config(
+            **fields,
+            limits=ReverseConnectionConfig(**limits),
+            tokens=tuple(self.tokens),
+            token_files=tuple(self.token_files),
+            agent_config=tuple(self.rules),
+        )
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str | None:
+    """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
+    if name in _KNOWN:
+        return f"it belongs directly into {BLOCK}"
+    if name in _IN_AUTH:
+        return f"it belongs into {BLOCK} > auth"
+    found = values.closest(name, known)
+    return f'did you mean "{found}"?' if found else None
+
+
+def _looks_like_block(name: str) -> bool:
+    plain = name[:64].lower().replace("_", "-")
+    return difflib.SequenceMatcher(None, plain, BLOCK).ratio() >= 0.8
+
+
+def _on_line(node: Node) -> str:
+    return "" if node.line is None else f", on line {node.line}"

@@ -1,0 +1,113 @@
+"""Options of the command line on top of a configuration, under the same rules and with the same errors."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from supervisor.config import values
+from supervisor.config.errors import ConfigError, Problem
+from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, validate
+from supervisor.config.values import BadValue
+
+
+class _Option(msgspec.Struct, frozen=True):
+    """An option: the field that it sets, the node it stands for, and whether it takes several values."""
+
+    field: str
+    node: str
+    convert: Callable[[object], Any]
+    several: bool = False
+
+
+# Names as click makes them of `--max-handshakes`; some have more than one.
+OPTIONS: dict[str, _Option] = {
+    "uds": _Option("path", "path", values.text),
+    "path": _Option("path", "path", values.text),
+    "socket_mode": _Option("socket_mode", "socket-mode", values.octal_mode),
+    "socket_owner": _Option("socket_owner", "socket-owner", values.owner),
+    "socket_group": _Option("socket_group", "socket-group", values.owner),
+    "tcp": _Option("tcp_addresses", "tcp-address", values.tcp_address, several=True),
+    "tcp_address": _Option("tcp_addresses", "tcp-address", values.tcp_address, several=True),
+    "tcp_addresses": _Option("tcp_addresses", "tcp-address", values.tcp_address, several=True),
+    "max_connections_per_agent": _Option("max_connections_per_agent", "max-connections-per-agent", values.integer),
+    "handshake_timeout": _Option("handshake_timeout", "handshake-timeout", values.duration),
+    "max_registration_bytes": _Option("max_registration_bytes", "max-registration-bytes", values.integer),
+    "max_handshakes": _Option("max_handshakes", "max-handshakes", values.integer),
+    "max_handshakes_per_peer": _Option("max_handshakes_per_peer", "max-handshakes-per-peer", values.integer),
+    "require_auth": _Option("require_auth", "require-auth", values.boolean),
+    "allowed_agents": _Option("allowed_agents", "allowed-agents", values.pattern, several=True),
+    "allow_uid": _Option("allow_uids", "allow-uid", values.unix_id, several=True),
+    "token_file": _Option("token_files", "auth > token-file", values.text, several=True),
+    "shards": _Option("shards", "shards", values.integer),
+    "placement": _Option("placement", "placement", values.placement),
+    "runtime_dir": _Option("runtime_dir", "runtime-dir", values.text),
+}
+
+
+def apply_options(config: Config, options: Mapping[str, object]) -> Config:
+    """Return `config` with the given options in place of its own values. Raises ConfigError.
+
+    None and an empty tuple mean that an option was not given. Values are spelled as in a file (`"10s"`,
+    `"0660"`), numbers and flags are numbers and flags; an option with several values takes a sequence or
+    one string, in which commas separate. It replaces the whole list of the file; `token_file` replaces the
+    token files, and tokens written in the file stay. Relative paths are left as they are: they count from
+    the current directory. An unknown name is a mistake of the caller: TypeError.
+    """
+    changed, problems = override(config, options)
+    problems += rename(validate(changed), options)
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def override(config: Config, options: Mapping[str, object]) -> tuple[Config, list[Problem]]:
+    """Set what the options say, without looking at what the values say together; bad ones are left out."""
+    problems: list[Problem] = []
+    fields: dict[str, Any] = {}
+    for name, value in _given(options).items():
+        option = OPTIONS[name]
+        for part in _parts(value) if option.several else [value]:
+            try:
+                converted = option.convert(part)
+            except BadValue as error:
+                problems.append(Problem(None, None, _spelled(name), error.message, error.hint))
+                continue
+            fields[option.field] = (*fields.get(option.field, ()), converted) if option.several else converted
+    limits = {key: fields.pop(key) for key in ReverseConnectionConfig.__struct_fields__ if key in fields}
+    default = Config().max_handshakes_per_peer
+    if config.max_handshakes_per_peer == default > fields.get("max_handshakes", default) >= 1:
+        # Whoever lowers the total alone does not have to know that there is a limit per peer.
+        fields.setdefault("max_handshakes_per_peer", fields["max_handshakes"])
+    limits_ = msgspec.structs.replace(config.limits, **limits)
+    return msgspec.structs.replace(config, limits=limits_, **fields), problems
+
+
+def rename(problems: Iterable[Problem], options: Mapping[str, object]) -> list[Problem]:
+    """Let problems with values that came from an option name the option, not a node and not the file."""
+    spelled = {f"{BLOCK} > {OPTIONS[name].node}": _spelled(name) for name in _given(options)}
+    return [
+        Problem(None, None, spelled[problem.where], problem.message, problem.hint)
+        if problem.where in spelled
+        else problem
+        for problem in problems
+    ]
+
+
+def _given(options: Mapping[str, object]) -> dict[str, object]:
+    unknown = options.keys() - OPTIONS.keys()
+    if unknown:
+        raise TypeError(f"not options of a configuration: {', '.join(sorted(unknown))}")
+    return {name: value for name, value in options.items() if value not in (None, (), [])}
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parts(value: object) -> list[object]:
+    values_ = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+    parts: list[object] = []
+    for item in values_:
+        parts += [part.strip() for part in item.split(",")] if isinstance(item, str) else [item]
+    return parts

@@ -1,0 +1,40 @@
+"""The configuration that an agent gets with its acceptance."""
+
+from collections.abc import Iterable
+
+from supervisor.config.merge import encode, merge
+from supervisor.config.model import AgentConfigRule
+from supervisor.config.patterns import AgentPatterns
+
+# Agents choose their ids, and so which rules match: without a bound they would choose our memory too.
+_MAX_CACHED = 256
+
+
+class AgentConfig:
+    """Merges, for each agent, the objects of all rules that match its id, in their order.
+
+    The text is kept for each set of matching rules, since thousands of agents share a few of them.
+    """
+
+    __slots__ = ("_rules", "_texts")
+
+    def __init__(self, rules: Iterable[AgentConfigRule]) -> None:
+        self._rules = tuple((AgentPatterns(rule.patterns), rule.config) for rule in rules)
+        self._texts: dict[tuple[int, ...], bytes] = {}
+
+    def for_agent(self, agent_id: str) -> bytes | None:
+        """Return a JSON object as text, or None when no rule matches the id."""
+        if not self._rules:
+            return None
+        key = tuple(i for i, (patterns, _) in enumerate(self._rules) if patterns.matches(agent_id))
+        if not key:
+            return None
+        text = self._texts.get(key)
+        if text is None:
+            config: dict[str, object] = {}
+            for index in key:
+                config = merge(config, self._rules[index][1])
+            if len(self._texts) >= _MAX_CACHED:
+                self._texts.clear()
+            text = self._texts[key] = encode(config)
+        return text

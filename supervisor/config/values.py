@@ -1,0 +1,214 @@
+"""Single values, as a file or a command line gives them, checked and turned into what the model holds.
+
+Each function takes one value and returns it converted, or raises BadValue, which tells what was expected
+and, where it can be guessed, what was meant. None of them knows where the value stood.
+"""
+
+import difflib
+import ipaddress
+import re
+
+from supervisor.config.errors import quoted
+from supervisor.config.model import Placement, TcpAddress
+from supervisor.config.patterns import pattern_problem
+
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_OCTAL = re.compile(r"(?:0o)?([0-7]{1,5})")
+_PORT = re.compile(r"[0-9]{1,5}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
+# (uid_t)-1 means "leave it alone" to chown(2).
+_MAX_ID = 2**32 - 2
+_YES, _NO = ("true", "yes", "on", "1", "enabled"), ("false", "no", "off", "0", "disabled", "none")
+
+
+class BadValue(Exception):
+    """A value that cannot be used: `message` says what is wrong, `hint` what would be right."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message)
+
+
+def describe(value: object) -> str:
+    """Name a value in a message: `the string "tru"`, `the number 5`, `true`."""
+    if isinstance(value, str):
+        return f"the string {quoted(value)}"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # An int of thousands of digits cannot even be printed.
+    return "a huge number" if isinstance(value, int) and abs(value) >= 10**18 else f"the number {value}"
+
+
+def closest(word: str, known: "tuple[str, ...] | list[str]", cutoff: float = 0.6) -> str | None:
+    """Find the known word that `word` was probably meant to be."""
+    found = difflib.get_close_matches(word[:64].lower().replace("_", "-"), known, 1, cutoff)
+    return found[0] if found else None
+
+
+def boolean(value: object) -> bool:
+    """True or false, and no string that looks like it: in KDL 2, `tru` is a string."""
+    if isinstance(value, bool):
+        return value
+    hint = None
+    word = str(value)
+    found = closest(word, (*_YES, *_NO), 0.5) if len(word) < 16 else None
+    if found is not None:
+        hint = "did you mean true?" if found in _YES else "did you mean false?"
+    raise BadValue(f"expected true or false, got {describe(value)}", hint)
+
+
+def integer(value: object) -> int:
+    """Return a whole number as it is. The ranges are checked later, between values."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    hint = None
+    if isinstance(value, str) and re.fullmatch(r"[0-9_,]{1,12}", value) and value.strip("_,"):
+        hint = f"did you mean {int(re.sub('[_,]', '', value))}?"
+    elif isinstance(value, float) and value.is_integer() and abs(value) < 1e12:
+        hint = f"did you mean {int(value)}?"
+    raise BadValue(f"expected a whole number, got {describe(value)}", hint)
+
+
+def text(value: object) -> str:
+    """Return a string that is not empty and holds nothing that a path or a name cannot hold."""
+    if not isinstance(value, str):
+        raise BadValue(f"expected a string, got {describe(value)}")
+    if not value:
+        raise BadValue("expected a string, got an empty one")
+    if "\0" in value:
+        raise BadValue("a NUL character cannot be part of it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadValue("it holds a character that is not allowed") from None
+    return value
+
+
+def duration(value: object) -> float:
+    """Read a time with its unit, ms, s, m or h, into seconds."""
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is not None:
+            return float(found[1]) * _SECONDS[found[2]]
+        number = value.strip()
+    else:
+        number = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    hint = 'write a number and ms, s, m or h, such as "10s"'
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", number):
+        hint = f'did you mean "{number}s"?'
+    raise BadValue(f"expected a time with its unit, got {describe(value)}", hint)
+
+
+def octal_mode(value: object) -> int:
+    """Read the permissions of a socket, three octal digits in a string, as chmod(1) takes them."""
+    if not isinstance(value, str):
+        digits = str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+        hint = f'write it as a string: "{digits:0>4}"' if re.fullmatch("[0-7]{3}", digits) else 'such as "0660"'
+        raise BadValue(f"expected an octal mode in a string, got {describe(value)}", hint)
+    found = _OCTAL.fullmatch(value)
+    mode = int(found[1], 8) if found else -1
+    if not 0 <= mode <= 0o777:
+        raise BadValue(f"expected an octal mode from 0000 to 0777, got {describe(value)}", 'such as "0660"')
+    return mode
+
+
+def owner(value: object) -> int | str:
+    """Read a user or a group: a number, or a name, which is looked up only when the socket is made."""
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value):
+        return unix_id(int(value))
+    if isinstance(value, str):
+        raise BadValue(f"expected a name or a number, got {describe(value)}")
+    return unix_id(value)
+
+
+def unix_id(value: object) -> int:
+    """Check a numeric uid or gid."""
+    number = integer(value)
+    if not 0 <= number <= _MAX_ID:
+        raise BadValue(f"expected a number from 0 to {_MAX_ID}, got {describe(value)}")
+    return number
+
+
+def placement(value: object) -> Placement:
+    """Read the name of a placement."""
+    known = tuple(Placement)
+    if isinstance(value, str):
+        if value in known:
+            return Placement(value)
+        found = closest(value, known)
+        hint = f'did you mean "{found}"?' if found else None
+    else:
+        hint = None
+    choice = " or ".join(f'"{name}"' for name in known)
+    raise BadValue(f"expected {choice}, got {describe(value)}", hint)
+
+
+def pattern(value: object) -> str:
+    """Check a pattern of agent ids."""
+    if not isinstance(value, str):
+        raise BadValue(f"expected a pattern of agent ids in a string, got {describe(value)}")
+    problem = pattern_problem(value)
+    if problem is not None:
+        hint = "give several patterns as separate strings" if "," in value or " " in value else None
+        raise BadValue(f"{problem}, got {quoted(value)}", hint)
+    return value
+
+
+def tcp_address(value: object) -> TcpAddress:
+    """Read `HOST:PORT`: a numeric IPv4 address, or a numeric IPv6 address in brackets.
+
+    Names are refused, `localhost` too: what one stands for can change between a check and a start, and it
+    may be two addresses. Port 0 lets the kernel choose. IPv6 zones (`%eth0`) are not supported.
+    """
+    if not isinstance(value, str):
+        number = value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65_536 else 9090
+        hint = f'such as "0.0.0.0:{number}" or "[::]:{number}"'
+        raise BadValue(f"expected HOST:PORT in a string, got {describe(value)}", hint)
+    host, colon, port = value.rpartition(":")
+    if not colon or not _PORT.fullmatch(port) or int(port) > 65_535:
+        problem = f"expected HOST:PORT with a port from 0 to 65535, got {quoted(value)}"
+        raise BadValue(problem, _address_hint(value, value, "9090"))
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(bare)
+        bracketed = host == f"[{bare}]"
+        if (
+            bracketed == (address.version == 6)
+            and not getattr(address, "scope_id", None)
+            and host in (bare, f"[{bare}]")
+        ):
+            return TcpAddress(bare, int(port))
+    except ValueError:
+        pass
+    problem = f"expected a numeric address in front of the port, got {quoted(value)}"
+    raise BadValue(problem, _address_hint(value, host, port))
+
+
+def _address_hint(value: str, host: str, port: str) -> str | None:
+    """Guess what was meant by something that is not an address with a port."""
+    if value.isdecimal():
+        return f'did you mean "0.0.0.0:{value}"?'
+    if host in ("", "*"):
+        return f'for every address of this host write "0.0.0.0:{port}" or "[::]:{port}"'
+    if host.lower() == "localhost":
+        return f'did you mean "127.0.0.1:{port}" or "[::1]:{port}"?'
+    # Unbracketed IPv6, with or without a port at its end.
+    for candidate, number in ((host.strip("[]"), port), (value.strip("[]"), "9090")):
+        try:
+            address = ipaddress.ip_address(candidate)
+        except ValueError:
+            continue
+        if getattr(address, "scope_id", None):
+            return "addresses with a zone are not supported"
+        return (
+            f'did you mean "[{candidate}]:{number}"?'
+            if address.version == 6
+            else f'did you mean "{candidate}:{number}"?'
+        )
+    return "names are not looked up: write the address that the name stands for"
