@@ -106,8 +106,8 @@ class AgentRow(msgspec.Struct, kw_only=True):
 class ConnectionRow(msgspec.Struct, kw_only=True):
     """A connection in ``connections``.
 
-    *peer* is ``uid 1000 pid 4711`` of a Unix socket's agent, or the TCP address; *connected_at* is RFC 3339 in UTC; *metadata* is
-    what the agent sent, data only.
+    *peer* is ``uid 1000 pid 4711`` of a Unix socket's agent, or the TCP address; *connected_at* is RFC 3339 in UTC;
+    *metadata* is what the agent sent, data only.
     """
 
     connection_id: str

@@ -1,0 +1,40 @@
+"""Fixtures for all tests, and the path to what they share."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support.fences import descriptors, new_descriptors
+from support.product import Product, short_folder
+
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+StartProduct = Callable[..., Product]
+
+
+@pytest.fixture
+def start_product() -> Iterator[StartProduct]:
+    """Start shardgates in folders of their own; all are stopped, and all that they left is found, at the end."""
+    products: list[Product] = []
+    before = descriptors()
+    with short_folder() as folder:
+
+        def start(*options: str, **keywords: object) -> Product:
+            product = Product(folder / str(len(products)), *options, **keywords)  # type: ignore[arg-type]
+            products.append(product)
+            return product
+
+        try:
+            yield start
+        finally:
+            leftovers = [line for product in products for line in product.end()]
+    assert leftovers == []
+    assert new_descriptors(before) == []

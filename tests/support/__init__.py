@@ -1,0 +1,1 @@
+"""What tests share: the real product, real agents, fences against leaks, and waiting for conditions."""
