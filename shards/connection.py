@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from dialout import Capabilities, Dialect, FrameDecoder, FrameError, pong_for
+from dialout import Capabilities, FrameDecoder, FrameError, pong_for
 from ipc.handoff import Offer
 from ipc.readiness import READ, WRITE
 
@@ -48,7 +48,7 @@ class Connection:
         self.agent = agent
         self.number = offer.number
         self.fd = fd
-        self.dialect = Dialect(offer.dialect)
+        self.dialect = offer.dialect
         self.capabilities = capabilities
         self.transport = offer.transport
         self.peer = offer.peer

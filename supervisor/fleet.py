@@ -32,7 +32,7 @@ class Member:
         self.process: ShardProcess | None = None
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
-        # A snapshot that was asked for, and what the ledger believed at that moment.
+        # The snapshot that is waited for (0: it is still to be asked for), and what was believed when it was asked for.
         self.request: int | None = None
         self.believed: set[tuple[int, str]] = set()
 
@@ -68,6 +68,8 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._next_request = 1
         self._stopping = False
+        self.ready = asyncio.Event()
+        """Set once no shard is starting any more, and what living ones hold is in the ledger."""
         self._emptied: asyncio.Event = asyncio.Event()
         self._bus = Bus.router(self._on_bus)
         self._bus.bind(rundir.bus)
@@ -86,17 +88,11 @@ class Fleet:
             process = None if record is None else adopt_shard(record)
             if record is not None and process is not None:
                 member.care.begin(record.epoch, self._loop.time())
+                member.request = 0
                 self._watch(member, process, f"adopted pid {process.pid}")
                 self._connect(member)
             else:
                 self._spawn(member)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether no shard is starting, and what living ones hold is in the ledger."""
-        return all(
-            member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
-        )
 
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
@@ -169,6 +165,7 @@ class Fleet:
         process.close()
         member.process = member.channel = member.request = None
         care.go(ShardState.DOWN)
+        self._look_whether_ready()
         lost = self._ledger.drop_shard(care.shard)
         self._handoffs.remove_shard(care.shard)
         self._on_gone(care.shard)
@@ -196,6 +193,12 @@ class Fleet:
             process.send_signal(signal.SIGTERM)
             process.close()
         self._rundir.forget_shard(shard)
+
+    def _look_whether_ready(self) -> None:
+        if all(
+            member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
+        ):
+            self.ready.set()
 
     async def _gone_within(self, seconds: float) -> bool:
         if all(member.process is None for member in self._members.values()):
@@ -239,6 +242,7 @@ class Fleet:
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
+            self._look_whether_ready()
 
     # The bus.
 
@@ -256,8 +260,7 @@ class Fleet:
         except msgspec.MsgspecError as error:
             self._log.error("bus event cannot be read", shard=name[0], reason=str(error))
             return
-        is_first = member.care.sequence is None
-        if member.care.hear(event.sequence, self._loop.time()) or (is_first and event.sequence != 1):
+        if member.care.hear(event.sequence, self._loop.time()) or member.request == 0:
             self._ask_for_snapshot(member)
         if member.channel is None:
             self._connect(member)
@@ -310,6 +313,7 @@ class Fleet:
         for number, agent_id in event.prepared:
             if number < self._first_number:
                 self._decide_found(shard, number, agent_id)
+        self._look_whether_ready()
 
     def _decide_found(self, shard: int, number: int, agent_id: str) -> None:
         """Commit or refuse what an earlier supervisor left prepared."""

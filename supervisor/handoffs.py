@@ -139,7 +139,7 @@ class Handoffs:
         self.held = False
 
     def __len__(self) -> int:
-        return len(self._parked) + sum(len(link.newcomers) for link in self._links.values())
+        return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
 
     # What the fleet says about shards.
 

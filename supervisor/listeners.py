@@ -35,6 +35,7 @@ class Listener:
     def __init__(self, kind: str, sock: socket.socket, address: str, path: Path | None = None) -> None:
         self.kind = kind
         self.sock = sock
+        self.family = int(sock.family)
         self.address = address
         self._path = path
         self._inode = None if path is None else _inode(path)
@@ -69,7 +70,7 @@ def open_all(config: Config, default_path: Path) -> list[Listener]:
     return listeners
 
 
-def tune_tcp(sock: socket.socket) -> None:
+def tune_tcp(sock: socket.SocketType) -> None:
     """Set what every agent's TCP connection gets; the options travel with the descriptor."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

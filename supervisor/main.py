@@ -1,6 +1,7 @@
 """The supervisor's process: wiring, and the start and end of it."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import secrets
@@ -139,9 +140,9 @@ class Supervisor:
         self._stop_asked.set()
 
     async def _open_when_ready(self) -> None:
-        deadline = self._loop.time() + READY_LIMIT
-        while not self._fleet.is_ready and self._loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_LIMIT):
+                await self._fleet.ready.wait()
         self._handoffs.hold(held=False)
         self._state = "running"
         self._log.info("ready", shards=self.shards)

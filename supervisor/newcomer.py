@@ -1,8 +1,8 @@
 """An agent between accept and commit."""
 
 import os
-import socket
 from collections.abc import Callable
+from socket import SocketType
 
 from dialout import Registration, answer_type_for
 from ipc.handoff import Offer
@@ -37,7 +37,7 @@ class Newcomer:
         "wanted",
     )
 
-    def __init__(self, sock: socket.socket, transport: str, peer_key: int | str, peer: str, uid: int | None) -> None:
+    def __init__(self, sock: SocketType, transport: str, peer_key: int | str, peer: str, uid: int | None) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.transport = transport
