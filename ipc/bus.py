@@ -193,6 +193,9 @@ def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Pa
             for peer, _ in poller.poll(int(left * 1000) + 1):
                 answers[waiting.pop(peer)] = peer.recv_multipart()[-1]
                 poller.unregister(peer)
+                peer.close()
     finally:
+        for peer in waiting:
+            peer.close()
         context.destroy(linger=0)
     return answers
