@@ -1,0 +1,129 @@
+# Everything that make writes lies in build/: environments, distributions, the copy of the tests. "make clean" is complete.
+#
+#   PYTHON   the interpreter; each version gets its own environments:  make test PYTHON=python3.13
+#   ARGS     passed on to what the target runs:                        make test ARGS="-k ledger"
+PYTHON ?= python3
+BUILD ?= build
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# What a caller has on its path must not stand in for what we built.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+build := $(abspath $(BUILD))
+tools := $(build)/tools
+dist  := $(build)/dist
+app   := $(build)/$(VERSION)/app
+check := $(build)/$(VERSION)/check
+# The tests run here, out of reach of the checkout: "import supervisor" can only find the wheel's.
+root  := $(build)/$(VERSION)/root
+
+# Folders are named too: one that lost a file is newer. Absolute, since "bench" is also a target.
+files = $(shell find $(abspath $(wildcard $(1))) -name __pycache__ -prune -o -print)
+packages := $(call files,dialout ipc shards supervisor) shardgate.py
+projects := pyproject.toml dialout/pyproject.toml
+texts    := $(wildcard README.md CHANGELOG.md LICENSE)
+tested   := $(wildcard tests bench examples deploy) dialout/README.md pyproject.toml $(texts)
+
+# One pip, in tools, installs into environments that have none: that saves seconds for each, and shows that the
+# product needs no pip.
+pip_into = $(tools)/bin/python -m pip --quiet --python $(1)/bin/python install
+wheels   = $(dist)/dialout-*.whl $(dist)/shardgate-*.whl
+
+## Use
+
+.PHONY: run
+run: $(app)/.wheels ## run shardgate with its defaults in the foreground; Ctrl-C stops it
+	@exec $(app)/bin/shardgate run $(ARGS)
+
+## Check
+
+.PHONY: test
+test: $(app)/.tests $(root)/.copied ## run the whole test suite against the built wheels
+	@cd $(root) && exec env TESTED_DISTRIBUTIONS=$(dist) HYPOTHESIS_STORAGE_DIRECTORY=$(build)/hypothesis \
+		$(app)/bin/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(check)/.tools ## ruff's rules and format, mypy --strict; changes nothing
+	$(check)/bin/ruff check .
+	$(check)/bin/ruff format --check .
+	$(check)/bin/mypy
+
+.PHONY: format
+format: $(check)/.tools ## write ruff's format and the fixes that it is sure of
+	$(check)/bin/ruff check --fix .
+	$(check)/bin/ruff format .
+
+.PHONY: bench
+bench: $(app)/.wheels $(root)/.copied ## measure registration beside a plain asyncio listener, about a minute
+	@cd $(root) && exec $(app)/bin/python -m bench.registration $(ARGS)
+
+## Build
+
+.PHONY: wheels
+wheels: $(dist)/.built ## build the wheels and sdists of dialout and shardgate into build/dist
+	@ls $(dist)
+
+.PHONY: environments
+environments: $(app)/.tests $(root)/.copied ## set up what "make test" needs without running it
+
+.PHONY: clean
+clean: ## remove everything that make wrote
+	rm -rf $(build)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ': .*## ' '/^## / { print "\n" substr($$0, 4) } /^[a-z]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+# What the targets above stand on. A stamp is written when its recipe has succeeded.
+
+$(tools)/.ready:
+	$(if $(VERSION),,$(error "$(PYTHON)" does not run here or is older than Python 3.11; name another one: make PYTHON=python3.13))
+	@echo "Setting up the build tools ..."
+	@$(PYTHON) -m venv --clear $(tools)
+	@$(tools)/bin/python -m pip --quiet install 'pip>=25.1' 'hatchling>=1.27'
+	@touch $@
+
+$(dist)/.built: $(packages) $(projects) $(texts) | $(tools)/.ready
+	@echo "Building dialout and shardgate ..."
+	@rm -rf $(dist)
+	@for project in dialout .; do (cd $$project && HATCH_QUIET=1 $(tools)/bin/python -m hatchling build -d $(dist)); done
+	@touch $@
+
+# Dependencies stand in the project files, so their change makes the environment anew.
+$(app)/.made $(check)/.made: $(projects) | $(tools)/.ready
+	$(if $(VERSION),,$(error "$(PYTHON)" does not run here or is older than Python 3.11; name another one: make PYTHON=python3.13))
+	@$(PYTHON) -m venv --clear --without-pip $(@D)
+	@touch $@
+
+# Twice: first our wheels, even where the version is unchanged, then what they depend on.
+$(app)/.wheels: $(dist)/.built $(app)/.made
+	@echo "Installing the wheels for Python $(VERSION) ..."
+	@$(call pip_into,$(app)) --no-deps --force-reinstall $(wheels)
+	@$(call pip_into,$(app)) $(wheels)
+	@touch $@
+
+$(app)/.tests: $(app)/.wheels
+	@$(call pip_into,$(app)) --group test
+	@touch $@
+
+# The wheels come for their dependencies only: mypy reads our own packages in the checkout.
+$(check)/.tools: $(check)/.made | $(dist)/.built
+	@echo "Installing the linters for Python $(VERSION) ..."
+	@$(call pip_into,$(check)) $(wheels) --group test --group lint
+	@touch $@
+
+$(root)/.copied: $(call files,$(tested))
+	@rm -rf $(root)
+	@mkdir -p $(root)/dialout
+	@cp -R $(wildcard tests bench examples deploy) pyproject.toml $(texts) $(root)
+	@cp dialout/README.md $(root)/dialout
+	@find $(root) -name __pycache__ -prune -exec rm -rf {} +
+	@touch $@
