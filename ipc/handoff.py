@@ -132,7 +132,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         raise ChannelError(f"handoff message of version {bytes(data[:1]).hex()}, this is version {VERSION.hex()}")
     try:
         return _decoder.decode(data[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ChannelError(f"handoff message cannot be read: {error}") from error
 
 
