@@ -233,10 +233,12 @@ class HandoffChannel:
             except OSError as error:
                 self._lose(f"cannot receive: {error.strerror}")
                 return
+            descriptors = _descriptors_in(ancillary)
             if size == 0:
+                # An empty message looks the same, and descriptors may come with it.
+                close_all(descriptors)
                 self._lose("closed by the other end")
                 return
-            descriptors = _descriptors_in(ancillary)
             try:
                 message = self._checked(decode(memoryview(self._buffer)[:size]), descriptors, flags)
             except ChannelError as error:
