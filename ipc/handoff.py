@@ -181,7 +181,7 @@ class HandoffChannel:
             self._socket.sendmsg([encode(message)], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             if error.errno not in BACK_PRESSURE:
-                self._loop.call_soon(self._lose, f"cannot send: {error.strerror}")
+                self._loop.call_soon(self._lose_after_reading, f"cannot send: {error.strerror}")
             elif error.errno != errno.EAGAIN:
                 # The socket is writable all the time then, so writability would spin.
                 self._retry = self._retry or self._loop.call_later(0.02, self._writable)
@@ -220,6 +220,11 @@ class HandoffChannel:
             self.close()
             self._on_lost(reason)
 
+    def _lose_after_reading(self, reason: str) -> None:
+        # What the other end sent before it died still counts.
+        self._receive()
+        self._lose(reason)
+
     def _receive(self) -> None:
         for _ in range(RECEIVE_BUDGET):
             if self.closed:
@@ -230,6 +235,10 @@ class HandoffChannel:
                 )
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                # The other end died with messages unread. The kernel says so once, and before it gives out what the
+                # other end had sent: offers and commits that would be lost with the channel.
+                continue
             except OSError as error:
                 self._lose(f"cannot receive: {error.strerror}")
                 return
