@@ -52,7 +52,8 @@ Method = Callable[[dict[str, Any]], Any]
 class QueryServer:
     """Answers queries on one socket with the functions in *methods*.
 
-    A method takes the arguments and returns what msgspec can encode; a `Refused` that it raises reaches the asker.
+    A method takes the arguments and returns what msgspec can encode; a `Refused` that it raises reaches the asker. What
+    else it raises goes to the loop's exception handler, and the asker hears that there is no answer to wait for.
     """
 
     def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
@@ -65,12 +66,18 @@ class QueryServer:
         self._bus.close()
 
     def _answer(self, parts: list[bytes]) -> None:
-        self._bus.send(parts[0], msgspec.msgpack.encode(self._reply_to(parts[-1])))
+        try:
+            reply = msgspec.msgpack.encode(self._reply_to(parts[-1]))
+        except Exception:
+            reply = msgspec.msgpack.encode(Reply(error="the query failed; the log of the process that was asked says why"))
+            self._bus.send(parts[0], reply)
+            raise
+        self._bus.send(parts[0], reply)
 
     def _reply_to(self, payload: bytes) -> Reply:
         try:
             request = _request_decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return Reply(error=f"not a query: {error}")
         method = self._methods.get(request.method)
         if method is None:
@@ -84,7 +91,8 @@ class QueryServer:
 def ask(path: Path, method: str, arguments: dict[str, Any] | None = None, *, timeout: float = 2.0) -> Any:
     """Ask the process at *path* and return its result.
 
-    Raises `NotReachable` at once when nobody listens there, `NoAnswer` after *timeout* seconds, and `Refused`.
+    Raises `NotReachable` at once when nobody listens there, `NoAnswer` after *timeout* seconds, `Refused`, and
+    `QueryError` when the answer cannot be read.
     """
     answers = ask_many([path], method, arguments, timeout=timeout)
     if path in answers:
@@ -99,12 +107,15 @@ def ask_many(
 ) -> dict[Path, Any]:
     """Ask several processes at the same time; who does not answer within *timeout* seconds is left out.
 
-    Raises `Refused` when one of them refuses.
+    Raises `Refused` when one of them refuses, and `QueryError` when one answers what cannot be read.
     """
     payload = msgspec.msgpack.encode(Request(method, arguments or {}))
     results = {}
     for path, answer in bus.request(paths, payload, timeout).items():
-        reply = _reply_decoder.decode(answer)
+        try:
+            reply = _reply_decoder.decode(answer)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise QueryError(f"{path}: an answer that cannot be read: {error}") from error
         if reply.error is not None:
             raise Refused(reply.error)
         results[path] = reply.result
