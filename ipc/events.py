@@ -70,12 +70,18 @@ encode = msgspec.msgpack.Encoder().encode
 
 def decode_event(data: bytes) -> Event:
     """The event in *data*; msgspec.MsgspecError when it is none."""
-    return _event_decoder.decode(data)
+    try:
+        return _event_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_command(data: bytes) -> Command:
     """The command in *data*; msgspec.MsgspecError when it is none."""
-    return _command_decoder.decode(data)
+    try:
+        return _command_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def identity(shard: int, epoch: str) -> str:
@@ -86,5 +92,5 @@ def identity(shard: int, epoch: str) -> str:
 def parse_identity(name: bytes) -> tuple[int, str] | None:
     """Shard number and epoch in an identity; None when it is none."""
     role, _, epoch = name.decode("ascii", "replace").partition("/")
-    number = role.removeprefix("shard-")
-    return (int(number), epoch) if number.isdecimal() and epoch else None
+    kind, _, number = role.partition("-")
+    return (int(number), epoch) if kind == "shard" and number.isdecimal() and epoch else None
