@@ -4,6 +4,7 @@ To a terminal as text, otherwise as one JSON object a line, on standard error. T
 `printable` first: it may hold escape sequences.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -20,7 +21,8 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     ending: list[Any]
     if as_text:
-        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event=0)]
+        # The first parameter is the padding of the event; it has another name in structlog 26.
+        ending = [structlog.dev.ConsoleRenderer(0, colors=sys.stderr.isatty())]
     else:
         ending = [
             structlog.processors.format_exc_info,
@@ -53,7 +55,11 @@ def printable(text: str, limit: int = 128) -> str:
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=str).decode()
+    except UnicodeEncodeError:
+        # The name of a file that is not UTF-8 holds surrogates (PEP 383), which json escapes.
+        return json.dumps(event, default=str)
 
 
 def _name_process(process: str) -> Any:
