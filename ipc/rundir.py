@@ -41,26 +41,42 @@ class RuntimeDirBusy(RuntimeDirError):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
-    """Which process serves a role of this runtime directory."""
+    """Which process serves a role of this runtime directory.
+
+    *create_time* is seconds since 1970. It moves when somebody sets the clock, because the kernel keeps the time since
+    boot only; so *started_after_boot*, where it is there, says whether a process is this one.
+    """
 
     pid: int
     create_time: float
     epoch: str
     version: str
+    started_after_boot: float | None = None
 
     def is_alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
             # psutil derives the time from clock ticks of 10 ms, so equality needs that much room.
-            return abs(process.create_time() - self.create_time) < 0.02 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            if self.started_after_boot is None:
+                difference = process.create_time() - self.create_time
+            else:
+                difference = _started_after_boot(process) - self.started_after_boot
+            return abs(difference) < 0.02 and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, ValueError):
+            # ValueError: no pid at all.
             return False
 
 
 def record_of_this_process(epoch: str, version: str) -> ProcessRecord:
     """The record of the calling process."""
-    return ProcessRecord(os.getpid(), psutil.Process().create_time(), epoch, version)
+    process = psutil.Process()
+    return ProcessRecord(process.pid, process.create_time(), epoch, version, _started_after_boot(process))
+
+
+def _started_after_boot(process: psutil.Process) -> float:
+    # psutil adds the boot time, which follows the system clock, to what the kernel says.
+    return process.create_time() - psutil.boot_time()
 
 
 def default_runtime_dir() -> Path:
