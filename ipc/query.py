@@ -69,8 +69,8 @@ class QueryServer:
         try:
             reply = msgspec.msgpack.encode(self._reply_to(parts[-1]))
         except Exception:
-            reply = msgspec.msgpack.encode(Reply(error="the query failed; the log of the process that was asked says why"))
-            self._bus.send(parts[0], reply)
+            failed = Reply(error="the query failed; the log of the process that was asked says why")
+            self._bus.send(parts[0], msgspec.msgpack.encode(failed))
             raise
         self._bus.send(parts[0], reply)
 

@@ -152,8 +152,9 @@ class RuntimeDir:
     def lock(self) -> None:
         """Take the directory for this process until it ends or calls `unlock`.
 
-        Raises `RuntimeDirBusy` when a living supervisor holds it, `RuntimeDirError` when there is no way to lock. The lock must be taken before anything is
-        bound here: ZeroMQ's bind removes whatever lies at its path, a living server's socket included.
+        Raises `RuntimeDirBusy` when a living supervisor holds it, `RuntimeDirError` when there is no way to lock.
+        The lock must be taken before anything is bound here: ZeroMQ's bind removes whatever lies at its path, a
+        living server's socket included.
         """
         try:
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
