@@ -72,22 +72,27 @@ def _locate(text: str, scanned: Scan, error: str) -> tuple[int, str, str | None]
     while low < high:
         middle = (low + high) // 2
         point = points[middle]
-        failed = isinstance(_parse(text[: point.end] + "\n" + "}\n" * point.depth), str)
-        low, high = (low, middle) if failed else (middle + 1, high)
+        low, high = (middle + 1, high) if _closes(text[: point.end], point.depth) else (low, middle)
     if low < len(points):
         bad = points[low]
         found = bad.start, _reworded(error), _hint(text[bad.start : bad.end], scanned, error)
-        begin, end = bad.start, bad.end
+        begin, end, depth = bad.start, bad.end, bad.depth
     elif scanned.broken is not None:
         found = *scanned.broken, None
-        begin, end = points[-1].end if points else 0, found[0]
+        begin, end, depth = (points[-1].end, found[0], points[-1].depth) if points else (0, found[0], 0)
     else:
         return len(text.rstrip()), _reworded(error), None
-    # A string without its closing quote goes on to the next quote, and what follows makes no sense.
-    loose = [start for start in scanned.loose_strings if begin <= start <= end]
-    if loose:
-        return loose[0], "a string that begins here runs over the end of the line", "is its closing quote missing?"
+    # A string without its closing quote goes on to the next quote, and what follows that makes no sense; what
+    # comes before it does. The last checkpoint may be just inside of a block, or the block just over.
+    for start in scanned.loose_strings:
+        if begin <= start <= end and any(_closes(text[:start], d) for d in (depth, depth - 1)):
+            return start, "a string that begins here runs over the end of the line", "is its closing quote missing?"
     return found
+
+
+def _closes(text: str, depth: int) -> bool:
+    """Tell whether the beginning of a text is a document once its open blocks are closed."""
+    return not isinstance(_parse(text + "\n" + "}\n" * depth), str)
 
 
 def _reworded(error: str) -> str:

@@ -48,7 +48,8 @@ OPTIONS: dict[str, _Option] = {
 def apply_options(config: Config, options: Mapping[str, object]) -> Config:
     """Return `config` with the given options in place of its own values. Raises ConfigError.
 
-    None and an empty tuple mean that an option was not given. Values are spelled as in a file (`"10s"`,
+    None and an empty tuple mean that an option was not given; so a flag that was not given has to be None,
+    since False would switch off what the file switches on. Values are spelled as in a file (`"10s"`,
     `"0660"`), numbers and flags are numbers and flags; an option with several values takes a sequence or
     one string, in which commas separate. It replaces the whole list of the file; `token_file` replaces the
     token files, and tokens written in the file stay. Relative paths are left as they are: they count from

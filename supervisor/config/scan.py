@@ -36,6 +36,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# In KDL 2 a backslash may hide the end of the line, and then no quote was forgotten.
+_LOOSE = re.compile(r"(?<![\\\r])\n|(?<!\\)\r\n")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 _KDL2_WORDS = {"#true", "#false", "#null", "#inf", "#-inf", "#nan"}
 _KDL1_WORDS = {"true", "false", "null"}
@@ -181,7 +183,7 @@ class _Scanner:
             word = self.text[start:end]
             self.scan.kdl1 |= word in _KDL1_WORDS
             self.scan.kdl2 |= word in _KDL2_WORDS
-        elif kind == "text" and "\n" in self.text[start:end]:
+        elif kind == "text" and _LOOSE.search(self.text, start, end):
             self.scan.loose_strings.append(start)
         if self.in_type:
             return

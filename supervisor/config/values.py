@@ -54,8 +54,8 @@ def boolean(value: object) -> bool:
     if isinstance(value, bool):
         return value
     hint = None
-    word = str(value)
-    found = closest(word, (*_YES, *_NO), 0.5) if len(word) < 16 else None
+    word = str(value) if isinstance(value, str | int) else ""
+    found = closest(word, (*_YES, *_NO), 0.5)
     if found is not None:
         hint = "did you mean true?" if found in _YES else "did you mean false?"
     raise BadValue(f"expected true or false, got {describe(value)}", hint)
@@ -63,7 +63,7 @@ def boolean(value: object) -> bool:
 
 def integer(value: object) -> int:
     """Return a whole number as it is. The ranges are checked later, between values."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return value
     hint = None
     if isinstance(value, str) and re.fullmatch(r"[0-9_,]{1,12}", value) and value.strip("_,"):
