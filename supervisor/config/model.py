@@ -107,6 +107,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 def format_duration(seconds: float) -> str:
     """Spell a number of seconds the way the configuration does: `"1h"`, `"90s"`, `"250ms"`."""
+    if not math.isfinite(seconds):
+        return str(seconds)
     if seconds < 1:
         return f"{seconds * 1000:g}ms"
     for unit, size in (("h", 3600), ("m", 60)):
@@ -126,18 +128,18 @@ def validate(config: Config) -> list[Problem]:
     def report(node: str, message: str, hint: str | None = None) -> None:
         problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
 
-    limits = config.limits
+    limits, total = config.limits, config.max_handshakes
     ranges = (
         ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
         ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
         ("max-handshakes", config.max_handshakes, 1, 65_536),
-        # Only where the total is in range itself: one mistake, one problem.
-        ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, max(config.max_handshakes, 1)),
+        # A total that is out of range itself is one problem, not two.
+        ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, total if 1 <= total <= 65_536 else 65_536),
         ("shards", 1 if config.shards is None else config.shards, 1, 64),
     )
     for node, value, low, high in ranges:
         if not low <= value <= high:
-            above = "the value of max-handshakes" if node == "max-handshakes-per-peer" else None
+            above = "the value of max-handshakes" if node == "max-handshakes-per-peer" and high == total else None
             report(node, f"expected {low} to {high}, got {value}", above and f"{high} is {above}")
     if not 0.01 <= limits.handshake_timeout <= 600:
         got = format_duration(limits.handshake_timeout)

@@ -96,7 +96,7 @@ def duration(value: object) -> float:
             return float(found[1]) * _SECONDS[found[2]]
         number = value.strip()
     else:
-        number = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+        number = str(value) if describe(value).startswith("the number") else ""
     hint = 'write a number and ms, s, m or h, such as "10s"'
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", number):
         hint = f'did you mean "{number}s"?'
