@@ -25,6 +25,24 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
+class DescriptorBudget:
+    """How many agents' descriptors this process may hold, with a reserve for everything else.
+
+    The reserve is no comfort: libzmq 4.3.5 aborts the process when accepting a peer of an ``ipc://`` socket fails with
+    EMFILE (an assertion in ipc_listener.cpp), so one status query at the limit would cost every agent its connection.
+    *expected* are descriptors that the process will yet open for itself.
+    """
+
+    RESERVE = 64
+
+    def __init__(self, expected: int) -> None:
+        self._others = expected + len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
+
+    def left(self, held: int) -> int:
+        """How many more may be taken when *held* are; looks at the limit anew, which prlimit(1) may have changed."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - self._others - self.RESERVE - held
+
+
 def settle_memory() -> None:
     """Take what is loaded by now out of the collector's sight, and make full collections rare.
 

@@ -7,6 +7,7 @@ import socket
 
 from ipc.handoff import (
     Commit,
+    Declined,
     HandoffChannel,
     Hello,
     Message,
@@ -15,8 +16,10 @@ from ipc.handoff import (
     Prepared,
     Refuse,
     Revoke,
+    close_all,
 )
 from ipc.logs import get_logger
+from ipc.process import DescriptorBudget
 from shards.pool import Pool
 
 
@@ -33,7 +36,8 @@ class Intake:
         self._pool = pool
         self._hello = hello
         self._channel: HandoffChannel | None = None
-        self._unanswered: list[int] = []
+        self._unanswered: list[Prepared | Declined] = []
+        self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._loop.add_reader(listener.fileno(), self._accept)
@@ -76,9 +80,14 @@ class Intake:
             self._turn_away(message.rejections)
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
+        if self._budget.left(len(self.prepared) + len(self._pool.connections)) < len(descriptors):
+            close_all(descriptors)
+            self._unanswered.append(Declined(message.batch, "out of descriptors"))
+            self._answer()
+            return
         for offer, fd in zip(message.offers, descriptors, strict=True):
             self.prepared[offer.number] = (offer, fd)
-        self._unanswered.append(message.batch)
+        self._unanswered.append(Prepared(message.batch))
         self._answer()
 
     def _answer(self) -> None:
@@ -86,7 +95,7 @@ class Intake:
         if channel is None:
             return
         while self._unanswered:
-            if not channel.try_send(Prepared(self._unanswered[0])):
+            if not channel.try_send(self._unanswered[0]):
                 channel.when_writable(self._answer)
                 return
             del self._unanswered[0]

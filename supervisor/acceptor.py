@@ -7,6 +7,8 @@ A loop of our own, because uvloop's ``create_server`` closes surplus clients in 
 - ECONNABORTED, EPROTO: that client has gone; the next one.
 - EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, said once a second. With descriptors exhausted, a
   reserved one is given up to accept the head of the queue, and to turn it away with an answer.
+
+EMFILE should not happen: accepting stops short of the limit, and who comes then is turned away with an answer.
 """
 
 import asyncio
@@ -18,14 +20,18 @@ import struct
 from collections.abc import Callable
 from socket import SocketType
 
-from dialout import ErrorCode, Rejection, answer_type_for
+from dialout import ErrorCode, Rejection
 from ipc.logs import get_logger
+from ipc.process import DescriptorBudget
 from supervisor.farewell import Farewell
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
 
 BATCH = 64
 """Connections accepted from one listener in one turn of the loop."""
+
+MOST_UNDER_WAY = 8192
+"""Newcomers between accept and commit beyond which accepting pauses; the rest wait in the listen queue."""
 
 PAUSE = 0.1
 """Seconds without accepting after descriptors or memory ran out."""
@@ -37,19 +43,26 @@ _STREAM = int(socket.SOCK_STREAM)
 
 
 class Acceptor:
-    """Accepts from all listeners. *begin* gets each newcomer; *may_accept* says whether more are welcome now."""
+    """Accepts from all listeners. *begin* gets each newcomer.
+
+    *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
+    being closed.
+    """
 
     def __init__(
         self,
         listeners: list[Listener],
         begin: Callable[[Newcomer], None],
         farewell: Farewell,
-        may_accept: Callable[[], bool],
+        under_way: Callable[[], int],
+        held: Callable[[], int],
+        shards: int,
     ) -> None:
         self._listeners = listeners
         self._begin = begin
         self._farewell = farewell
-        self._may_accept = may_accept
+        self._under_way, self._held = under_way, held
+        self._budget = DescriptorBudget(expected=8 + 4 * shards)
         self._loop = asyncio.get_running_loop()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
@@ -79,13 +92,19 @@ class Acceptor:
             self._reserve = -1
 
     def _accept(self, listener: Listener) -> None:
-        if not self._may_accept():
+        if self._under_way() > MOST_UNDER_WAY:
             self._pause()
+            return
+        room = self._budget.left(self._held())
+        if room <= 0:
+            self._warn("out of descriptors; raise the open files limit", listener)
+            # Half of the reserve may go to refused agents that have yet to read their answer.
+            self._turn_one_away(listener, linger=room > -DescriptorBudget.RESERVE // 2)
             return
         # socket.accept() and socket.socket are Python around these two; without them accepting takes 4 µs less.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         family, is_uds = listener.family, listener.kind == "uds"
-        for _ in range(BATCH):
+        for _ in range(min(BATCH, room)):
             try:
                 fd, address = accept()
             except BlockingIOError:
@@ -116,39 +135,38 @@ class Acceptor:
         self.start()
 
     def _exhausted(self, listener: Listener, error: OSError) -> None:
+        self._warn(error.strerror, listener)
+        self._pause()
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            # Give up the reserved descriptor to answer the agent that has waited longest.
+            os.close(self._reserve)
+            self._reserve = -1
+            self._turn_one_away(listener, linger=False)
+            with contextlib.suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _warn(self, reason: str | None, listener: Listener) -> None:
         now = self._loop.time()
         if now - self._warned_at > 1.0:
             self._warned_at = now
-            self._log.error("cannot accept, agents wait", reason=error.strerror, listener=listener.address)
-        self._pause()
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            self._turn_one_away(listener)
+            self._log.error("cannot accept", reason=reason, listener=listener.address)
 
-    def _turn_one_away(self, listener: Listener) -> None:
-        """Give up the reserved descriptor to answer the agent that has waited longest."""
-        os.close(self._reserve)
-        self._reserve = -1
+    def _turn_one_away(self, listener: Listener, *, linger: bool) -> None:
+        """Answer the agent that has waited longest. Without *linger* it is closed at once: no descriptor is left."""
         try:
-            with contextlib.suppress(OSError):
-                sock, _ = listener.sock.accept()
-                with sock:
-                    sock.setblocking(False)
-                    # What it sent decides the type of the answer, and unread bytes would reset the answer away.
-                    start = b""
-                    with contextlib.suppress(BlockingIOError):
-                        start = sock.recv(65536)
-                    rejection = Rejection(
-                        ErrorCode.OVERLOADED,
-                        "the listener is out of descriptors",
-                        answer_type_for(start[4] if len(start) > 4 else None),
-                        retry_after_ms=1000,
-                    )
-                    self._farewell.rejected[rejection.error_code] += 1
-                    sock.send(self._farewell.frame_for(rejection, rejection.answer_type))
-                    sock.shutdown(socket.SHUT_WR)
-        finally:
-            with contextlib.suppress(OSError):
-                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - as in _accept
+        except OSError:
+            return
+        sock = SocketType(listener.family, _STREAM, 0, fd)
+        sock.setblocking(False)
+        newcomer = Newcomer(sock, listener.kind, "", str(address), None)
+        with contextlib.suppress(OSError):
+            # What it sent decides the type of the answer, and unread bytes would reset the answer away.
+            newcomer.received = sock.recv(65536)
+        rejection = Rejection(
+            ErrorCode.OVERLOADED, "the listener is out of descriptors", newcomer.answer_type, retry_after_ms=1000
+        )
+        self._farewell.reject(newcomer, rejection, linger=linger)
 
 
 def _newcomer_uds(sock: SocketType) -> Newcomer:

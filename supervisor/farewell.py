@@ -5,6 +5,7 @@ So: write the rejection, shut down our side, then read and discard until the age
 """
 
 import asyncio
+import socket
 from collections import Counter
 
 from dialout import ErrorCode, Rejection, rejection_frame
@@ -42,19 +43,22 @@ class Farewell:
     def __len__(self) -> int:
         return len(self._lingering)
 
-    def reject(self, newcomer: Newcomer, rejection: Rejection) -> None:
+    def reject(self, newcomer: Newcomer, rejection: Rejection, *, linger: bool = True) -> None:
         """Answer *newcomer* with *rejection* and close it in good order. It must not be watched any more."""
         self.rejected[rejection.error_code] += 1
         self._note(newcomer, rejection)
         frame = self.frame_for(rejection, newcomer.answer_type)
         try:
             newcomer.sock.send(frame)
-            newcomer.sock.shutdown(1)
+            newcomer.sock.shutdown(socket.SHUT_WR)
         except OSError:
             # The agent is gone, or does not read although nothing was ever sent to it.
             newcomer.close()
             return
-        self._linger(newcomer)
+        if linger:
+            self._linger(newcomer)
+        else:
+            newcomer.close()
 
     def frame_for(self, rejection: Rejection, answer_type: int) -> bytes:
         """The rejection as the agent reads it."""

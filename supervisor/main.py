@@ -47,9 +47,6 @@ READY_LIMIT = 5.0
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
-MOST_UNDER_WAY = 8192
-"""Newcomers between accept and commit beyond which accepting pauses; the rest wait in the listen queue."""
-
 _NEEDS_RESTART = (
     "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "runtime_dir",
 )  # fmt: skip
@@ -102,7 +99,12 @@ class Supervisor:
         )
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
-            listeners, self._handshakes.begin, self._farewell, lambda: len(self._handoffs) < MOST_UNDER_WAY
+            listeners,
+            self._handshakes.begin,
+            self._farewell,
+            self._count_under_way,
+            lambda: self._count_under_way() + len(self._farewell),
+            self.shards,
         )
         self._record_numbers()
         rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
@@ -177,6 +179,9 @@ class Supervisor:
         self._rundir.forget_supervisor()
         self._log.info("stopped")
 
+    def _count_under_way(self) -> int:
+        return len(self._handshakes) + len(self._handoffs) + len(self._admission)
+
     def _send_probe(self, shard: int, probe: int, agent_id: str) -> bool:
         return self._fleet.probe(shard, probe, agent_id)
 
@@ -204,7 +209,6 @@ class Supervisor:
     # Queries.
 
     def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        held = len(self._handshakes) + len(self._handoffs) + len(self._farewell) + len(self._admission)
         return {
             "supervisor": SupervisorRow(
                 pid=os.getpid(),
@@ -215,7 +219,7 @@ class Supervisor:
                 accepted_total=self._handoffs.accepted_total,
                 rejected_total=dict(self._farewell.rejected),
                 handshakes=len(self._handshakes),
-                held_descriptors=held,
+                held_descriptors=self._count_under_way() + len(self._farewell),
                 config_file=self._config.source,
                 config_loaded_at=self._loaded_at,
                 config_error=self._config_error,

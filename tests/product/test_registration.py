@@ -257,8 +257,8 @@ def test_silent_connections_do_not_keep_a_good_one_waiting(start_product):
         for _ in range(20):
             with Agent(product.socket) as good:
                 assert good.register("good").accepted
-        # 256 unfinished handshakes for one uid; the oldest were told to make room.
-        wait_for(lambda: product.query("status")["supervisor"]["handshakes"] == 256, "the cap to hold")
+        # 256 unfinished handshakes for one uid, less those that made room for a good one; the oldest were told.
+        assert 200 < product.query("status")["supervisor"]["handshakes"] <= 256
         assert silent[0].answer().error_code == "overloaded"
         with Agent(product.socket) as late:
             time_between_connect_and_send = product.query("status")
@@ -299,13 +299,15 @@ def test_listener_replaces_a_stale_socket_and_leaves_a_living_one(start_product)
     assert "a running process listens there" in other.log.read_text()
     with Agent(product.socket) as agent:
         assert agent.register("still-served").accepted
-    stale = product.folder / "stale.sock"
+    stale = product.folder.parent / "stale.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(stale))
     third = start_product("--uds", str(stale), uds=False)
     with Agent(stale) as agent:
         assert agent.register("served").accepted
-    assert third.process.poll() is None
+    third.process.terminate()
+    assert third.process.wait(15) == 0
+    assert not stale.exists()
 
 
 def test_listener_never_replaces_a_file_that_is_no_socket(start_product, tmp_path):

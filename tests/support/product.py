@@ -122,7 +122,8 @@ class Product:
 
         rundir = RuntimeDir(self.runtime_dir)
         paths = [rundir.shard_query(shard) for shard in rundir.recorded_shards()]
-        return [answer["report"][0] for answer in query.ask_many(paths, "status", timeout=2.0).values()]
+        answers = query.ask_many(paths, "status", timeout=2.0)
+        return [answers[path]["report"][0] for path in paths if path in answers]
 
     def wait_until_running(self) -> None:
         """Wait until the supervisor and all shards are running."""
@@ -173,6 +174,8 @@ class Product:
         leftovers += [f"process {line}" for line in processes]
         leftovers += [f"file {path}" for path in self.folder.rglob("*") if path.is_socket()]
         text = self.log.read_text()
-        leftovers += [f"log: {line}" for line in text.splitlines() if "Traceback" in line or "exception" in line.lower()]
+        leftovers += [
+            f"log: {line}" for line in text.splitlines() if "Traceback" in line or "exception" in line.lower()
+        ]
         print(f"---- log of {self.folder} ----\n{text}")
         return leftovers
