@@ -1,0 +1,211 @@
+"""Asking the running processes, with their silence turned into what an operator can use."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import psutil
+
+from ipc import bus, query
+from ipc.rundir import RuntimeDir
+from ipc.status import ShardState
+from supervisor.cli.errors import CommandError, ExitCode
+from supervisor.cli.output import safe
+from supervisor.merge import RecordedShard, ShardAnswer, Status, merge_status
+
+PAGE = 1000
+"""Entries asked for at a time: a shard encodes that many in a few milliseconds, between which it serves."""
+
+_Answer = TypeVar("_Answer")
+
+
+class Collected(NamedTuple):
+    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time."""
+
+    status: Status
+    supervisor_silent: bool
+
+
+class Pages(NamedTuple):
+    """Entries by shard, and the shards that are there but did not answer in time."""
+
+    entries: dict[int, list[Any]]
+    silent: list[int]
+
+
+def nothing_runs(rundir: RuntimeDir) -> CommandError:
+    """The error for a directory in which no process of ours runs."""
+    return CommandError(
+        ExitCode.NOT_REACHABLE, f"no shardgate is running in {rundir.path}; start one with 'shardgate run'"
+    )
+
+
+def check_access(rundir: RuntimeDir) -> None:
+    """Raise `CommandError` when the directory is there but closed to us: what runs in it would seem to be down."""
+    try:
+        allowed = os.access(rundir.path, os.R_OK | os.X_OK) or not rundir.path.exists()
+    except PermissionError:
+        allowed = False
+    if not allowed:
+        raise CommandError(
+            ExitCode.NOT_REACHABLE, f"{rundir.path}: permission denied; ask as the user that runs shardgate"
+        )
+
+
+def ask_supervisor(rundir: RuntimeDir, method: str, answer_type: type[_Answer], timeout: float) -> _Answer:
+    """Ask the supervisor; every way to get no answer is a `CommandError` with its exit code."""
+    check_access(rundir)
+    try:
+        result = query.ask(rundir.supervisor_query, method, timeout=timeout)
+    except query.NotReachable:
+        raise _supervisor_is_down(rundir) from None
+    except query.NoAnswer:
+        raise CommandError(
+            ExitCode.TIMED_OUT, f"the supervisor in {rundir.path} did not answer within {timeout:g} s"
+        ) from None
+    except query.QueryError as error:
+        raise failed(error) from None
+    return understood(result, answer_type)
+
+
+def failed(error: query.QueryError) -> CommandError:
+    """The error for a process that said no, or answered what nobody can read."""
+    code = ExitCode.REFUSED if isinstance(error, query.Refused) else ExitCode.FAILED
+    lines = [safe(line, 1000) for line in str(error).splitlines()]
+    return CommandError(code, lines[0] if len(lines) == 1 else "\n".join(["refused:", *lines]))
+
+
+def understood(result: object, answer_type: type[_Answer]) -> _Answer:
+    """Check an answer against the shape that it must have."""
+    try:
+        return msgspec.convert(result, answer_type)
+    except msgspec.ValidationError as error:
+        raise CommandError(
+            ExitCode.FAILED, f"an answer that this version cannot read ({error}); is shardgate of two versions in use?"
+        ) from None
+
+
+def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
+    """Ask the supervisor and all shards at the same time and merge what they say."""
+    check_access(rundir)
+    recorded = _recorded(rundir)
+    results = _ask_each([rundir.supervisor_query, *map(rundir.shard_query, recorded)], timeout)
+    supervised = None
+    if rundir.supervisor_query in results:
+        supervised = understood(results[rundir.supervisor_query], Status)
+        # Shards that were started between the look at the records and the supervisor's answer.
+        new = [row.id for row in supervised.shards if row.id not in recorded]
+        results |= _ask_each(list(map(rundir.shard_query, new)), timeout)
+    results.pop(rundir.supervisor_query, None)
+    answers = [understood(result, ShardAnswer) for result in results.values()]
+    status = merge_status(supervised, {answer.shard: answer for answer in answers}, recorded)
+    for row in status.shards:
+        if row.pid is not None and row.state is not ShardState.DOWN:
+            row.rss_bytes = _rss(row.pid)
+    return Collected(status, supervised is None and bus.is_served(rundir.supervisor_query))
+
+
+def collect_pages(
+    rundir: RuntimeDir,
+    shards: Iterable[int],
+    method: str,
+    arguments: dict[str, Any],
+    entry_type: type[_Answer],
+    position: Callable[[_Answer], Any],
+    timeout: float,
+) -> Pages:
+    """Read a list page by page from each of *shards*.
+
+    *arguments* hold the first ``after``; *position* tells an entry's own. The first page is asked of all shards at
+    once, so that the silent ones cost one *timeout* together. Entries that come or go meanwhile may be in or out.
+    """
+    paths = {shard: rundir.shard_query(shard) for shard in shards}
+    entries: dict[int, list[Any]] = {}
+    silent: list[int] = []
+    try:
+        first = query.ask_many(paths.values(), method, arguments | {"limit": PAGE}, timeout=timeout)
+        for shard, path in paths.items():
+            if path not in first:
+                if bus.is_served(path):
+                    silent.append(shard)
+                continue
+            page = understood(first[path], list[entry_type])  # type: ignore[valid-type]  # a type held in a variable
+            found = entries[shard] = list(page)
+            while len(page) >= PAGE:
+                further = {"after": position(page[-1]), "limit": PAGE}
+                answer = query.ask_many([path], method, arguments | further, timeout=timeout).get(path)
+                if answer is None:
+                    silent.append(shard)
+                    break
+                page = understood(answer, list[entry_type])  # type: ignore[valid-type]  # same
+                found += page
+    except query.QueryError as error:
+        raise failed(error) from None
+    return Pages(entries, silent)
+
+
+def living_shards(rundir: RuntimeDir) -> list[int]:
+    """The numbers of the shards that run.
+
+    Raises `CommandError` when there is none and no supervisor either.
+    """
+    check_access(rundir)
+    # Across pid namespaces a record says nothing, and the socket all the more.
+    living = [n for n, record in _recorded(rundir).items() if record.alive or bus.is_served(rundir.shard_query(n))]
+    if not living and not bus.is_served(rundir.supervisor_query):
+        raise nothing_runs(rundir)
+    return living
+
+
+def warn_of_silence(silent: list[int], timeout: float) -> None:
+    """Raise `CommandError` when shards were silent: the list that was printed lacks what is theirs."""
+    if silent:
+        names = ", ".join(map(str, silent))
+        raise CommandError(
+            ExitCode.TIMED_OUT,
+            f"incomplete: no answer within {timeout:g} s from shard {names}; see 'shardgate status'",
+        )
+
+
+def _ask_each(paths: list[Path], timeout: float) -> dict[Path, Any]:
+    """Status answers by path. Who cannot answer properly is left out: a status shows what there is."""
+    try:
+        return query.ask_many(paths, "status", timeout=timeout)
+    except query.QueryError:
+        answers: dict[Path, Any] = {}
+        for path in paths:
+            with contextlib.suppress(query.QueryError):
+                answers |= query.ask_many([path], "status", timeout=timeout)
+        return answers
+
+
+def _recorded(rundir: RuntimeDir) -> dict[int, RecordedShard]:
+    now = time.time()
+    found = {}
+    for number in rundir.recorded_shards():
+        record = rundir.read_shard(number)
+        if record is not None:
+            found[number] = RecordedShard(record.pid, record.is_alive(), max(now - record.create_time, 0.0))
+    return found
+
+
+def _supervisor_is_down(rundir: RuntimeDir) -> CommandError:
+    living = sum(record.alive for record in _recorded(rundir).values())
+    if not living:
+        return nothing_runs(rundir)
+    return CommandError(
+        ExitCode.NOT_REACHABLE,
+        f"no supervisor is running in {rundir.path} ({living} of its shards still serve);"
+        " start one with 'shardgate run'",
+    )
+
+
+def _rss(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

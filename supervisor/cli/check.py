@@ -1,0 +1,88 @@
+"""``shardgate check``: what a configuration file says, or what is wrong with it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from supervisor.cli.errors import ExitCode
+from supervisor.cli.options import json_option
+from supervisor.cli.output import count, note, print_json, safe
+from supervisor.config.errors import ConfigError
+from supervisor.config.kdl import load_config
+from supervisor.config.model import Config, Token, format_duration
+from supervisor.config.tokens import load_tokens
+
+
+@click.command("check")
+@click.argument("file", metavar="FILE.kdl")
+@json_option
+def command(file: str, as_json: bool) -> int:
+    """Check a configuration file and the token files that it names; nothing is started.
+
+    Prints what is in effect, defaults included, or every problem; exits with 78 when there is one.
+    """
+    try:
+        config = load_config(file)
+        tokens = load_tokens(config)
+    except ConfigError as error:
+        if as_json:
+            print_json({"file": file, "ok": False, "problems": error.problems})
+        else:
+            note(str(error))
+        return ExitCode.BAD_CONFIG
+    if as_json:
+        print_json({"file": file, "ok": True, "problems": [], "config": _effective(config, tokens)})
+    else:
+        click.echo("\n".join([f"{safe(file, 4096)}: ok", *_summary(config, tokens)]))
+    return ExitCode.OK
+
+
+def _listeners(config: Config) -> list[dict[str, str]]:
+    found = [{"kind": "uds", "address": config.path}] if config.path else []
+    return found + [{"kind": "tcp", "address": str(address)} for address in config.tcp_addresses]
+
+
+def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
+    """The configuration without digests: those of tokens that people thought up can be guessed back."""
+    limits = config.limits
+    return {
+        "listeners": _listeners(config),
+        "socket_mode": f"{config.socket_mode:04o}",
+        "socket_owner": config.socket_owner,
+        "socket_group": config.socket_group,
+        "max_connections_per_agent": limits.max_connections_per_agent,
+        "handshake_timeout_s": limits.handshake_timeout,
+        "max_registration_bytes": config.max_registration_bytes,
+        "max_handshakes": config.max_handshakes,
+        "max_handshakes_per_peer": config.max_handshakes_per_peer,
+        "require_auth": limits.require_auth,
+        "allowed_agents": limits.allowed_agents,
+        "allow_uids": config.allow_uids,
+        "tokens": [{"patterns": token.patterns} for token in tokens],
+        "token_files": config.token_files,
+        "agent_config": [{"patterns": rule.patterns} for rule in config.agent_config],
+        "shards": config.shards,
+        "placement": config.placement,
+        "runtime_dir": config.runtime_dir,
+    }
+
+
+def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
+    limits = config.limits
+    listeners = [f"{listener['kind']} {safe(listener['address'], 4096)}" for listener in _listeners(config)]
+    yield f"  listeners     {', '.join(listeners) or 'uds agents.sock in the runtime directory'}"
+    yield (
+        f"  limits        {count('connection', limits.max_connections_per_agent)} per agent;"
+        f" registration within {format_duration(limits.handshake_timeout)}"
+        f" and {config.max_registration_bytes:,} bytes;"
+        f" {count('handshake', config.max_handshakes)} at a time, {config.max_handshakes_per_peer:,} per peer"
+    )
+    required = "required" if limits.require_auth else "not required"
+    yield f"  auth          {required}, {count('token', len(tokens))}"
+    yield f"  agents        {'any' if limits.allowed_agents is None else ', '.join(limits.allowed_agents)}"
+    if config.allow_uids is not None:
+        yield f"  uids          {', '.join(map(str, config.allow_uids))}"
+    rules = [" ".join(rule.patterns) for rule in config.agent_config]
+    yield f"  agent-config  {', '.join(rules) or 'none'}"
+    yield f"  shards        {config.shards or 'one per CPU'}, placement {config.placement}"

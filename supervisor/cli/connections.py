@@ -1,0 +1,67 @@
+"""``shardgate connections``: every connection of an agent, from all shards."""
+
+import click
+import msgspec
+
+from ipc.rundir import RuntimeDir
+from ipc.status import ConnectionRow
+from supervisor.cli import asking, output
+from supervisor.cli.errors import CommandError, ExitCode
+from supervisor.cli.options import json_option, runtime_dir_option, timeout_option
+from supervisor.cli.output import Cell, Column
+from supervisor.merge import ConnectionEntry, merge_connections
+
+_COLUMNS = (
+    Column("CONNECTION"),
+    Column("AGENT"),
+    Column("SHARD", numeric=True),
+    Column("TRANSPORT", gives_way=2),
+    Column("PEER", gives_way=1),
+    Column("DIALECT", gives_way=4),
+    Column("CONNECTED AT", gives_way=3),
+    Column("IN-FLIGHT", numeric=True),
+    Column("METADATA", gives_way=5, shortest=12),
+)
+
+
+@click.command("connections")
+@click.option("--agent", metavar="ID", help="Only the connections of this agent.")
+@click.option("--shard", type=click.IntRange(0), metavar="N", help="Only the connections in this shard.")
+@runtime_dir_option
+@json_option
+@timeout_option("1.5s", "to wait for answers")
+def command(agent: str | None, shard: int | None, rundir: RuntimeDir, as_json: bool, timeout: float) -> None:
+    """List the connections of the agents."""
+    shards = asking.living_shards(rundir)
+    if shard is not None:
+        if shard not in shards:
+            known = ", ".join(map(str, shards)) or "none"
+            raise CommandError(ExitCode.FAILED, f"shard {shard} is not running; running shards: {known}")
+        shards = [shard]
+    pages = asking.collect_pages(
+        rundir, shards, "connections", {"after": 0, "agent": agent}, ConnectionEntry, lambda entry: entry.n, timeout
+    )
+    rows = merge_connections(pages.entries)
+    if as_json:
+        output.print_json(rows)
+    elif rows:
+        colour = output.use_colour()
+        click.echo(output.table(_COLUMNS, map(_cells, rows), output.terminal_width(), colour=colour))
+    else:
+        output.note("no connection")
+    asking.warn_of_silence(pages.silent, timeout)
+
+
+def _cells(row: ConnectionRow) -> list[Cell]:
+    metadata = "" if row.metadata is None else msgspec.json.encode(row.metadata).decode()
+    return [
+        Cell(output.safe(row.connection_id)),
+        Cell(output.safe(row.agent_id)),
+        Cell(str(row.shard)),
+        Cell(output.safe(row.transport)),
+        Cell(output.safe(row.peer)),
+        Cell(output.safe(row.dialect)),
+        Cell(row.connected_at),
+        Cell(f"{row.in_flight:,}"),
+        Cell(output.safe(metadata, 60)),
+    ]

@@ -1,0 +1,100 @@
+"""The command tree, and what happens to errors that reach the top."""
+
+import contextlib
+import importlib
+import os
+import sys
+
+import click
+
+from ipc.version import __version__
+from supervisor.cli.errors import CommandError, ExitCode
+
+_COMMANDS = {
+    "run": "run",
+    "check": "check",
+    "token": "tokens",
+    "status": "status",
+    "agents": "agents",
+    "connections": "connections",
+    "reload": "reload",
+    "stop": "stop",
+}
+"""Commands in the order of the help, and the modules that they are in."""
+
+_INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are named: each command pays for its own imports only."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"supervisor.cli.{_COMMANDS[cmd_name]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not all healthy, 4 not reachable, 5 refused, 6 timed out, 78 bad "
+    "configuration. SHARDGATE_DEBUG=1 shows where an unexpected error came from.",
+)
+@click.version_option(__version__, prog_name="shardgate", message="%(prog)s %(version)s")
+def shardgate() -> None:
+    """Accept reverse connections of agents and spread them over shards."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code. No exception leaves it."""
+    for stream in (sys.stdout, sys.stderr):
+        # An answer may hold characters that the terminal's encoding does not have.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away, as "head" does. Python flushes again at its end and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except Exception as error:  # noqa: BLE001 - the last resort: an operator gets a line, never a traceback
+        return _failed_unexpectedly(error)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result = shardgate.main(arguments, prog_name="shardgate", standalone_mode=False)
+    except CommandError as error:
+        click.echo(f"shardgate: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    except SystemExit as end:
+        # click ends the process itself when its own output breaks (EPIPE).
+        return end.code if isinstance(end.code, int) else ExitCode.FAILED
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _failed_unexpectedly(error: Exception) -> int:
+    with contextlib.suppress(OSError):
+        if os.environ.get("SHARDGATE_DEBUG") == "1":
+            import traceback
+
+            traceback.print_exception(error)
+        else:
+            text = " ".join(str(error).split())
+            click.echo(
+                f"shardgate: unexpected {type(error).__name__}: {text} (SHARDGATE_DEBUG=1 shows where)", err=True
+            )
+    return ExitCode.FAILED

@@ -1,0 +1,58 @@
+"""Options that several commands share, and the form of a time on the command line."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType[float]):
+    """A time such as ``500ms``, ``30s``, ``2m`` or ``1h``; a bare number means seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds; zero is refused, since nothing can answer within it."""
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value))
+        if found is None or not (seconds := float(found[1]) * _UNITS[found[2] or "s"]):
+            self.fail(f"{value!r} is not a time; write 500ms, 30s, 2m or 1h.", param, ctx)
+        return seconds
+
+
+def runtime_dir_option(command: _Command) -> _Command:
+    """Add ``--runtime-dir``; the function gets a `RuntimeDir` as *rundir*."""
+    return click.option(
+        "--runtime-dir",
+        "rundir",
+        envvar="SHARDGATE_RUNTIME_DIR",
+        metavar="DIR",
+        callback=_open_runtime_dir,
+        help="Where the running shardgate has its sockets [default: /run/shardgate for root,"
+        " $XDG_RUNTIME_DIR/shardgate for others; env SHARDGATE_RUNTIME_DIR].",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """Add ``--json``; the function gets it as *as_json*."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def timeout_option(default: str, what: str) -> Callable[[_Command], _Command]:
+    """Add ``--timeout``, in seconds for the function."""
+    return click.option(
+        "--timeout", type=Duration(), default=default, show_default=True, metavar="TIME", help=f"How long {what}."
+    )
+
+
+def _open_runtime_dir(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    from ipc.rundir import RuntimeDir, default_runtime_dir
+
+    return RuntimeDir(value or default_runtime_dir())

@@ -1,0 +1,117 @@
+"""``shardgate run``: be the supervisor."""
+
+import os
+from typing import Any
+
+import click
+
+from ipc.logs import LEVEL_NAMES
+from supervisor.cli.errors import ExitCode
+from supervisor.cli.output import note
+from supervisor.config.errors import ConfigError
+from supervisor.config.kdl import load_config
+from supervisor.config.model import Config, Placement
+from supervisor.config.options import apply_options
+
+
+@click.command("run")
+@click.option(
+    "--config",
+    "file",
+    envvar="SHARDGATE_CONFIG",
+    show_envvar=True,
+    metavar="FILE.kdl",
+    help="Configuration file; options take the place of what it says.",
+)
+@click.option(
+    "--uds",
+    envvar="SHARDGATE_UDS",
+    show_envvar=True,
+    metavar="PATH",
+    help="Accept agents on this Unix socket [default, without --tcp: agents.sock in the runtime directory].",
+)
+@click.option(
+    "--tcp",
+    multiple=True,
+    envvar="SHARDGATE_TCP",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Accept agents on this address, 127.0.0.1:9090 or [::1]:9090; may be repeated.",
+)
+@click.option(
+    "--shards",
+    type=int,
+    envvar="SHARDGATE_SHARDS",
+    show_envvar=True,
+    metavar="N",
+    help="Number of shard processes [default: one per CPU].",
+)
+@click.option("--placement", type=click.Choice(list(map(str, Placement))), help="How a shard is chosen for an agent.")
+@click.option(
+    "--runtime-dir",
+    envvar="SHARDGATE_RUNTIME_DIR",
+    show_envvar=True,
+    metavar="DIR",
+    help="Where the processes have their sockets [default: /run/shardgate for root, $XDG_RUNTIME_DIR/shardgate"
+    " for others].",
+)
+@click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
+@click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
+@click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 65536].")
+@click.option("--max-handshakes", type=int, metavar="N", help="Handshakes in progress [default: 4096].")
+@click.option(
+    "--max-handshakes-per-peer", type=int, metavar="N", help="The same for one address or uid [default: 256]."
+)
+@click.option("--require-auth/--no-require-auth", default=None, help="Whether agents must present a token.")
+@click.option(
+    "--allowed-agents", multiple=True, metavar="PATTERN", help="Agents that may register, as waf-*; may be repeated."
+)
+@click.option(
+    "--token-file",
+    multiple=True,
+    metavar="FILE",
+    help="File with tokens, see 'shardgate token'; may be repeated. There is no option for a token itself, which"
+    " everybody on the host could read.",
+)
+@click.option("--socket-mode", metavar="MODE", help="Permissions of the Unix socket, octal [default: 0660].")
+@click.option(
+    "--allow-uid", type=int, multiple=True, metavar="UID", help="Users that may use the Unix socket; may be repeated."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVEL_NAMES),
+    default="info",
+    show_default=True,
+    envvar="SHARDGATE_LOG_LEVEL",
+    show_envvar=True,
+    help="Least level that is logged.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    envvar="SHARDGATE_LOG_FORMAT",
+    show_envvar=True,
+    help="Form of the log on standard error; auto is text on a terminal.",
+)
+def command(file: str | None, log_level: str, log_format: str, **options: Any) -> int:
+    """Accept agents and start the shards, in the foreground, until SIGTERM or Ctrl-C.
+
+    Options stand above environment variables, those above the file, and the file above defaults. SIGHUP, or
+    'shardgate reload', reads the file again.
+    """
+    # Also after a change of directory the file has to be found, for a reload and by who reads the status.
+    path = os.path.abspath(file) if file else None  # noqa: PTH100 - Path.absolute() leaves ".." in
+
+    def load() -> Config:
+        return load_config(path, options) if path else apply_options(Config(), options)
+
+    try:
+        config = load()
+    except ConfigError as error:
+        note(str(error))
+        return ExitCode.BAD_CONFIG
+    from supervisor.main import serve
+
+    return serve(config, load=load, log_level=log_level, log_format=log_format)

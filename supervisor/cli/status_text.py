@@ -1,0 +1,113 @@
+"""The human form of a status: a few lines about the supervisor, then a table of the shards."""
+
+from collections.abc import Iterator, Sequence
+
+from ipc.status import ShardRow, ShardState, SupervisorRow
+from supervisor.cli.output import Cell, Column, count, duration, safe, size, styled, table
+from supervisor.merge import Status
+
+_COLUMNS = (
+    Column("SHARD", numeric=True),
+    Column("STATE"),
+    Column("PID", numeric=True, gives_way=1),
+    Column("UPTIME", numeric=True, gives_way=5),
+    Column("CONNECTIONS", numeric=True),
+    Column("AGENTS", numeric=True, gives_way=2),
+    Column("IN-FLIGHT", numeric=True),
+    Column("RESTARTS", numeric=True, gives_way=3),
+    Column("CPU%", numeric=True, gives_way=6),
+    Column("RSS", numeric=True, gives_way=7),
+    Column("LAG", numeric=True, gives_way=8),
+    Column("LAST EVENT", gives_way=4, shortest=12),
+)
+
+_COLOURS = {
+    ShardState.STARTING: "cyan",
+    ShardState.RUNNING: "green",
+    ShardState.DRAINING: "yellow",
+    ShardState.UNHEALTHY: "red",
+    ShardState.DOWN: "red",
+}
+
+_LONGEST_PROBLEM = 1000
+
+
+def status_text(status: Status, *, runtime_dir: str, supervisor_silent: bool, width: int | None, colour: bool) -> str:
+    """Lay out *status* for people, within *width* columns where it is given."""
+    if status.supervisor is not None:
+        head = list(_supervisor_lines(status.supervisor, colour=colour))
+    elif supervisor_silent:
+        head = [styled(f"supervisor in {safe(runtime_dir)} does not answer", "red", enabled=colour)]
+    else:
+        text = f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'"
+        head = [styled(text, "red", enabled=colour)]
+    known = status.supervisor is not None
+    rows = [_shard_cells(row, supervised=known) for row in status.shards]
+    if len(status.shards) > 1:
+        rows.append(_total_cells(status.shards, supervised=known))
+    return "\n".join([*head, "", table(_COLUMNS, rows, width, colour=colour)])
+
+
+def _supervisor_lines(row: SupervisorRow, *, colour: bool) -> Iterator[str]:
+    state = "" if row.state == "running" else f", {safe(row.state)}"
+    yield f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}"
+    source = safe(row.config_file) if row.config_file else "none, options only"
+    yield f"config     {source}, loaded {safe(row.config_loaded_at)}"
+    for line in (row.config_error or "").splitlines():
+        yield styled(f"           not reloaded: {safe(line, _LONGEST_PROBLEM)}", "red", enabled=colour)
+    listeners = ", ".join(f"{safe(listener.kind)} {safe(listener.address)}" for listener in row.listeners)
+    yield f"listening  {listeners or 'nowhere'}"
+    refused = {safe(code): number for code, number in row.rejected_total.items() if number}
+    detail = ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
+    yield f"accepted   {row.accepted_total:,}; rejected {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
+    if row.handshakes or row.held_descriptors:
+        held = count("descriptor", row.held_descriptors)
+        yield f"now        {count('handshake', row.handshakes)} in progress, {held} held"
+
+
+def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
+    state = row.state.value
+    if row.stale_s:
+        state += f", stale {duration(row.stale_s)}"
+    numbers: Sequence[str]
+    if row.state is ShardState.DOWN:
+        numbers = ["-"] * 5
+    elif row.state is ShardState.UNHEALTHY and not supervised:
+        # Alive and silent, and nobody else keeps its numbers.
+        numbers = ["?"] * 5
+    else:
+        numbers = [f"{row.connections:,}", f"{row.agents:,}", f"{row.in_flight:,}"]
+        numbers += [f"{row.cpu_percent:.1f}", f"{row.lag_ms:.1f} ms"]
+    connections, agents, in_flight, cpu, lag = numbers
+    return [
+        Cell(str(row.id)),
+        Cell(state, _COLOURS[row.state]),
+        Cell("-" if row.pid is None else str(row.pid)),
+        Cell("-" if row.state is ShardState.DOWN else duration(row.uptime_s)),
+        Cell(connections),
+        Cell(agents),
+        Cell(in_flight),
+        Cell(f"{row.restarts:,}" if supervised else "?"),
+        Cell(cpu),
+        Cell(size(row.rss_bytes) if row.rss_bytes else "-"),
+        Cell(lag),
+        Cell(safe(row.last_event or "")),
+    ]
+
+
+def _total_cells(rows: Sequence[ShardRow], *, supervised: bool) -> list[Cell]:
+    return [
+        Cell("total"),
+        Cell(""),
+        Cell(""),
+        Cell(""),
+        Cell(f"{sum(row.connections for row in rows):,}"),
+        # An agent may be in several shards, so a sum of this column would count it several times.
+        Cell(""),
+        Cell(f"{sum(row.in_flight for row in rows):,}"),
+        Cell(f"{sum(row.restarts for row in rows):,}" if supervised else "?"),
+        Cell(f"{sum(row.cpu_percent for row in rows):.1f}"),
+        Cell(size(sum(row.rss_bytes for row in rows))),
+        Cell(f"{max(row.lag_ms for row in rows):.1f} ms"),
+        Cell(""),
+    ]

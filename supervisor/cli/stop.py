@@ -1,0 +1,123 @@
+"""``shardgate stop``: end the supervisor and its shards, and wait until they are gone."""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+
+import click
+
+from ipc import bus, query
+from ipc.rundir import ProcessRecord, RuntimeDir
+from supervisor.cli import asking
+from supervisor.cli.errors import CommandError, ExitCode
+from supervisor.cli.options import runtime_dir_option, timeout_option
+from supervisor.cli.output import count, duration, note
+
+_ANSWER_WITHIN = 2.0
+_SAY_SO_EVERY = 5.0
+
+
+class _Process:
+    """A process held by a pidfd, which no later process of the same number can be taken for."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    @classmethod
+    def of(cls, record: ProcessRecord | None) -> "_Process | None":
+        """Hold the recorded process; None when it does not run."""
+        if record is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(record.pid)
+        except OSError:
+            return None
+        # Only now: between a check and the open the number could have changed hands.
+        if not record.is_alive():
+            os.close(pidfd)
+            return None
+        return cls(record.pid, pidfd)
+
+    def terminate(self) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            raise CommandError(
+                ExitCode.FAILED, f"pid {self.pid} is another user's; stop it as the user that runs it"
+            ) from None
+
+
+@click.command("stop")
+@runtime_dir_option
+@timeout_option("30s", "to wait for the end")
+def command(rundir: RuntimeDir, timeout: float) -> None:
+    """Stop the supervisor and its shards and wait until they have ended.
+
+    With the supervisor down its shards are ended by SIGTERM.
+    """
+    asking.check_access(rundir)
+    deadline = time.monotonic() + timeout
+    supervisor = _Process.of(rundir.read_supervisor())
+    # Held before anything ends: who starts again meanwhile, as systemd may do, has other shards.
+    shards = [shard for number in rundir.recorded_shards() if (shard := _Process.of(rundir.read_shard(number)))]
+    if supervisor is not None:
+        note(f"stopping shardgate in {rundir.path} (pid {supervisor.pid})")
+        _ask_to_stop(rundir, supervisor)
+        _wait([supervisor], "the supervisor", deadline, timeout)
+    elif bus.is_served(rundir.supervisor_query):
+        raise CommandError(
+            ExitCode.FAILED,
+            f"a supervisor answers in {rundir.path}, but its process is not visible here;"
+            " stop it inside its own container",
+        )
+    elif not shards:
+        raise asking.nothing_runs(rundir)
+    left = _still_running(shards)
+    if left:
+        note(f"the supervisor is gone; ending {count('shard', len(left))} that it left")
+        for shard in left:
+            shard.terminate()
+        _wait(left, count("shard", len(left)), deadline, timeout)
+    note("stopped")
+
+
+def _ask_to_stop(rundir: RuntimeDir, supervisor: _Process) -> None:
+    try:
+        query.ask(rundir.supervisor_query, "stop", timeout=_ANSWER_WITHIN)
+    except query.Refused as refusal:
+        raise asking.failed(refusal) from None
+    except query.QueryError:
+        if _still_running([supervisor]):
+            # Just starting, or stuck: a signal waits for it until it listens.
+            note("it does not answer; sending SIGTERM")
+            supervisor.terminate()
+
+
+def _wait(processes: Sequence[_Process], who: str, deadline: float, timeout: float) -> None:
+    began = time.monotonic()
+    while left := _still_running(processes, min(_SAY_SO_EVERY, max(deadline - time.monotonic(), 0))):
+        pids = ", ".join(str(process.pid) for process in left)
+        if time.monotonic() >= deadline:
+            raise CommandError(ExitCode.TIMED_OUT, f"{who} (pid {pids}) still runs after {timeout:g} s")
+        note(f"waiting for {who} (pid {pids}) since {duration(time.monotonic() - began)}")
+
+
+def _still_running(processes: Sequence[_Process], within: float = 0.0) -> list[_Process]:
+    """Those of *processes* that still run when all have ended or *within* seconds are over."""
+    left = {process.pidfd: process for process in processes}
+    poller = select.poll()
+    for pidfd in left:
+        poller.register(pidfd, select.POLLIN)
+    end = time.monotonic() + within
+    while left:
+        for pidfd, _ in poller.poll(max(end - time.monotonic(), 0) * 1000):
+            poller.unregister(pidfd)
+            del left[pidfd]
+        if time.monotonic() >= end:
+            break
+    return list(left.values())
