@@ -34,7 +34,7 @@ tested   := $(wildcard tests bench examples deploy) dialout/README.md pyproject.
 
 # One pip, in tools, installs into environments that have none: that saves seconds for each, and shows that the
 # product needs no pip.
-pip_into = $(tools)/bin/python -m pip --quiet --python $(1)/bin/python install
+pip_into = $(tools)/bin/python -m pip -qq --python $(1)/bin/python install
 wheels   = $(dist)/dialout-*.whl $(dist)/shardgate-*.whl
 
 ## Use
@@ -88,7 +88,7 @@ $(tools)/.ready:
 	$(if $(VERSION),,$(error "$(PYTHON)" does not run here or is older than Python 3.11; name another one: make PYTHON=python3.13))
 	@echo "Setting up the build tools ..."
 	@$(PYTHON) -m venv --clear $(tools)
-	@$(tools)/bin/python -m pip --quiet install 'pip>=25.1' 'hatchling>=1.27'
+	@$(tools)/bin/python -m pip -qq install 'pip>=25.1' 'hatchling>=1.27'
 	@touch $@
 
 $(dist)/.built: $(packages) $(projects) $(texts) | $(tools)/.ready
