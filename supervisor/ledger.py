@@ -16,7 +16,9 @@ be too much, never too little: a slot is freed when the connection is known to b
 No clock, no socket: tests drive it through every interleaving.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 
@@ -29,6 +31,12 @@ class Slot(NamedTuple):
 
     shard: int | None
     live: bool
+
+
+@cache
+def _slot(shard: int | None, live: bool) -> Slot:
+    """One object for all slots alike: 100,000 tuples weigh."""
+    return Slot(shard, live)
 
 
 class _Agent:
@@ -46,14 +54,11 @@ class _Agent:
             return sum(slot.shard == shard for slot in self.slots.values())
         return self.by_shard.get(shard, 0)
 
-    def shift(self, shard: int | None, by: int) -> None:
-        if shard is not None and self.by_shard is not None:
-            self.by_shard[shard] = self.by_shard.get(shard, 0) + by
-
-    def count_from_now_on(self) -> None:
-        self.by_shard = {}
-        for slot in self.slots.values():
-            self.shift(slot.shard, 1)
+    def put(self, number: int, slot: Slot) -> None:
+        """Add a slot; whoever puts it on a shard counts it there."""
+        if self.by_shard is None and self.slots:
+            self.by_shard = dict(Counter(slot.shard for slot in self.slots.values() if slot.shard is not None))
+        self.slots[number] = slot
 
 
 class Ledger:
@@ -67,9 +72,7 @@ class Ledger:
         self.next_number = first_number
         self._agents: dict[str, _Agent] = {}
         self._load: dict[int, int] = {}
-        self._interned: dict[tuple[int | None, bool], Slot] = {}
         self.live_total = 0
-        self.reserved_total = 0
 
     def count(self, agent_id: str) -> int:
         """Slots of the agent, reserved and live."""
@@ -117,7 +120,7 @@ class Ledger:
             raise LimitReached
         number = self.next_number
         self.next_number = number + 1
-        self._put(agent, number, None, live=False)
+        agent.put(number, _slot(None, False))
         return number
 
     def place(self, agent_id: str, number: int, shard: int) -> None:
@@ -126,7 +129,10 @@ class Ledger:
         slot = agent.slots[number]
         if slot.live:
             raise ValueError(f"{agent_id}-conn-{number} is live and cannot be placed")
-        self._move(agent, number, slot, self._slot(shard, live=False))
+        if slot.shard is not None:
+            self._count(agent, slot.shard, -1)
+        agent.slots[number] = _slot(shard, False)
+        self._count(agent, shard, 1)
 
     def commit(self, agent_id: str, number: int) -> None:
         """Make a placed slot live."""
@@ -134,8 +140,7 @@ class Ledger:
         slot = agent.slots[number]
         if slot.shard is None or slot.live:
             raise ValueError(f"{agent_id}-conn-{number} is {slot} and cannot be committed")
-        agent.slots[number] = self._slot(slot.shard, live=True)
-        self.reserved_total -= 1
+        agent.slots[number] = _slot(slot.shard, True)
         self.live_total += 1
 
     def release(self, agent_id: str, number: int) -> bool:
@@ -146,7 +151,10 @@ class Ledger:
         slot = agent.slots.pop(number, None)
         if slot is None:
             return False
-        self._count(agent, slot, -1)
+        if slot.shard is not None:
+            self._count(agent, slot.shard, -1)
+        if slot.live:
+            self.live_total -= 1
         if not agent.slots:
             del self._agents[agent_id]
         return True
@@ -166,7 +174,9 @@ class Ledger:
             agent = self._agents[agent_id] = _Agent()
         if number in agent.slots:
             raise ValueError(f"{agent_id}-conn-{number} is known already")
-        self._put(agent, number, shard, live=True)
+        agent.put(number, _slot(shard, True))
+        self._count(agent, shard, 1)
+        self.live_total += 1
         self.next_number = max(self.next_number, number + 1)
 
     def reconcile(self, shard: int, believed: Iterable[tuple[int, str]], held: Iterable[tuple[int, str]]) -> int:
@@ -196,46 +206,20 @@ class Ledger:
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every count agrees with the slots that it counts."""
-        slots = [(agent_id, number, slot) for agent_id, number, slot in self._all()]
-        assert len({number for _, number, _ in slots}) == len(slots), "a number was drawn twice"
-        assert all(number < self.next_number for _, number, _ in slots)
-        assert self.live_total == sum(slot.live for *_, slot in slots)
-        assert self.reserved_total == len(slots) - self.live_total
-        assert all(agent.slots for agent in self._agents.values()), "an agent without slots was kept"
-        assert all(slot.shard is not None for *_, slot in slots if slot.live)
-        for shard in {*self._load, *(slot.shard for *_, slot in slots if slot.shard is not None)}:
-            assert self.load(shard) == sum(slot.shard == shard for *_, slot in slots)
-            for agent_id, agent in self._agents.items():
-                on_shard = sum(slot.shard == shard for slot in agent.slots.values())
-                assert self.count_on(agent_id, shard) == on_shard
+        slots = [(number, slot) for agent in self._agents.values() for number, slot in agent.slots.items()]
+        assert len({number for number, _ in slots}) == len(slots), "a number was drawn twice"
+        assert all(number < self.next_number for number, _ in slots), "a number in use would be drawn again"
+        assert all(slot.shard is not None for _, slot in slots if slot.live), "a live slot is on no shard"
+        assert self.live_total == sum(slot.live for _, slot in slots), "live_total is wrong"
+        load = Counter(slot.shard for _, slot in slots if slot.shard is not None)
+        assert Counter(self._load) == load, "the load of a shard is wrong"
+        for agent in self._agents.values():
+            assert agent.slots, "an agent without slots was kept"
+            assert agent.by_shard is not None or len(agent.slots) == 1, "a second slot is not counted by shard"
+            by_shard = Counter(slot.shard for slot in agent.slots.values() if slot.shard is not None)
+            assert agent.by_shard is None or Counter(agent.by_shard) == by_shard, "an agent's count on a shard is wrong"
 
-    def _all(self) -> Iterator[tuple[str, int, Slot]]:
-        for agent_id, agent in self._agents.items():
-            for number, slot in agent.slots.items():
-                yield agent_id, number, slot
-
-    def _slot(self, shard: int | None, *, live: bool) -> Slot:
-        slot = self._interned.get((shard, live))
-        if slot is None:
-            slot = self._interned[shard, live] = Slot(shard, live)
-        return slot
-
-    def _put(self, agent: _Agent, number: int, shard: int | None, *, live: bool) -> None:
-        if agent.by_shard is None and agent.slots:
-            agent.count_from_now_on()
-        slot = agent.slots[number] = self._slot(shard, live=live)
-        self._count(agent, slot, 1)
-
-    def _move(self, agent: _Agent, number: int, before: Slot, after: Slot) -> None:
-        self._count(agent, before, -1)
-        agent.slots[number] = after
-        self._count(agent, after, 1)
-
-    def _count(self, agent: _Agent, slot: Slot, by: int) -> None:
-        agent.shift(slot.shard, by)
-        if slot.shard is not None:
-            self._load[slot.shard] = self._load.get(slot.shard, 0) + by
-        if slot.live:
-            self.live_total += by
-        else:
-            self.reserved_total += by
+    def _count(self, agent: _Agent, shard: int, by: int) -> None:
+        self._load[shard] = self._load.get(shard, 0) + by
+        if agent.by_shard is not None:
+            agent.by_shard[shard] = agent.by_shard.get(shard, 0) + by
