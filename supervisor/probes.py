@@ -45,7 +45,8 @@ class ProbeBook(Generic[Waiter]):
         """Let *waiter* wait; a new round that is to be asked, or None when it waits with others."""
         current = self._by_agent.get(agent_id)
         if current is None:
-            return self._open(agent_id, [waiter], now)
+            # Between the end of a round and `next_round`, those who came earlier are in this one too.
+            return self._open(agent_id, [*self._later.pop(agent_id, ()), waiter], now)
         if current.asked:
             self._later.setdefault(agent_id, []).append(waiter)
         else:
@@ -53,7 +54,7 @@ class ProbeBook(Generic[Waiter]):
         return None
 
     def ask(self, current: Round[Waiter], shards: set[int]) -> bool:
-        """Note that *shards* are asked now; True when that are none, and the round is over."""
+        """Note that *shards* are asked now; True when there are none, and the round is over."""
         current.asked = True
         current.shards = set(shards)
         if not shards:
