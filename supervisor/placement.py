@@ -24,7 +24,7 @@ def spread(ledger: Ledger, agent_id: str, candidates: Sequence[int]) -> int:
     """The candidate with the fewest connections of this agent, then the fewest in all, then the lowest number."""
     count = ledger.count(agent_id)
     if count < 2:
-        # The only slot is the newcomer's own, which no shard has yet.
+        # The only slot is the newcomer's own; it is on no shard, or on one that did not take it.
         return min(candidates, key=lambda shard: (ledger.load(shard), shard))
     return min(candidates, key=lambda shard: (ledger.count_on(agent_id, shard), ledger.load(shard), shard))
 
