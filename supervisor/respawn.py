@@ -26,4 +26,5 @@ class Backoff:
         self.deaths += 1
         if self.deaths == 1:
             return 0.0
-        return float(min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(self.deaths - 2, 16)))
+        # The exponent is bounded because 2.0 ** 1024 overflows.
+        return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.deaths - 2, 16))
