@@ -69,9 +69,9 @@ class Care:
         self.doubt = 0
 
     def hear(self, sequence: int, now: float) -> bool:
-        """Note an event; whether events before it were lost."""
+        """Note an event; whether events before it were lost. A shard's first has the number 1."""
         self.heard_at = now
-        lost = self.sequence is not None and sequence != self.sequence + 1
+        lost = sequence != (self.sequence or 0) + 1
         self.sequence = sequence
         return lost
 

@@ -1,0 +1,163 @@
+"""What is known of a shard, and what follows from it, by a clock that the test holds."""
+
+import copy
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipc.status import ShardReport, ShardRow, ShardState
+from supervisor.care import BOOT_LIMIT, REPLACE_AFTER, SILENCE_LIMIT, Care, IllegalTransition
+
+DOWN, STARTING, RUNNING = ShardState.DOWN, ShardState.STARTING, ShardState.RUNNING
+UNHEALTHY, DRAINING = ShardState.UNHEALTHY, ShardState.DRAINING
+
+LEGAL = {
+    (DOWN, STARTING),
+    (STARTING, RUNNING),
+    (STARTING, DRAINING),
+    (STARTING, DOWN),
+    (RUNNING, UNHEALTHY),
+    (RUNNING, DRAINING),
+    (RUNNING, DOWN),
+    (UNHEALTHY, RUNNING),
+    (UNHEALTHY, DRAINING),
+    (UNHEALTHY, DOWN),
+    (DRAINING, DOWN),
+}
+
+REPORT = ShardReport(
+    connections=1, agents=2, in_flight=3, requests_total=4, prepared=5, adopted_total=6, closed_total=7,
+    frames_total=8, cpu_percent=9.5, lag_ms=10.5, uptime_s=999.0,
+)  # fmt: skip
+
+
+def care_in(state: ShardState, heard_at: float = 0.0) -> Care:
+    return Care(
+        7, state, epoch="e1", started_at=1.0, heard_at=heard_at, sequence=5, report=REPORT, aborted_at=2.0, doubt=3
+    )
+
+
+@pytest.mark.parametrize("after", ShardState)
+@pytest.mark.parametrize("before", ShardState)
+def test_shard_goes_where_the_table_says_and_stays_as_it_was_otherwise(before: ShardState, after: ShardState) -> None:
+    care = care_in(before)
+    untouched = copy.deepcopy(care)
+
+    if (before, after) in LEGAL:
+        care.go(after)
+        assert care.state is after
+    else:
+        with pytest.raises(IllegalTransition, match=f"^shard 7: {before.value} to {after.value}$"):
+            care.go(after)
+        assert care == untouched
+
+
+@pytest.mark.parametrize("state", set(ShardState) - {DOWN})
+def test_shard_cannot_begin_unless_it_is_down(state: ShardState) -> None:
+    care = care_in(state)
+    untouched = copy.deepcopy(care)
+
+    with pytest.raises(IllegalTransition):
+        care.begin("e2", 50.0)
+
+    assert care == untouched
+
+
+def test_shard_begins_with_nothing_of_its_earlier_life_but_its_history() -> None:
+    care = care_in(DOWN)
+    care.restarts, care.last_event = 3, "12:00:00 pid 1 killed"
+    care.backoff.deaths = 2
+
+    care.begin("e2", 50.0)
+
+    assert care == Care(
+        7, STARTING, epoch="e2", started_at=50.0, heard_at=50.0, restarts=3, last_event="12:00:00 pid 1 killed",
+        backoff=care.backoff,
+    )  # fmt: skip
+    assert care.backoff.deaths == 2
+
+
+@pytest.mark.parametrize("state", ShardState)
+def test_silence_is_noticed_in_a_running_shard_only_and_after_its_limit(state: ShardState) -> None:
+    care = care_in(state, heard_at=100.0)
+
+    assert not care.is_silent(100.0 + SILENCE_LIMIT)
+    assert care.is_silent(math.nextafter(100.0 + SILENCE_LIMIT, math.inf)) == (state is RUNNING)
+    assert care.is_silent(1e9) == (state is RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("state", "limit"),
+    [(STARTING, BOOT_LIMIT), (UNHEALTHY, REPLACE_AFTER), (RUNNING, None), (DRAINING, None), (DOWN, None)],
+)
+def test_shard_is_lost_after_the_limit_of_its_state(state: ShardState, limit: float | None) -> None:
+    care = care_in(state, heard_at=100.0)
+
+    assert care.is_lost(1e9) == (limit is not None)
+    if limit is not None:
+        assert not care.is_lost(100.0 + limit)
+        assert care.is_lost(math.nextafter(100.0 + limit, math.inf))
+
+
+def test_shard_that_is_heard_is_neither_silent_nor_lost() -> None:
+    care = Care(0)
+    care.begin("e1", 100.0)
+    assert not care.is_lost(100.0 + BOOT_LIMIT)
+    care.go(RUNNING)
+    assert care.is_silent(103.0)
+
+    care.hear(1, 103.0)
+
+    assert not care.is_silent(103.0 + SILENCE_LIMIT)
+    care.go(UNHEALTHY)
+    assert not care.is_lost(103.0 + REPLACE_AFTER)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+def test_shard_hears_of_a_hole_wherever_the_sequence_is_not_one_higher(sequences: list[int]) -> None:
+    care = Care(0)
+    previous = 0
+    for now, sequence in enumerate(sequences):
+        assert care.hear(sequence, float(now)) == (sequence != previous + 1)
+        assert (care.sequence, care.heard_at) == (sequence, float(now))
+        previous = sequence
+
+
+@given(st.lists(st.integers(-2, 2), max_size=30))
+def test_shard_is_doubtful_when_the_same_difference_is_there_twice_in_a_row(differences: list[int]) -> None:
+    care = Care(0)
+    previous = 0
+    for difference in differences:
+        assert care.is_doubtful(difference) == (difference != 0 and difference == previous)
+        previous = difference
+
+
+def test_row_shows_the_last_heartbeat_and_its_age() -> None:
+    care = care_in(RUNNING, heard_at=10.0)
+    care.restarts, care.last_event = 2, "12:00:00 started"
+
+    assert care.row(4711, 11.26) == ShardRow(
+        id=7, pid=4711, state=RUNNING, connections=1, agents=2, in_flight=3, requests_total=4, restarts=2,
+        cpu_percent=9.5, rss_bytes=0, uptime_s=10.3, prepared=5, adopted_total=6, closed_total=7, frames_total=8,
+        lag_ms=10.5, stale_s=1.3, last_event="12:00:00 started",
+    )  # fmt: skip
+
+
+def test_row_has_no_numbers_of_a_shard_that_is_down_or_has_not_reported() -> None:
+    down, starting = care_in(DOWN), care_in(STARTING)
+    starting.report = None
+
+    assert down.row(None, 50.0) == ShardRow(id=7, pid=None, state=DOWN)
+    assert starting.row(4711, 50.0) == ShardRow(id=7, pid=4711, state=STARTING, uptime_s=49.0)
+
+
+def test_note_replaces_the_event_before_it() -> None:
+    care = Care(0)
+    care.note("started pid 1")
+    care.note("silent")
+
+    assert care.last_event is not None
+    assert care.last_event.endswith(":" + care.last_event[6:8] + " silent")
+    assert len(care.last_event) == len("12:00:00 silent")
