@@ -227,7 +227,7 @@ class RuntimeDir:
     def _read(self, name: str) -> ProcessRecord | None:
         try:
             return msgspec.json.decode((self.path / name).read_bytes(), type=ProcessRecord)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def _write(self, name: str, record: ProcessRecord) -> None:
