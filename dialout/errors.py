@@ -5,12 +5,14 @@
     Exception
     └── DialoutError
         ├── LocalProtocolError        our caller asked for something that must not go on the wire
+        │   └── NotInDialect          something that this agent's dialect has no words for
         └── RemoteProtocolError       the peer sent something that must not be on the wire
             ├── FrameError            the stream is out of step for good: close it
             │   ├── ZeroLengthFrame   a length field of 0
             │   ├── OversizedFrame    a length field above the limit
             │   └── TruncatedFrame    end of stream inside a frame
             ├── NotAgentProtocol      HTTP or TLS: close it, answer nothing
+            ├── UnreadableEvent       an event (read by an agent) to answer with a failure, or not at all
             └── Rejection             a registration to refuse: answer with a rejection frame
 
 Messages never quote what the peer sent (other than integers), so they are safe to log and to send back.
@@ -28,10 +30,12 @@ __all__ = [
     "FrameError",
     "LocalProtocolError",
     "NotAgentProtocol",
+    "NotInDialect",
     "OversizedFrame",
     "Rejection",
     "RemoteProtocolError",
     "TruncatedFrame",
+    "UnreadableEvent",
     "ZeroLengthFrame",
 ]
 
@@ -55,6 +59,14 @@ class DialoutError(Exception):
 
 class LocalProtocolError(DialoutError):
     """Our own caller asked for something the protocol forbids; nothing was sent and no state changed."""
+
+
+class NotInDialect(LocalProtocolError):
+    """The dialect of this agent cannot say that, so no frame was made.
+
+    It must not be sent in another way: an sdk agent answers every frame that it does not know with an
+    "allow" for request 0, and a core agent hangs up.
+    """
 
 
 class RemoteProtocolError(DialoutError):
@@ -102,6 +114,15 @@ class NotAgentProtocol(RemoteProtocolError):
     def __init__(self, protocol: str) -> None:
         super().__init__(f"the peer speaks {protocol}, not Agent Protocol v2 frames")
         self.protocol = protocol
+
+
+class UnreadableEvent(RemoteProtocolError):
+    """A frame from the proxy that an agent cannot read; the ids are those of its request, where known."""
+
+    def __init__(self, message: str, request_id: int | None = None, correlation_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.correlation_id = correlation_id
 
 
 class Rejection(RemoteProtocolError):

@@ -16,7 +16,6 @@ could not read back.
 """
 
 import re
-from itertools import chain
 from struct import Struct as Packing
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from dialout.capabilities import Capabilities, Event, read_core, read_flags, wri
 from dialout.dialects import Dialect, answer_type_for
 from dialout.errors import ErrorCode, LocalProtocolError, NotAgentProtocol, Rejection
 from dialout.frames import MAX_FRAME_LENGTH, encode_frame
+from dialout.nesting import MAX_DEPTH, is_too_deep
 
 __all__ = [
     "MAX_METADATA_DEPTH",
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION: Final = 2
-MAX_METADATA_DEPTH: Final = 64
+MAX_METADATA_DEPTH: Final = MAX_DEPTH
 """Levels of nesting in metadata; serde_json gives up at 128, Python's readers at their recursion limit."""
 
 _SDK, _CORE, _DOCS = Dialect.SDK, Dialect.CORE, Dialect.DOCS
@@ -257,13 +257,7 @@ def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None
     if dialect is not _CORE and metadata[:1] != b"{":
         raise _bad("metadata must be an object", answer_type)
     value = _decode_any(metadata)
-    if metadata.count(b"{") + metadata.count(b"[") <= MAX_METADATA_DEPTH:
-        return
-    level = [value]
-    for _ in range(MAX_METADATA_DEPTH):
-        children = chain.from_iterable(node.values() if type(node) is dict else node for node in level)
-        level = [child for child in children if isinstance(child, dict | list)]
-    if level:
+    if is_too_deep(metadata, value):
         raise _bad(f"metadata is nested more than {MAX_METADATA_DEPTH} levels deep", answer_type)
 
 

@@ -1,0 +1,193 @@
+"""Events into frames, frames into answers, for the dialect that an agent speaks; and the reverse for agents.
+
+How the dialects differ on the wire (each has a module, ``wire_sdk`` and so on):
+
+===============  =========================  ============================  =======================
+what             sdk                        core                          docs
+===============  =========================  ============================  =======================
+a request is     ``request_id``, a number   ``correlation_id``, a text    either of them
+events           the first four             all eight                     the first four
+header changes   flat                       tagged                        flat
+needs_more       is a decision              beside the decision           beside the decision
+body mutations   none                       in the answer                 in the answer, or 0x21
+cancel           text reason; one for all   number reason, one by one     like sdk
+health, metrics  asked for                  sent unasked                  none
+flow control     none                       sent unasked                  none
+===============  =========================  ============================  =======================
+"""
+
+from typing import Final, TypeAlias
+
+from dialout.capabilities import Capabilities, Event
+from dialout.decisions import AgentResponse
+from dialout.dialects import Dialect
+from dialout.errors import NotInDialect, UnreadableEvent
+from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, FromProxy
+from dialout.frames import encode_frame
+from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics, Ping, Pong
+from dialout.received import read_event, read_ids
+from dialout.responses import READ_ERRORS, why
+from dialout.wire import Wire, encode_json
+from dialout.wire_core import CORE
+from dialout.wire_docs import DOCS
+from dialout.wire_sdk import SDK
+
+__all__ = ["Codec", "codec_for"]
+
+_Received: TypeAlias = tuple[int | None, str | None, FromProxy | Ping | Pong | Ignored]
+
+
+class Codec:
+    """One dialect, from both ends. Stateless: share it between connections.
+
+    Encoders return whole frames. They raise LocalProtocolError for values that an agent would refuse, and its
+    subclass NotInDialect for what the dialect has no words for. ``decode`` never raises; ``decode_event``
+    raises UnreadableEvent only.
+    """
+
+    __slots__ = ("_event_types", "_readers", "_wire", "_writers", "dialect")
+
+    def __init__(self, wire: Wire) -> None:
+        self.dialect = wire.dialect
+        self._wire = wire
+        self._writers = wire.writers
+        self._readers = wire.readers
+        self._event_types = frozenset(kind.frame_type for kind in wire.writers)
+
+    # --- the proxy's side ---
+
+    def receivable_events(self, capabilities: Capabilities) -> Event:
+        """The events that may be sent to an agent with these capabilities, as one mask.
+
+        Folds in what ``Capabilities.events`` leaves out: frames that the dialect does not have, and the
+        features of core agents that gate body chunks, WebSocket frames, guardrails and configuration.
+        """
+        return self._wire.receivable(capabilities)
+
+    def can_receive(self, event: AgentEvent | type[AgentEvent] | Event, capabilities: Capabilities) -> bool:
+        """Whether this event (an event, its class or its flag) may be sent to such an agent."""
+        flag = event if isinstance(event, Event) else event.flag
+        return flag & self._wire.receivable(capabilities) == flag
+
+    def encode_event(self, event: AgentEvent, *, request_id: int, correlation_id: str, now: str) -> bytes:
+        """The frame of an event, as real peers of this dialect write it.
+
+        ``request_id`` is 1 to 2**64 - 1, best below 2**53, and unique over the life of an sdk agent's
+        process; ``correlation_id`` is unique among a core connection's unanswered events. Each dialect
+        writes the ids it has. ``now`` (RFC 3339) stands in for an empty ``timestamp``.
+        """
+        write = self._writers.get(type(event))
+        if write is None:
+            raise NotInDialect(f"the {self.dialect} dialect has no frame for {type(event).__name__}")
+        self._wire.check_ids(request_id, correlation_id)
+        return encode_frame(event.frame_type, encode_json(write(event, request_id, correlation_id, now)))
+
+    def encode_cancel(self, *, request_id: int, correlation_id: str, reason: CancelReason, timestamp_ms: int) -> bytes:
+        """The frame that cancels one request; only for agents whose capabilities say ``cancellation``.
+
+        The answer to the cancelled event may come all the same.
+        """
+        self._wire.check_ids(request_id, correlation_id)
+        return self._wire.cancel(request_id, correlation_id, reason, timestamp_ms)
+
+    def encode_cancel_all(self, reason: CancelReason | None = None) -> bytes | None:
+        """The frame that cancels everything, or None: core agents get one cancel for each request.
+
+        An sdk agent forgets the requests of its other connections with it, too.
+        """
+        return self._wire.cancel_all(reason) if self._wire.cancel_all else None
+
+    def encode_ping(self, *, sequence: int, timestamp_ms: int) -> bytes:
+        """A ping; its pong will carry ``ping_mark``, so give each ping of a connection another one."""
+        return self._wire.ping(sequence, timestamp_ms)
+
+    def ping_mark(self, *, sequence: int, timestamp_ms: int) -> int:
+        """What ``Pong.mark`` will be: the sequence (core), or the timestamp, the only field of the others."""
+        return self._wire.ping_mark(sequence, timestamp_ms)
+
+    def encode_health_request(self) -> bytes | None:
+        """The frame that asks for ``Health``, or None where nobody would understand it."""
+        return self._wire.health_request
+
+    def encode_metrics_request(self) -> bytes | None:
+        """The frame that asks for ``Metrics``, or None where nobody would understand it."""
+        return self._wire.metrics_request
+
+    def decode(self, frame_type: int, payload: bytes) -> Inbound:
+        """Read any frame from an agent. Never raises, whatever the type and the bytes."""
+        read = self._readers.get(frame_type)
+        return Ignored(frame_type) if read is None else read(payload)
+
+    # --- the agent's side ---
+
+    def encode_answer(
+        self, response: AgentResponse, *, request_id: int | None = None, correlation_id: str | None = None
+    ) -> bytes:
+        """The frame that answers one event: give the ids that ``decode_event`` returned with it."""
+        return self._wire.answer(response, request_id, correlation_id)
+
+    def encode_health(self, health: Health, *, agent_id: str, timestamp_ms: int) -> bytes:
+        """The frame that says how the agent is: when asked (sdk), or on its own account (core)."""
+        if self._wire.health is None:
+            raise NotInDialect(f"the {self.dialect} dialect has no health frame")
+        return self._wire.health(health, agent_id, timestamp_ms)
+
+    def encode_metrics(self, metrics: Metrics, *, agent_id: str, timestamp_ms: int, interval_ms: int = 0) -> bytes:
+        """The frame that says what the agent counted: when asked (sdk), or every ``interval_ms`` (core)."""
+        if self._wire.metrics is None:
+            raise NotInDialect(f"the {self.dialect} dialect has no metrics frame")
+        return self._wire.metrics(metrics, agent_id, timestamp_ms, interval_ms)
+
+    def encode_flow_control(self, flow: FlowControl, *, timestamp_ms: int) -> bytes:
+        """The frame that asks for less, or more. Only core has it; other agents just read more slowly."""
+        if self._wire.flow_control is None:
+            raise NotInDialect(f"the {self.dialect} dialect has no flow control frame")
+        return self._wire.flow_control(flow, timestamp_ms)
+
+    def decode_event(self, frame_type: int, payload: bytes) -> _Received:
+        """Read a frame from the proxy: (request id, correlation id, what it is).
+
+        The ids are those to answer with, None where the dialect or the frame has none. A ping wants
+        ``pong_for``. Raises UnreadableEvent, with the ids if they could be read: answer such an event with
+        what fails it, since to leave it unanswered holds the client until the proxy's timeout.
+        """
+        if frame_type in self._event_types or self._wire.controls.get(frame_type) is Cancel:
+            return self._decode_addressed(frame_type, payload)
+        if frame_type == self.dialect.ping_type:
+            return None, None, Ping(payload)
+        if frame_type == self.dialect.pong_type:
+            pong = self.decode(frame_type, payload)
+            return None, None, pong if isinstance(pong, Pong) else Ignored(frame_type)
+        kind = self._wire.controls.get(frame_type)
+        if kind is CancelAll:
+            return None, None, CancelAll(_cancel_reason(payload))
+        return None, None, Ignored(frame_type) if kind is None else kind()
+
+    def _decode_addressed(self, frame_type: int, payload: bytes) -> _Received:
+        """Read a frame that is about one request."""
+        request_id = correlation_id = None
+        try:
+            ids = read_ids(payload)
+            request_id, correlation_id = self._wire.ids_of(ids)
+            if frame_type in self._event_types:
+                return request_id, correlation_id, read_event(frame_type, payload)
+        except READ_ERRORS as error:
+            message = f"a frame of type 0x{frame_type:02x} cannot be read: {why(error)}"
+            raise UnreadableEvent(message, request_id, correlation_id) from None
+        return request_id, correlation_id, Cancel(ids.cancel_reason)
+
+
+def _cancel_reason(payload: bytes) -> CancelReason | None:
+    """The reason of a cancel for all, which holds even when its payload cannot be read."""
+    try:
+        return read_ids(payload).cancel_reason
+    except READ_ERRORS:
+        return None
+
+
+_CODECS: Final = {wire.dialect: Codec(wire) for wire in (SDK, CORE, DOCS)}
+
+
+def codec_for(dialect: Dialect) -> Codec:
+    """The codec of a dialect, always the same object."""
+    return _CODECS[dialect]

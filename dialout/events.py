@@ -1,0 +1,242 @@
+"""What a proxy tells an agent: one model, whatever dialect the agent speaks.
+
+Values only; ``dialout.codec`` turns them into frames and back. Bodies are bytes here and base64 on the wire.
+What a dialect has no room for is left out of its frames (``tls_cipher`` for sdk agents), and an event it has
+no frame for is refused. Texts must be free of lone surrogates: decode header values from the network as
+Latin-1 or with ``errors="replace"``, not with ``surrogateescape``.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from dialout.capabilities import Event
+
+__all__ = [
+    "AgentEvent",
+    "Cancel",
+    "CancelAll",
+    "CancelReason",
+    "Configure",
+    "FromProxy",
+    "GuardrailInspect",
+    "Headers",
+    "HealthRequest",
+    "MetricsRequest",
+    "RequestBodyChunk",
+    "RequestComplete",
+    "RequestHeaders",
+    "RequestMetadata",
+    "ResponseBodyChunk",
+    "ResponseHeaders",
+    "WebSocketFrame",
+    "headers_from_pairs",
+]
+
+# Checked where events are read; where they are written, the codec checks what an agent would choke on.
+_U16: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
+_U32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+_U64: TypeAlias = Annotated[int, Meta(ge=0)]
+
+Headers: TypeAlias = dict[str, list[str]]
+"""Header fields: name to its values, in order. Agents get them as they are, so spell each name one way."""
+
+
+def headers_from_pairs(pairs: Iterable[tuple[str, str]]) -> Headers:
+    """Headers out of (name, value) pairs; values of the same name (case matters) keep their order."""
+    headers: Headers = {}
+    for name, value in pairs:
+        headers.setdefault(name, []).append(value)
+    return headers
+
+
+class RequestMetadata(Struct, frozen=True, kw_only=True, gc=False):
+    """Where a request came from. Everything has a default that every agent in the field can parse.
+
+    ``correlation_id`` is for reading: on the wire stands the one given to ``Codec.encode_event``. An empty
+    ``request_id`` becomes the correlation id, and an empty ``timestamp`` (RFC 3339) the encoder's ``now``.
+    """
+
+    correlation_id: str = ""
+    client_ip: str = "0.0.0.0"  # noqa: S104  (an unknown client, nothing is bound to it)
+    client_port: _U16 = 0
+    protocol: str = "HTTP/1.1"
+    server_name: str | None = None
+    tls_version: str | None = None
+    tls_cipher: str | None = None
+    route_id: str | None = None
+    upstream_id: str | None = None
+    traceparent: str | None = None
+    timestamp: str = ""
+    request_id: str = ""
+
+
+_NO_METADATA: Final = RequestMetadata()
+
+
+# --- the events, in the order of their frame types ---------------------------------------------------
+
+
+class RequestHeaders(Struct, frozen=True, gc=False):
+    """A request has begun. ``has_body`` says that body chunks follow; core frames do not carry it."""
+
+    method: str
+    uri: str
+    headers: Headers
+    has_body: bool = False
+    metadata: RequestMetadata = _NO_METADATA
+
+    flag: ClassVar[Event] = Event.REQUEST_HEADERS
+    frame_type: ClassVar[int] = 0x10
+
+
+class RequestBodyChunk(Struct, frozen=True, gc=False):
+    """A piece of a request body. ``chunk_index`` counts from 0; every chunk gets an answer of its own.
+
+    ``total_size`` (bytes, None when unknown) and ``bytes_received`` (bytes so far) are not in sdk frames.
+    """
+
+    chunk_index: _U32
+    data: bytes
+    is_last: bool
+    total_size: _U64 | None = None
+    bytes_received: _U64 = 0
+
+    flag: ClassVar[Event] = Event.REQUEST_BODY_CHUNK
+    frame_type: ClassVar[int] = 0x11
+
+
+class ResponseHeaders(Struct, frozen=True, gc=False):
+    """The upstream has answered. ``has_body`` is not in core frames."""
+
+    status: _U16
+    headers: Headers
+    has_body: bool = False
+
+    flag: ClassVar[Event] = Event.RESPONSE_HEADERS
+    frame_type: ClassVar[int] = 0x12
+
+
+class ResponseBodyChunk(Struct, frozen=True, gc=False):
+    """A piece of a response body; see ``RequestBodyChunk``."""
+
+    chunk_index: _U32
+    data: bytes
+    is_last: bool
+    total_size: _U64 | None = None
+    bytes_sent: _U64 = 0
+
+    flag: ClassVar[Event] = Event.RESPONSE_BODY_CHUNK
+    frame_type: ClassVar[int] = 0x13
+
+
+class RequestComplete(Struct, frozen=True, gc=False):
+    """A request is over. Sizes are bytes. Core agents answer it."""
+
+    status: _U16
+    duration_ms: _U64
+    request_body_size: _U64 = 0
+    response_body_size: _U64 = 0
+    upstream_attempts: _U32 = 1
+    error: str | None = None
+
+    flag: ClassVar[Event] = Event.REQUEST_COMPLETE
+    frame_type: ClassVar[int] = 0x14
+
+
+Opcode: TypeAlias = Literal["text", "binary", "ping", "pong", "close", "continuation"]
+
+
+class WebSocketFrame(Struct, frozen=True, gc=False):
+    """One WebSocket frame. ``frame_index`` counts the frames of its direction from 0."""
+
+    opcode: Opcode
+    data: bytes
+    client_to_server: bool
+    frame_index: _U64
+    fin: bool = True
+    client_ip: str = "0.0.0.0"  # noqa: S104  (an unknown client, nothing is bound to it)
+    route_id: str | None = None
+
+    flag: ClassVar[Event] = Event.WEB_SOCKET_FRAME
+    frame_type: ClassVar[int] = 0x15
+
+
+Inspection: TypeAlias = Literal["prompt_injection", "pii_detection"]
+
+
+class GuardrailInspect(Struct, frozen=True):
+    """Text to inspect. The stock agent of the Rust crate never answers this: always set a timeout."""
+
+    inspection_type: Inspection
+    content: str
+    model: str | None = None
+    categories: tuple[str, ...] = ()
+    route_id: str | None = None
+    metadata: dict[str, str] = {}
+
+    flag: ClassVar[Event] = Event.GUARDRAIL_INSPECT
+    frame_type: ClassVar[int] = 0x16
+
+
+class Configure(Struct, frozen=True):
+    """Configuration for the agent: any JSON value. An agent that refuses it answers with a block."""
+
+    config: Any = None
+    config_version: str | None = None
+
+    flag: ClassVar[Event] = Event.CONFIGURE
+    frame_type: ClassVar[int] = 0x17
+
+
+AgentEvent: TypeAlias = (
+    RequestHeaders
+    | RequestBodyChunk
+    | ResponseHeaders
+    | ResponseBodyChunk
+    | RequestComplete
+    | WebSocketFrame
+    | GuardrailInspect
+    | Configure
+)
+"""Any event. Each class knows its ``flag`` (the bit in ``Capabilities.events``) and its ``frame_type``."""
+
+
+# --- what else a proxy sends --------------------------------------------------------------------------
+
+
+class CancelReason(IntEnum):
+    """Why a request was cancelled. Core frames carry the number, the others the name in lower case."""
+
+    CLIENT_DISCONNECT = 0
+    TIMEOUT = 1
+    BLOCKED_BY_AGENT = 2
+    UPSTREAM_ERROR = 3
+    PROXY_SHUTDOWN = 4
+    MANUAL = 5
+
+
+class Cancel(Struct, frozen=True, gc=False):
+    """Stop working on one request; ``reason`` is None when none was given, or one we do not know."""
+
+    reason: CancelReason | None = None
+
+
+class CancelAll(Struct, frozen=True, gc=False):
+    """Stop working on every request."""
+
+    reason: CancelReason | None = None
+
+
+class HealthRequest(Struct, frozen=True, gc=False):
+    """Say how you are (``Codec.encode_health``)."""
+
+
+class MetricsRequest(Struct, frozen=True, gc=False):
+    """Say what you counted (``Codec.encode_metrics``)."""
+
+
+FromProxy: TypeAlias = AgentEvent | Cancel | CancelAll | HealthRequest | MetricsRequest
+"""All that ``Codec.decode_event`` returns, besides ``Ping``, ``Pong`` and ``Ignored``."""

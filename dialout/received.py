@@ -1,0 +1,106 @@
+"""Read what a proxy sends to an agent: the agent's half of ``dialout.codec``.
+
+One reader for every dialect. It is lenient where proxies differ (headers as an object of arrays or as a list
+of pairs, ``status`` or ``status_code``), and it raises only what ``READ_ERRORS`` of ``dialout.responses`` names.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+from msgspec.json import Decoder
+
+from dialout.errors import RemoteProtocolError
+from dialout.events import (
+    AgentEvent,
+    CancelReason,
+    Configure,
+    GuardrailInspect,
+    Headers,
+    RequestBodyChunk,
+    RequestComplete,
+    RequestHeaders,
+    RequestMetadata,
+    ResponseBodyChunk,
+    ResponseHeaders,
+    WebSocketFrame,
+    headers_from_pairs,
+)
+
+__all__ = ["WireIds", "read_event", "read_ids"]
+
+
+class WireIds(Struct, gc=False):
+    """What may say which request a frame is about, and why it is cancelled; of any type."""
+
+    request_id: Any = None
+    correlation_id: Any = None
+    reason: Any = None
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """The reason of a cancel: a name (sdk, docs) or a number (core); None for anything else."""
+        reason = self.reason
+        if type(reason) is int and 0 <= reason < len(CancelReason):
+            return CancelReason(reason)
+        return _REASONS.get(reason) if type(reason) is str else None
+
+
+_REASONS: Final = {reason.name.lower(): reason for reason in CancelReason}
+_WireHeaders: TypeAlias = dict[str, list[str]] | list[tuple[str, str]] | None
+
+
+class _RequestHeaders(Struct, gc=False):
+    method: str
+    uri: str
+    headers: _WireHeaders = None
+    has_body: bool | None = None
+    metadata: RequestMetadata | None = None
+
+
+class _ResponseHeaders(Struct, gc=False):
+    status: int | None = None
+    status_code: int | None = None
+    headers: _WireHeaders = None
+    has_body: bool | None = None
+
+
+def _headers(wire: _WireHeaders) -> Headers:
+    if type(wire) is dict:
+        return wire
+    return headers_from_pairs(wire) if type(wire) is list else {}
+
+
+read_ids = Decoder(WireIds).decode
+_decode_request_headers = Decoder(_RequestHeaders).decode
+_decode_response_headers = Decoder(_ResponseHeaders).decode
+_NO_METADATA: Final = RequestMetadata()
+# The other events are written with the names and types that they have in the model.
+_DECODERS: Final[dict[int, Callable[[bytes], AgentEvent]]] = {
+    RequestBodyChunk.frame_type: Decoder(RequestBodyChunk).decode,
+    ResponseBodyChunk.frame_type: Decoder(ResponseBodyChunk).decode,
+    RequestComplete.frame_type: Decoder(RequestComplete).decode,
+    WebSocketFrame.frame_type: Decoder(WebSocketFrame).decode,
+    GuardrailInspect.frame_type: Decoder(GuardrailInspect).decode,
+    Configure.frame_type: Decoder(Configure).decode,
+}
+
+
+def read_event(frame_type: int, payload: bytes) -> AgentEvent:
+    """The event in a frame of type 0x10 to 0x17, without its ids."""
+    if frame_type == RequestHeaders.frame_type:
+        request = _decode_request_headers(payload)
+        return RequestHeaders(
+            request.method,
+            request.uri,
+            _headers(request.headers),
+            request.has_body is True,
+            request.metadata or _NO_METADATA,
+        )
+    if frame_type == ResponseHeaders.frame_type:
+        response = _decode_response_headers(payload)
+        status = response.status_code if response.status is None else response.status
+        if status is None or not 0 <= status < 2**16:
+            raise RemoteProtocolError("the response has no status, or one that is none")
+        return ResponseHeaders(status, _headers(response.headers), response.has_body is True)
+    return _DECODERS[frame_type](payload)

@@ -1,0 +1,81 @@
+"""What one dialect is made of: a table of functions that ``dialout.codec`` calls, one table for each."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from dialout.capabilities import Capabilities, Event
+from dialout.decisions import AgentResponse
+from dialout.dialects import Dialect
+from dialout.errors import LocalProtocolError
+from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, HealthRequest, MetricsRequest
+from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics
+from dialout.received import WireIds
+from dialout.responses import READ_ERRORS, why
+
+__all__ = ["Reader", "Wire", "Writer", "checked", "encode_json", "report_reader"]
+
+Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
+"""(event, request id, correlation id, now) to the struct that is the payload."""
+
+Reader: TypeAlias = Callable[[bytes], Inbound]
+"""A payload to what it says; never raises."""
+
+
+class Wire(Struct, frozen=True, kw_only=True):
+    """One dialect. None stands for a frame that it does not have."""
+
+    dialect: Dialect
+
+    # The proxy's side.
+    writers: dict[type[AgentEvent], Writer]
+    readers: dict[int, Reader]
+    receivable: Callable[[Capabilities], Event]
+    check_ids: Callable[[int, str], None]
+    cancel: Callable[[int, str, CancelReason, int], bytes]
+    cancel_all: Callable[[CancelReason | None], bytes] | None = None
+    ping: Callable[[int, int], bytes]
+    ping_mark: Callable[[int, int], int]
+    health_request: bytes | None = None
+    metrics_request: bytes | None = None
+
+    # The agent's side.
+    answer: Callable[[AgentResponse, int | None, str | None], bytes]
+    health: Callable[[Health, str, int], bytes] | None = None
+    metrics: Callable[[Metrics, str, int, int], bytes] | None = None
+    flow_control: Callable[[FlowControl, int], bytes] | None = None
+    controls: dict[int, type[Cancel | CancelAll | HealthRequest | MetricsRequest]]
+    ids_of: Callable[[WireIds], tuple[int | None, str | None]]
+
+
+_WRITE_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_json(value: object) -> bytes:
+    """JSON text; LocalProtocolError for what has none (a lone surrogate, an object of our own)."""
+    try:
+        return _encode(value)
+    except _WRITE_ERRORS as error:
+        raise LocalProtocolError(f"this cannot be written as JSON: {error}") from error
+
+
+def checked(name: str, value: int, bits: int) -> int:
+    """``value``, if it fits that many bits unsigned; agents refuse the whole frame otherwise."""
+    if 0 <= value < 1 << bits:
+        return value
+    raise LocalProtocolError(f"{name} is {value}, it must be 0 to {(1 << bits) - 1}")
+
+
+def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:
+    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored."""
+
+    def reader(payload: bytes) -> Inbound:
+        try:
+            return read(payload) or Ignored(frame_type, "of no known kind")
+        except READ_ERRORS as error:
+            return Ignored(frame_type, why(error))
+
+    return reader
