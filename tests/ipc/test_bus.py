@@ -1,0 +1,398 @@
+"""The bus: no wake-up lost, nobody starved, no send that blocks."""
+
+import asyncio
+import os
+import select
+import signal
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipc.bus import DRAIN_BUDGET, Bus, close_context, is_served, request
+
+
+def nothing(_: list[bytes]) -> None:
+    """Take a message and do nothing."""
+
+
+# ---- the edge trap
+
+
+def test_a_send_between_arrival_and_wake_up_loses_no_wake_up(loop: Any, folder: Path) -> None:
+    """The descriptor is edge-triggered, and a send on the socket takes the edge of what has arrived by then."""
+
+    async def scenario() -> None:
+        heard: list[bytes] = []
+        router = Bus.router(lambda parts: heard.append(parts[-1]))
+        router.bind(folder / "bus")
+        dealer = Bus.dealer("shard-0/a", nothing)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b"first"), "a connection")
+        await loop.until(lambda: heard, "the first message")
+        for number in range(300):
+            heard.clear()
+            assert dealer.send(b"%d" % number)
+            # It has arrived, and the loop did not turn.
+            assert select.select([router._fd], [], [], 10)[0]
+            assert router.send(b"shard-0/a", b"takes the edge")
+            await loop.until(lambda: heard, f"message {number}")
+            assert heard == [b"%d" % number]
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+def test_a_send_to_nobody_between_arrival_and_wake_up_loses_no_wake_up(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        heard: list[bytes] = []
+        router = Bus.router(lambda parts: heard.append(parts[-1]))
+        router.bind(folder / "bus")
+        dealer = Bus.dealer("shard-0/a", nothing)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b"first"), "a connection")
+        await loop.until(lambda: heard, "the first message")
+        for number in range(100):
+            heard.clear()
+            assert dealer.send(b"%d" % number)
+            assert select.select([router._fd], [], [], 10)[0]
+            assert not router.send(b"shard-1/b", b"takes the edge as well")
+            await loop.until(lambda: heard, f"message {number}")
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+ECHO_CLIENT = """
+import sys
+import zmq
+
+TOTAL, WINDOW = int(sys.argv[2]), 1000
+context = zmq.Context()
+peer = context.socket(zmq.DEALER)
+peer.connect(f"ipc://{sys.argv[1]}")
+sent = got = 0
+while got < TOTAL:
+    while sent < TOTAL and sent - got < WINDOW:
+        peer.send(b"%d" % sent)
+        sent += 1
+    if not peer.poll(20_000):
+        sys.exit(f"stalled: {sent} sent, {got} came back")
+    while True:
+        try:
+            number = int(peer.recv(zmq.DONTWAIT))
+        except zmq.Again:
+            break
+        assert number == got
+        got += 1
+print("all came back", flush=True)
+peer.close(linger=0)
+context.term()
+"""
+
+
+def test_an_echoing_router_never_stalls(loop: Any, folder: Path, start: Any) -> None:
+    total = 30_000
+
+    async def scenario() -> None:
+        echoed = 0
+
+        def echo(parts: list[bytes]) -> None:
+            nonlocal echoed
+            echoed += router.send(*parts)
+
+        router = Bus.router(echo)
+        router.bind(folder / "bus")
+        assert await start(ECHO_CLIENT, folder / "bus", total).told() == "all came back"
+        assert echoed == total
+        router.close()
+
+    loop.run(scenario())
+
+
+def test_draining_stops_at_its_budget_and_lets_others_run(loop: Any, folder: Path) -> None:
+    total = 5000
+
+    async def scenario() -> None:
+        running = asyncio.get_running_loop()
+        heard = in_a_row = longest = 0
+
+        def count(_: list[bytes]) -> None:
+            nonlocal heard, in_a_row, longest
+            heard += 1
+            in_a_row += 1
+            longest = max(longest, in_a_row)
+
+        def other() -> None:
+            nonlocal in_a_row
+            in_a_row = 0
+            handle[0] = running.call_soon(other)
+
+        handle = [running.call_soon(other)]
+        router = Bus.router(count)
+        router.bind(folder / "bus")
+        dealer = Bus.dealer("shard-0/a", nothing)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b""), "a connection")
+        # The loop does not turn meanwhile: they queue up.
+        for _ in range(total):
+            assert dealer.send(b"")
+        await loop.until(lambda: heard == total + 1, "all messages")
+        handle[0].cancel()
+        # Two drains fit into one turn: one that was scheduled and one for the descriptor.
+        assert longest <= 2 * DRAIN_BUDGET
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+def test_an_error_of_whoever_takes_messages_does_not_silence_the_bus(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        heard: list[bytes] = []
+
+        def take(parts: list[bytes]) -> None:
+            heard.append(parts[-1])
+            if parts[-1] == b"bad":
+                raise ZeroDivisionError
+
+        router = Bus.router(take)
+        router.bind(folder / "bus")
+        dealer = Bus.dealer("shard-0/a", nothing)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b"bad"), "a connection")
+        for word in (b"good", b"bad", b"bad", b"good"):
+            assert dealer.send(word)
+        await loop.until(lambda: len(heard) == 5, "the others")
+        assert heard == [b"bad", b"good", b"bad", b"bad", b"good"]
+        assert [type(context["exception"]) for context in loop.errors] == [ZeroDivisionError] * 3
+        loop.errors.clear()
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+def test_a_bus_closed_by_a_message_hears_no_more(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        heard: list[bytes] = []
+
+        def take(parts: list[bytes]) -> None:
+            heard.append(parts[-1])
+            router.close()
+
+        router = Bus.router(take)
+        router.bind(folder / "bus")
+        dealer = Bus.dealer("shard-0/a", nothing)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b"0"), "a connection")
+        for number in range(1, 50):
+            dealer.send(b"%d" % number)
+        await loop.until(lambda: heard, "the first message")
+        await loop.turns(50)
+        assert heard == [b"0"]
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+# ---- peers that are not there
+
+
+def test_a_dealer_without_a_router_sends_nothing_and_keeps_nothing_for_later(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        heard: list[bytes] = []
+        dealer = Bus.dealer("shard-0/a", nothing)
+        assert not dealer.send(b"not even connected")
+        dealer.connect(folder / "bus")
+        assert not dealer.send(b"stale")
+
+        def take(parts: list[bytes]) -> None:
+            heard.extend(parts)
+
+        router = Bus.router(take)
+        router.bind(folder / "bus")
+        await loop.until(lambda: dealer.send(b"fresh"), "a connection")
+        await loop.until(lambda: heard, "a message")
+        assert heard == [b"shard-0/a", b"fresh"]
+
+        # The router's process ends; the next one is found without being told.
+        router.close()
+        await loop.until(lambda: not dealer.send(b"stale"), "the loss")
+        heard.clear()
+        router = Bus.router(take)
+        router.bind(folder / "bus")
+        await loop.until(lambda: dealer.send(b"fresh again"), "a new connection")
+        await loop.until(lambda: heard, "a message")
+        assert heard == [b"shard-0/a", b"fresh again"]
+        router.close()
+        dealer.close()
+
+    loop.run(scenario())
+
+
+def test_a_router_says_that_nobody_has_that_name(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        router = Bus.router(nothing)
+        router.bind(folder / "bus")
+        assert not router.send(b"shard-0/a", b"command")
+        heard: list[list[bytes]] = []
+        dealer = Bus.dealer("shard-0/a", heard.append)
+        dealer.connect(folder / "bus")
+        await loop.until(lambda: dealer.send(b"hello"), "a connection")
+        await loop.until(lambda: router.send(b"shard-0/a", b"command"), "a route")
+        assert not router.send(b"shard-0/b", b"command")
+        await loop.until(lambda: heard, "the command")
+        assert heard == [[b"command"]]
+        dealer.close()
+        await loop.until(lambda: not router.send(b"shard-0/a", b"command"), "the loss of the route")
+        router.close()
+
+    loop.run(scenario())
+
+
+SHARD = """
+import asyncio, sys
+from pathlib import Path
+import uvloop
+from ipc.bus import Bus
+
+
+async def main():
+    bus = Bus.dealer(sys.argv[2], lambda parts: print(parts[-1].decode(), flush=True))
+    bus.connect(Path(sys.argv[1]))
+    while not bus.send(sys.argv[2].encode()):
+        await asyncio.sleep(0.005)
+    await asyncio.get_running_loop().create_future()
+
+asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+"""
+
+
+def test_a_restarted_peer_is_heard_under_its_new_name_while_the_old_one_lingers(
+    loop: Any, folder: Path, start: Any
+) -> None:
+    async def scenario() -> None:
+        heard: list[list[bytes]] = []
+        router = Bus.router(heard.append)
+        router.bind(folder / "bus")
+        for life in ("shard-0/a", "shard-0/b", "shard-0/c"):
+            shard = start(SHARD, folder / "bus", life)
+            await loop.until(lambda: heard, life)
+            assert heard == [[life.encode(), life.encode()]]
+            heard.clear()
+            assert router.send(life.encode(), b"command")
+            assert await shard.told() == "command"
+            # Stuck, killed: the connection of the first lingers, that of the second does not.
+            if life == "shard-0/a":
+                os.kill(shard.pid, signal.SIGSTOP)
+            else:
+                shard.kill()
+        router.close()
+
+    loop.run(scenario())
+
+
+def test_a_stopped_peer_makes_send_false_and_never_blocks(loop: Any, folder: Path, start: Any) -> None:
+    async def scenario() -> None:
+        heard: list[list[bytes]] = []
+        router = Bus.router(heard.append)
+        router.bind(folder / "bus")
+        shard = start(SHARD, folder / "bus", "shard-0/a")
+        await loop.until(lambda: heard, "the shard")
+        os.kill(shard.pid, signal.SIGSTOP)
+        sent = 0
+        while router.send(b"shard-0/a", bytes(100)):
+            sent += 1
+            assert sent < 200_000, "the queue has no end"
+        assert sent >= 10_000
+        router.close()
+
+    loop.run(scenario())
+
+
+# ---- sockets and the end
+
+
+def test_bind_makes_a_private_socket_whatever_the_umask(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        previous = os.umask(0)
+        try:
+            router = Bus.router(nothing)
+            router.bind(folder / "bus")
+            assert stat.S_IMODE((folder / "bus").stat().st_mode) == 0o600
+            assert os.umask(0) == 0, "the umask is as it was"
+        finally:
+            os.umask(previous)
+        router.close()
+
+    loop.run(scenario())
+
+
+def test_the_context_ends_at_once_with_messages_that_nobody_will_take(loop: Any, folder: Path, start: Any) -> None:
+    async def scenario() -> None:
+        heard: list[list[bytes]] = []
+        router = Bus.router(heard.append)
+        router.bind(folder / "bus")
+        shard = start(SHARD, folder / "bus", "shard-0/a")
+        await loop.until(lambda: heard, "the shard")
+        os.kill(shard.pid, signal.SIGSTOP)
+        for _ in range(100):
+            assert router.send(b"shard-0/a", bytes(100_000))
+        router.close()
+        # It would wait for ever.
+        close_context()
+        close_context()
+        # And the next one works.
+        again = Bus.router(heard.append)
+        again.bind(folder / "again")
+        assert is_served(folder / "again")
+        again.close()
+
+    loop.run(scenario())
+
+
+# ---- questions without a loop
+
+ROUTER = """
+import sys
+import zmq
+
+router = zmq.Context().socket(zmq.ROUTER)
+router.bind(f"ipc://{sys.argv[1]}")
+print("serves", flush=True)
+while True:
+    identity, *_, payload = router.recv_multipart()
+    router.send_multipart([identity, payload.upper()])
+"""
+
+
+def test_request_collects_answers_and_leaves_out_who_is_not_there_or_silent(folder: Path, start: Any) -> None:
+    paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing", "file")}
+    children = {name: start(ROUTER, paths[name]) for name in ("one", "two", "stopped", "dead")}
+    for child in children.values():
+        assert child.line() == "serves"
+    children["dead"].kill()
+    os.kill(children["stopped"].pid, signal.SIGSTOP)
+    paths["file"].touch()
+
+    assert {name for name, path in paths.items() if is_served(path)} == {"one", "two", "stopped"}
+    answers = request(paths.values(), b"question", 0.3)
+    assert answers == {paths["one"]: b"QUESTION", paths["two"]: b"QUESTION"}
+    # Nobody to wait for: the time does not matter.
+    assert request([paths["dead"], paths["missing"], paths["file"]], b"question", 3600) == {}
+    assert paths["dead"].is_socket(), "asking removes nothing"
+    # With the first answer of everybody there is nothing to wait for either.
+    assert len(request([paths["one"], paths["two"]], b"question", 3600)) == 2
+
+
+@pytest.mark.parametrize("length", [107, 108, 300])
+def test_a_path_that_no_socket_can_have_is_served_by_nobody(folder: Path, length: int) -> None:
+    path = folder / ("x" * (length - len(str(folder)) - 1))
+    assert len(str(path)) == length
+    assert not is_served(path)
+    assert request([path], b"question", 3600) == {}

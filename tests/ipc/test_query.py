@@ -1,0 +1,231 @@
+"""Questions to processes: every way to get an answer, a refusal or none."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ipc import bus, query
+from ipc.query import NoAnswer, NotReachable, QueryError, QueryServer, Refused, ask, ask_many
+
+SERVER = """
+import asyncio, json, sys
+from pathlib import Path
+import uvloop
+from ipc.query import QueryServer, Refused
+
+
+def refuse(arguments):
+    raise Refused("not now: " + arguments["why"])
+
+
+async def main():
+    errors = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(type(context["exception"]).__name__))
+    QueryServer(Path(sys.argv[1]), {
+        "echo": lambda arguments: [sys.argv[1], arguments],
+        "nothing": lambda _: None,
+        "refuse": refuse,
+        "fails": lambda arguments: arguments["missing"],
+        "unspeakable": lambda _: object(),
+        "errors": lambda _: errors,
+    })
+    print("serves", flush=True)
+    await loop.create_future()
+
+asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+"""
+
+FOR_EVER = 3600.0
+"""A timeout that no test waits for: the answer has to come at once."""
+
+
+@pytest.fixture
+def server(folder: Path, start: Any) -> Any:
+    """A process that answers at *folder*/server."""
+    child = start(SERVER, folder / "server")
+    assert child.line() == "serves"
+    return child
+
+
+@pytest.fixture
+def path(folder: Path, server: Any) -> Path:
+    """Where a process answers."""
+    return folder / "server"
+
+
+def test_ask_returns_what_the_method_returns(path: Path) -> None:
+    arguments = {"agent": "waf-1", "after": 7, "raw": b"\xff\x00", "list": [1, None, 1.5]}
+    assert ask(path, "echo", arguments, timeout=FOR_EVER) == [str(path), arguments]
+    assert ask(path, "echo", timeout=FOR_EVER) == [str(path), {}]
+    assert ask(path, "nothing", timeout=FOR_EVER) is None
+
+
+def test_a_refusal_arrives_in_the_words_of_who_refused(path: Path) -> None:
+    with pytest.raises(Refused, match=r"^not now: too busy$"):
+        ask(path, "refuse", {"why": "too busy"}, timeout=FOR_EVER)
+
+
+def test_an_unknown_method_is_refused_by_name(path: Path) -> None:
+    with pytest.raises(Refused, match=r"unknown query 'sing'.*another version"):
+        ask(path, "sing", timeout=FOR_EVER)
+
+
+@pytest.mark.parametrize(("method", "error"), [("fails", "KeyError"), ("unspeakable", "TypeError")])
+def test_a_method_that_fails_is_told_at_once_and_logged_where_it_failed(path: Path, method: str, error: str) -> None:
+    with pytest.raises(Refused, match=r"failed.*log"):
+        ask(path, method, timeout=FOR_EVER)
+    assert ask(path, "errors", timeout=FOR_EVER) == [error]
+
+
+UNREADABLE = [
+    b"",
+    b"\xc1",
+    b"GET / HTTP/1.1\r\n\r\n",
+    msgspec.msgpack.encode(["echo"]),
+    msgspec.msgpack.encode({"arguments": {}}),
+    msgspec.msgpack.encode({"method": 7}),
+    msgspec.msgpack.encode({"method": "echo", "arguments": [1]}),
+    msgspec.msgpack.encode({"method": "echo"})[:-1],
+    b"\x81" + msgspec.msgpack.encode("method") + b"\xa1\xff",
+    b"\x82" + b"".join(map(msgspec.msgpack.encode, ("method", "echo", "more"))) + b"\x91" * 9000 + b"\xc0",
+    json.dumps({"method": "echo"}).encode(),
+]
+
+
+def test_a_question_that_cannot_be_read_gets_an_error_as_answer(path: Path) -> None:
+    for payload in UNREADABLE:
+        answers = bus.request([path], payload, FOR_EVER)
+        reply = msgspec.msgpack.decode(answers[path], type=query.Reply)
+        assert reply.error is not None, payload
+        assert reply.error.startswith("not a query: "), payload
+        assert reply.result is None
+    assert ask(path, "errors", timeout=FOR_EVER) == []
+
+
+def test_keys_of_a_newer_version_are_ignored_on_both_sides(path: Path) -> None:
+    payload = msgspec.msgpack.encode({"method": "nothing", "arguments": {}, "color": "blue"})
+    [answer] = bus.request([path], payload, FOR_EVER).values()
+    assert msgspec.msgpack.decode(answer) == {}
+
+
+NEWER = """
+import sys
+import msgspec, zmq
+
+router = zmq.Context().socket(zmq.ROUTER)
+router.bind(f"ipc://{sys.argv[1]}")
+print("serves", flush=True)
+while True:
+    identity, payload = router.recv_multipart()
+    method = msgspec.msgpack.decode(payload)["method"]
+    answers = {
+        "newer": msgspec.msgpack.encode({"result": 1, "color": "blue"}),
+        "garbage": b"\\xc1",
+        "text": b"\\x81" + msgspec.msgpack.encode("error") + b"\\xa1\\xff",
+        "deep": b"\\x81" + msgspec.msgpack.encode("result") + b"\\x91" * 9000 + b"\\xc0",
+    }
+    router.send_multipart([identity, answers[method]])
+"""
+
+
+def test_an_answer_that_cannot_be_read_is_a_query_error(folder: Path, start: Any) -> None:
+    assert start(NEWER, folder / "newer").line() == "serves"
+    assert ask(folder / "newer", "newer", timeout=FOR_EVER) == 1
+    for method in ("garbage", "text", "deep"):
+        with pytest.raises(QueryError, match="cannot be read") as raised:
+            ask(folder / "newer", method, timeout=FOR_EVER)
+        assert type(raised.value) is QueryError
+
+
+# ---- nobody, or nobody who talks
+
+
+def test_a_missing_socket_is_not_reachable_at_once(folder: Path) -> None:
+    with pytest.raises(NotReachable, match="nobody listens"):
+        ask(folder / "server", "echo", timeout=FOR_EVER)
+
+
+def test_the_socket_of_a_killed_process_is_not_reachable_at_once(path: Path, server: Any) -> None:
+    server.kill()
+    assert path.is_socket()
+    with pytest.raises(NotReachable, match="nobody listens"):
+        ask(path, "echo", timeout=FOR_EVER)
+
+
+def test_a_stopped_process_gives_no_answer(path: Path, server: Any) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
+    with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
+        ask(path, "echo", timeout=0.2)
+    os.kill(server.pid, signal.SIGCONT)
+    assert ask(path, "echo", timeout=FOR_EVER) == [str(path), {}]
+
+
+def test_a_stopped_process_is_there_however_often_it_was_asked(path: Path, server: Any) -> None:
+    """Each question stays in its backlog, and a full one must not look like nobody."""
+    os.kill(server.pid, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+
+        def fill() -> None:
+            for _ in range(10_000):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+                sock.connect(os.fspath(path))
+
+        with pytest.raises(BlockingIOError):
+            fill()
+        with pytest.raises(NoAnswer):
+            ask(path, "echo", timeout=0.1)
+
+
+def test_a_process_that_dies_while_asked_is_not_reachable(folder: Path, start: Any) -> None:
+    child = start(
+        """
+import sys, zmq
+router = zmq.Context().socket(zmq.ROUTER)
+router.bind(f"ipc://{sys.argv[1]}")
+print("serves", flush=True)
+router.recv_multipart()
+os._exit(1)
+""",
+        folder / "server",
+    )
+    assert child.line() == "serves"
+    with pytest.raises(NotReachable):
+        ask(folder / "server", "echo", timeout=0.5)
+
+
+# ---- several at once
+
+
+def test_ask_many_collects_who_answers_and_skips_the_dead_and_the_silent(folder: Path, start: Any) -> None:
+    paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing")}
+    children = {name: start(SERVER, path) for name, path in paths.items() if name != "missing"}
+    for child in children.values():
+        assert child.line() == "serves"
+    children["dead"].kill()
+    os.kill(children["stopped"].pid, signal.SIGSTOP)
+
+    answers = ask_many(paths.values(), "echo", {"n": 1}, timeout=0.3)
+    assert answers == {paths[name]: [str(paths[name]), {"n": 1}] for name in ("one", "two")}
+    assert ask_many([paths["dead"], paths["missing"]], "echo", timeout=FOR_EVER) == {}
+    assert ask_many([], "echo", timeout=FOR_EVER) == {}
+    with pytest.raises(Refused, match="not now"):
+        ask_many([paths["one"], paths["two"]], "refuse", {"why": ""}, timeout=FOR_EVER)
+
+
+def test_a_closed_server_is_not_reachable(loop: Any, folder: Path) -> None:
+    async def scenario() -> None:
+        server = QueryServer(folder / "server", {})
+        assert bus.is_served(folder / "server")
+        server.close()
+        await loop.until(lambda: not bus.is_served(folder / "server"), "the end of the server")
+
+    loop.run(scenario())
