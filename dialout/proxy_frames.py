@@ -1,0 +1,174 @@
+"""What proxies and shards say to each other, as values; ``dialout.proxy_wire`` turns them into frames and back."""
+
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from dialout.decisions import AgentResponse
+from dialout.errors import RemoteProtocolError
+from dialout.events import AgentEvent, CancelReason
+from dialout.frames import MAX_FRAME_LENGTH
+
+__all__ = [
+    "FINAL",
+    "MAX_ANSWER_LENGTH",
+    "MAX_TIMEOUT_MS",
+    "PROXY_PROTOCOL",
+    "RELAYED",
+    "RETRY_SAFE",
+    "Answer",
+    "Failure",
+    "FromProxyFrame",
+    "FromShardFrame",
+    "Pong",
+    "ProxyCancel",
+    "ProxyFinish",
+    "ProxyFrame",
+    "ProxyHello",
+    "ProxyPing",
+    "ProxyRequest",
+    "ProxyWireError",
+    "Welcome",
+]
+
+PROXY_PROTOCOL: Final = 1
+"""Version of this protocol: ``protocol`` in Hello and Welcome."""
+
+RELAYED: Final = 1
+"""Flag of a request: it came from another shard, so it must not be relayed again. Of an answer: another
+shard than the one that was asked served it."""
+
+FINAL: Final = 2
+"""Flag of a request: no further event of it will follow, its affinity may be dropped after the answer."""
+
+RETRY_SAFE: Final = 2
+"""Flag of a failure: the agent has certainly not seen the event."""
+
+MAX_ANSWER_LENGTH: Final = MAX_FRAME_LENGTH + 64 * 1024
+"""Largest length field of a frame from a shard. The largest answer of an agent must fit with our ids added."""
+
+MAX_TIMEOUT_MS: Final = 2**32 - 1
+
+
+class ProxyFrame(IntEnum):
+    """Frame types. Events (0x10 to 0x17) have the numbers that they have towards agents of the core dialect."""
+
+    HELLO = 0x01
+    WELCOME = 0x02
+    REQUEST_HEADERS = 0x10
+    REQUEST_BODY_CHUNK = 0x11
+    RESPONSE_HEADERS = 0x12
+    RESPONSE_BODY_CHUNK = 0x13
+    REQUEST_COMPLETE = 0x14
+    WEB_SOCKET_FRAME = 0x15
+    GUARDRAIL_INSPECT = 0x16
+    CONFIGURE = 0x17
+    ANSWER = 0x20
+    FAILURE = 0x21
+    CANCEL = 0x30
+    FINISH = 0x31
+    PING = 0xF0
+    PONG = 0xF1
+
+
+class ProxyWireError(RemoteProtocolError):
+    """A frame that cannot be used.
+
+    With a ``request_id`` only that event is lost: a shard answers it with a failure (``bad_request``), a
+    client takes it for the answer that cannot be read. Without one the connection must be closed.
+    """
+
+    def __init__(self, message: str, request_id: int | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+# --- what a proxy sends ---------------------------------------------------------------------------------
+
+
+class ProxyRequest(Struct, frozen=True, gc=False):
+    """One event for an agent. ``timeout_ms`` 0 is the shard's default; ``flags`` are RELAYED and FINAL."""
+
+    request_id: int
+    agent_id: str
+    timeout_ms: int
+    flags: int
+    event: AgentEvent
+
+
+class ProxyCancel(Struct, frozen=True, gc=False):
+    """Stop working on a request: each event of it without an answer still gets one, or a failure."""
+
+    request_id: int
+    agent_id: str
+    reason: CancelReason
+
+
+class ProxyFinish(Struct, frozen=True, gc=False):
+    """A request is over: no event will follow, its affinity can go."""
+
+    request_id: int
+    agent_id: str
+
+
+class ProxyHello(Struct, frozen=True, gc=False):
+    """The first frame of a connection. Refuse a ``protocol`` other than ``PROXY_PROTOCOL``."""
+
+    protocol: int
+    client: str = ""
+    version: str = ""
+
+
+class ProxyPing(Struct, frozen=True, gc=False):
+    """Wants a pong with the same payload."""
+
+    payload: bytes
+
+
+FromProxyFrame: TypeAlias = ProxyRequest | ProxyCancel | ProxyFinish | ProxyHello | ProxyPing
+
+
+# --- what a shard sends ---------------------------------------------------------------------------------
+
+
+class Answer(Struct, frozen=True):
+    """The decision of an agent on one event, and who made it (``shard`` is where its connection lives)."""
+
+    request_id: int
+    duration_us: int
+    flags: int
+    response: AgentResponse
+    agent_id: str
+    connection_id: str
+    shard: int
+
+
+class Failure(Struct, frozen=True, gc=False):
+    """No decision on one event. ``error_code`` is a FailureCode, or one that is newer than this library."""
+
+    request_id: int
+    duration_us: int
+    flags: int
+    error_code: str
+    error: str
+    shard: int | None
+
+
+class Welcome(Struct, frozen=True, gc=False):
+    """The answer to Hello. A refusal has an ``error``, and the connection is closed behind it."""
+
+    protocol: int = 0
+    shard: int = -1
+    epoch: str = ""
+    version: str = ""
+    error: str = ""
+
+
+class Pong(Struct, frozen=True, gc=False):
+    """The answer to a ping, with its payload."""
+
+    payload: bytes
+
+
+FromShardFrame: TypeAlias = Answer | Failure | Welcome | Pong
