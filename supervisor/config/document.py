@@ -83,10 +83,10 @@ def _locate(text: str, scanned: Scan, error: str) -> tuple[int, str, str | None]
     else:
         return len(text.rstrip()), _reworded(error), None
     # A string without its closing quote goes on to the next quote, and what follows that makes no sense; what
-    # comes before it does. The last checkpoint may be just inside of a block, or the block just over.
-    for start in scanned.loose_strings:
-        if begin <= start <= end and any(_closes(text[:start], d) for d in (depth, depth - 1)):
-            return start, "a string that begins here runs over the end of the line", "is its closing quote missing?"
+    # comes before it does.
+    loose = next((start for start in scanned.loose_strings if begin <= start <= end), None)
+    if loose is not None and _closes(text[:loose], depth):
+        return loose, "a string that begins here runs over the end of the line", "is its closing quote missing?"
     return found
 
 

@@ -19,21 +19,23 @@ class AgentConfig:
     __slots__ = ("_rules", "_texts")
 
     def __init__(self, rules: Iterable[AgentConfigRule]) -> None:
-        self._rules = tuple((AgentPatterns(rule.patterns), rule.config) for rule in rules)
-        self._texts: dict[tuple[int, ...], bytes] = {}
+        self._rules = tuple((1 << i, AgentPatterns(rule.patterns), rule.config) for i, rule in enumerate(rules))
+        self._texts: dict[int, bytes] = {}
 
     def for_agent(self, agent_id: str) -> bytes | None:
         """Return a JSON object as text, or None when no rule matches the id."""
-        if not self._rules:
-            return None
-        key = tuple(i for i, (patterns, _) in enumerate(self._rules) if patterns.matches(agent_id))
+        key = 0
+        for bit, patterns, _ in self._rules:
+            if patterns.matches(agent_id):
+                key |= bit
         if not key:
             return None
         text = self._texts.get(key)
         if text is None:
             config: dict[str, object] = {}
-            for index in key:
-                config = merge(config, self._rules[index][1])
+            for bit, _, more in self._rules:
+                if key & bit:
+                    config = merge(config, more)
             if len(self._texts) >= _MAX_CACHED:
                 self._texts.clear()
             text = self._texts[key] = encode(config)

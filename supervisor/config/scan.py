@@ -204,7 +204,7 @@ class _Scanner:
 
     def _mark(self, mark: str, offset: int) -> None:
         self.joined = mark == "\\"
-        self.in_type = mark == "(" or (self.in_type and mark in "=\\")
+        self.in_type = mark == "("
         if mark == ";":
             self._finish(offset)
         elif mark == "{":

@@ -1,7 +1,5 @@
 """Lines of nodes and of syntax errors."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
-
 import re
 
 import ckdl
@@ -190,6 +188,8 @@ def test_document_names_the_line_of_a_syntax_error_when_one_is_put_into_it(
         ('a\nb "x\nc', 2, "this string is never closed", None),
         ('a\nb "x\nc "y"\nd', 2, "a string that begins here runs over", "is its closing quote missing?"),
         ('a "m\nn" true\nb "x\nc 1\nd "y" "z"\n', 3, "a string that begins here runs over", "is its closing quote"),
+        ('a "x\nb "y" {\n c\n}', 1, "a string that begins here runs over", "is its closing quote missing?"),
+        ('a b#c "x\n" {\n c\n}', 1, "bare identifier", "put text in double quotes"),
         ("a true\nb 1\nc #true\n", 3, "bare identifier", "KDL 1 writes true and KDL 2 writes #true"),
         ("a #true\nb 1\nc true\n", 3, "bare identifier", "KDL 1 writes true and KDL 2 writes #true"),
         ("a {\n t 10s\n}", 2, "error parsing property", 'put it in double quotes: "10s"'),
@@ -246,6 +246,13 @@ def test_document_is_read_when_it_is_nested_as_deep_as_allowed() -> None:
 )
 def test_scan_ends_when_given_very_many_characters_of_one_kind(text: str) -> None:
     assert len(scan(text).nodes) <= 1
+
+
+def test_document_gives_nodes_the_line_of_their_parent_when_the_parser_sees_others() -> None:
+    """Ckdl lets this slashdash reach over the semicolon to the next node, the scanner does not."""
+    found = lines_of("l1\nl2 {\n a /-; gone\n b {\n c\n }\n}\nl8")
+
+    assert found == {"l1": 1, "l2": 2, "a": 2, "b": 2, "c": 2, "l8": 8}
 
 
 def test_document_keeps_type_annotations_apart_from_values() -> None:

@@ -1,7 +1,5 @@
 """Reading the reverse-listener block, and every way to get it wrong."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Options of the command line over a configuration."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
-
 import msgspec
 import pytest
 
@@ -106,6 +104,10 @@ def test_problem_of_the_file_keeps_its_place_when_an_option_is_fine() -> None:
     [error] = errors(msgspec.structs.replace(FILE, shards=100), max_handshakes=5)
 
     assert error == "/etc/listener.kdl: reverse-listener > shards: expected 1 to 64, got 100"
+    twice = msgspec.structs.replace(FILE, tcp_addresses=FILE.tcp_addresses * 2)
+    assert errors(twice, tcp=()) == [
+        "/etc/listener.kdl: reverse-listener > tcp-address: the same address is there twice"
+    ]
 
 
 def test_required_tokens_are_asked_for_where_they_were_required() -> None:

@@ -1,6 +1,5 @@
 """Patterns of agent ids."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The configuration that agents get, and how it is written in KDL."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import reduce
@@ -62,9 +60,9 @@ def test_texts_are_kept_for_each_set_of_rules_and_bounded() -> None:
     config = AgentConfig(AgentConfigRule((f"*{i}*",), {str(i): True}) for i in range(10))
     assert config.for_agent("a12") is config.for_agent("b21")
 
-    for number in range(2000):
-        agent_id = f"{number:b}".translate({48 + i: str(i) for i in range(10)}) + str(number)
-        expected = {str(i): True for i in range(10) if str(i) in agent_id}
+    for subset in range(1, 1024):
+        agent_id = "".join(str(i) for i in range(10) if subset >> i & 1)
+        expected = dict.fromkeys(agent_id, True)
         assert msgspec.json.decode(config.for_agent(agent_id) or b"null") == expected
     assert len(config._texts) <= 256
 

@@ -1,6 +1,5 @@
 """Tokens: digests, files, and the table that checks them."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import hashlib
 import os
 from pathlib import Path
@@ -153,6 +152,12 @@ def test_parse_digest_refuses_what_is_not_64_hex_digits(text: str) -> None:
 def test_table_refuses_a_missing_or_empty_token_even_when_the_hash_of_nothing_is_configured(token: str | None) -> None:
     assert not TokenTable([Token(("*",), hash_token(""))]).check("waf-1", token)
     assert not TokenTable([]).check("waf-1", token)
+
+
+def test_table_refuses_a_wrong_token_whatever_the_agent_is_called() -> None:
+    """A miss is compared with a dummy, whose pattern is as good as any other if that is forgotten."""
+    [pattern] = TokenTable([])._dummy.patterns.patterns
+    assert not TokenTable([]).check(pattern.replace("*", "1"), "wrong")
 
 
 def test_table_accepts_old_and_new_token_while_they_are_rotated() -> None:

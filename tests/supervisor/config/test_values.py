@@ -1,7 +1,5 @@
 """Single values, and the small types that hold them."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
-
 import socket
 from collections.abc import Callable
 
