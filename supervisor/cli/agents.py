@@ -30,7 +30,7 @@ class _Supervisor(msgspec.Struct):
     supervisor: _Limit
 
 
-@click.command("agents")
+@click.command("agents", short_help="List the agents.")
 @click.argument("pattern", required=False, metavar="[AGENT-PATTERN]")
 @runtime_dir_option
 @json_option

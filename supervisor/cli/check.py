@@ -14,7 +14,7 @@ from supervisor.config.model import Config, Token, format_duration
 from supervisor.config.tokens import load_tokens
 
 
-@click.command("check")
+@click.command("check", short_help="Check a configuration file.")
 @click.argument("file", metavar="FILE.kdl")
 @json_option
 def command(file: str, as_json: bool) -> int:
@@ -78,8 +78,9 @@ def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
         f" and {config.max_registration_bytes:,} bytes;"
         f" {count('handshake', config.max_handshakes)} at a time, {config.max_handshakes_per_peer:,} per peer"
     )
-    required = "required" if limits.require_auth else "not required"
-    yield f"  auth          {required}, {count('token', len(tokens))}"
+    known = count("token", len(tokens))
+    unused = f"not required; {known} not looked at" if tokens else "not required"
+    yield f"  auth          {f'required, {known}' if limits.require_auth else unused}"
     yield f"  agents        {'any' if limits.allowed_agents is None else ', '.join(limits.allowed_agents)}"
     if config.allow_uids is not None:
         yield f"  uids          {', '.join(map(str, config.allow_uids))}"

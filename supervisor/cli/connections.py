@@ -24,7 +24,7 @@ _COLUMNS = (
 )
 
 
-@click.command("connections")
+@click.command("connections", short_help="List the agents' connections.")
 @click.option("--agent", metavar="ID", help="Only the connections of this agent.")
 @click.option("--shard", type=click.IntRange(0), metavar="N", help="Only the connections in this shard.")
 @runtime_dir_option

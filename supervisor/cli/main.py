@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -53,20 +54,30 @@ def shardgate() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. No exception leaves it."""
-    for stream in (sys.stdout, sys.stderr):
-        # An answer may hold characters that the terminal's encoding does not have.
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         code = _run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away, as "head" does. Python flushes again at its end and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 - the last resort: an operator gets a line, never a traceback
-        return _failed_unexpectedly(error)
+        code = _failed_unexpectedly(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Who reads it went away, as "head" does, or the disk is full. Python would try again at its end and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == ExitCode.OK:
+            code = ExitCode.FAILED if isinstance(error, BrokenPipeError) else _failed_unexpectedly(error)
     return code
+
+
+def _prepare_streams() -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Started with it closed; the next file would get its number.
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            # An answer may hold characters that the encoding of the terminal does not have.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -94,7 +105,5 @@ def _failed_unexpectedly(error: Exception) -> int:
             traceback.print_exception(error)
         else:
             text = " ".join(str(error).split())
-            click.echo(
-                f"shardgate: unexpected {type(error).__name__}: {text} (SHARDGATE_DEBUG=1 shows where)", err=True
-            )
+            click.echo(f"shardgate: unexpected {type(error).__name__}: {text}; SHARDGATE_DEBUG=1 shows where", err=True)
     return ExitCode.FAILED

@@ -33,10 +33,11 @@ def runtime_dir_option(command: _Command) -> _Command:
         "--runtime-dir",
         "rundir",
         envvar="SHARDGATE_RUNTIME_DIR",
+        show_envvar=True,
         metavar="DIR",
         callback=_open_runtime_dir,
         help="Where the running shardgate has its sockets [default: /run/shardgate for root,"
-        " $XDG_RUNTIME_DIR/shardgate for others; env SHARDGATE_RUNTIME_DIR].",
+        " $XDG_RUNTIME_DIR/shardgate for others].",
     )(command)
 
 

@@ -15,7 +15,7 @@ class _Reloaded(msgspec.Struct):
     restart_needed: list[str]
 
 
-@click.command("reload")
+@click.command("reload", short_help="Read the configuration again.")
 @runtime_dir_option
 @json_option
 @timeout_option("10s", "to wait for the supervisor")

@@ -12,9 +12,10 @@ from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config
 from supervisor.config.model import Config, Placement
 from supervisor.config.options import apply_options
+from supervisor.config.tokens import load_tokens
 
 
-@click.command("run")
+@click.command("run", short_help="Accept agents and start the shards.")
 @click.option(
     "--config",
     "file",
@@ -105,7 +106,11 @@ def command(file: str | None, log_level: str, log_format: str, **options: Any) -
     path = os.path.abspath(file) if file else None  # noqa: PTH100 - Path.absolute() leaves ".." in
 
     def load() -> Config:
-        return load_config(path, options) if path else apply_options(Config(), options)
+        if path:
+            return load_config(path, options)
+        config = apply_options(Config(), options)
+        load_tokens(config)
+        return config
 
     try:
         config = load()

@@ -23,7 +23,7 @@ from supervisor.merge import is_anything_alive, is_healthy
 )
 @runtime_dir_option
 @json_option
-@timeout_option("1.5s", "to wait for answers; who is slower is shown by his last report")
+@timeout_option("1.5s", "to wait for answers; slower shards appear with their last report")
 def command(watch: float | None, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Show the supervisor and its shards.
 

@@ -52,7 +52,7 @@ class _Process:
             ) from None
 
 
-@click.command("stop")
+@click.command("stop", short_help="Stop the supervisor and its shards.")
 @runtime_dir_option
 @timeout_option("30s", "to wait for the end")
 def command(rundir: RuntimeDir, timeout: float) -> None:

@@ -34,7 +34,7 @@ _pattern_option = click.option(
 )
 
 
-@click.group("token", invoke_without_command=True)
+@click.group("token", invoke_without_command=True, short_help="Make a token for agents.")
 @click.pass_context
 def command(context: click.Context) -> None:
     """Make a token for agents (new, the default), or the lines for one that exists (hash)."""
@@ -58,7 +58,7 @@ def new(patterns: tuple[str, ...], as_json: bool) -> None:
 @command.command("hash", context_settings={"ignore_unknown_options": True})
 @_pattern_option
 @json_option
-@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar=" ")
 def hash_command(patterns: tuple[str, ...], as_json: bool, extra: tuple[str, ...]) -> None:
     """Read a token from standard input and print the lines that make shardgate accept it."""
     if extra:

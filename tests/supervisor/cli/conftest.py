@@ -36,10 +36,10 @@ def rundir() -> Iterator[Path]:
 def cli_process(tmp_path: Path) -> Cli:
     """Run ``shardgate ARGUMENTS`` as a process of its own and return it finished, with its output."""
 
-    def run(*arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None) -> Any:
+    def run(*arguments: str | Path, cwd: Path = tmp_path) -> Any:
         return subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", *map(str, arguments)],
-            input=stdin, env=environment() | (env or {}), cwd=tmp_path, capture_output=True, text=True, timeout=30,
+            stdin=subprocess.DEVNULL, env=environment(), cwd=cwd, capture_output=True, text=True, timeout=30,
             check=False,
         )  # fmt: skip
 

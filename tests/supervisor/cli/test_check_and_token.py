@@ -1,0 +1,144 @@
+"""``shardgate check`` and ``shardgate token``."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+GOOD = """
+reverse-listener {
+    path "agents.sock"
+    tcp-address "127.0.0.1:9090" "[::1]:9090"
+    require-auth true
+    allowed-agents "waf-*" "auth-agent"
+    handshake-timeout "90s"
+    auth {
+        token "waf-*" sha256="%s"
+        token-file "tokens"
+    }
+    agent-config "waf-*" { rules-version "3" }
+}
+""" % ("ab" * 32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a good and a bad configuration."""
+    (tmp_path / "good.kdl").write_text(GOOD)
+    (tmp_path / "tokens").write_text(f"auth-agent sha256:{'cd' * 32}\n* sha256:{'ef' * 32}\n")
+    (tmp_path / "bad.kdl").write_text('reverse-listener {\n    pth "a"\n    require-auth "tru"\n    shards 900\n}\n')
+    return tmp_path
+
+
+def test_check_shows_what_is_in_effect_when_the_file_is_good(cli: Cli, folder: Path) -> None:
+    done = cli("check", folder / "good.kdl")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *summary = done.stdout.splitlines()
+    assert first == f"{folder}/good.kdl: ok"
+    told = dict(line.strip().split(maxsplit=1) for line in summary)
+    assert told["listeners"] == f"uds {folder}/agents.sock, tcp 127.0.0.1:9090, tcp [::1]:9090"
+    assert told["limits"].startswith("4 connections per agent; registration within 90s and 65,536 bytes")
+    assert told["auth"] == "required, 3 tokens"
+    assert told["agents"] == "waf-*, auth-agent"
+    assert told["agent-config"] == "waf-*"
+
+
+def test_check_json_has_the_configuration_and_no_digest(cli: Cli, folder: Path) -> None:
+    done = cli("check", "--json", folder / "good.kdl")
+
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ok"], told["problems"]) == (0, True, [])
+    assert told["config"]["tokens"] == [{"patterns": ["waf-*"]}, {"patterns": ["auth-agent"]}, {"patterns": ["*"]}]
+    assert told["config"]["handshake_timeout_s"] == 90
+    assert all(digits * 32 not in done.stdout for digits in ("ab", "cd", "ef"))
+
+
+def test_check_prints_every_problem_on_a_line_and_exits_78(cli: Cli, folder: Path) -> None:
+    text = cli("check", folder / "bad.kdl")
+    assert (text.returncode, text.stdout) == (78, "")
+    lines = text.stderr.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{folder}/bad.kdl:{number}" for number in (2, 3, 4)]
+    assert 'did you mean "path"?' in lines[0]
+
+    as_json = cli("check", "--json", folder / "bad.kdl")
+    assert as_json.returncode == 78
+    assert [problem["line"] for problem in json.loads(as_json.stdout)["problems"]] == [2, 3, 4]
+
+
+def test_check_exits_78_when_a_token_file_is_missing(cli: Cli, folder: Path) -> None:
+    (folder / "tokens").unlink()
+
+    done = cli("check", folder / "good.kdl")
+
+    assert done.returncode == 78
+    assert f"{folder}/tokens: cannot be read" in done.stderr
+
+
+def test_token_new_prints_lines_that_check_accepts_and_the_token_once(cli: Cli, tmp_path: Path) -> None:
+    done = cli("token", "new", "--pattern", "waf-*", "--pattern", "auth")
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    token, kdl, line = lines[1], lines[3], lines[5]
+    (tmp_path / "tokens").write_text(f"{line}\n")
+    (tmp_path / "a.kdl").write_text(
+        f'reverse-listener {{\n require-auth true\n auth {{\n {kdl}\n token-file "tokens"\n }}\n}}\n'
+    )
+
+    assert done.stdout.count(token) == 1
+    assert len(token) >= 40
+    assert hashlib.sha256(token.encode()).hexdigest() in kdl
+    told = json.loads(cli("check", "--json", tmp_path / "a.kdl").stdout)
+    assert told["config"]["tokens"] == [{"patterns": ["waf-*", "auth"]}] * 2
+
+
+def test_token_is_new_each_time_and_good_for_all_agents_when_nothing_is_said(cli: Cli) -> None:
+    one, two = (cli("token").stdout.splitlines() for _ in range(2))
+
+    assert one[1] != two[1]
+    assert one[3].startswith('  token "*" sha256="')
+
+
+@pytest.mark.parametrize("given", ["secret-1", "secret-1\n", "secret-1\r\n"])
+def test_token_hash_takes_one_line_of_standard_input(given: str, cli: Cli) -> None:
+    digest = hashlib.sha256(b"secret-1").hexdigest()
+
+    told = json.loads(cli("token", "hash", "--json", "--pattern", "a", stdin=given).stdout)
+
+    assert told == {"kdl": f'token "a" sha256="{digest}"', "token_file": f"a sha256:{digest}"}
+
+
+@pytest.mark.parametrize("given", ["", "\n", "a\nb\n", "\udcff", "x" * 65_537])
+def test_token_hash_refuses_what_is_no_token_and_never_repeats_it(given: str, cli: Cli) -> None:
+    done = cli("token", "hash", stdin=given)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("shardgate: ")
+    assert len(done.stderr) < 120
+
+
+@pytest.mark.parametrize("arguments", [["hunter2"], ["--hunter2"], ["--pattern", "a", "hunter2"]])
+def test_token_hash_never_takes_a_token_as_an_argument_nor_repeats_it(arguments: list[str], cli: Cli) -> None:
+    done = cli("token", "hash", *arguments, stdin="x")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_token_hash_asks_without_echo_on_a_terminal(on_terminal: Callable[..., tuple[str, int]]) -> None:
+    shown, code = on_terminal("token", "hash", typed="hunter2\n")
+
+    assert code == 0
+    assert "hunter2" not in shown
+    assert hashlib.sha256(b"hunter2").hexdigest() in shown
+
+
+def test_token_refuses_a_pattern_that_can_match_nothing(cli: Cli) -> None:
+    done = cli("token", "new", "--pattern", "waf ?")
+
+    assert (done.returncode, done.stdout) == (2, "")
