@@ -92,6 +92,20 @@ class Bus:
         bus._socket.reconnect_ivl_max = 500
         return bus
 
+    @classmethod
+    def publisher(cls) -> "Bus":
+        """A socket whose messages go to every subscriber, or nowhere."""
+        return cls(zmq.PUB)
+
+    @classmethod
+    def subscriber(cls, on_message: Callable[[list[bytes]], None]) -> "Bus":
+        """A socket that hears a publisher from some moment on; what was published before that is lost to it."""
+        bus = cls(zmq.SUB, on_message)
+        bus._socket.subscribe(b"")
+        bus._socket.reconnect_ivl = 50
+        bus._socket.reconnect_ivl_max = 500
+        return bus
+
     def bind(self, path: Path) -> None:
         """Listen at *path*, mode 0600. The caller holds the runtime directory's lock."""
         # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
@@ -130,6 +144,8 @@ class Bus:
             self._socket.close(linger=0)
 
     def _watch(self) -> None:
+        if self._on_message is None:
+            return
         self._loop.add_reader(self._fd, self._drain)
         self._schedule_drain()
 

@@ -40,7 +40,13 @@ class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):
     probe: int
 
 
-Event = Closed | Heartbeat | Snapshot | Probed
+class DirectoryRequest(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The shard has no directory, or one with a hole: send a full one."""
+
+    sequence: int
+
+
+Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest
 
 
 class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -60,10 +66,31 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag=12):
     """Close all connections and end."""
 
 
-Command = Probe | SnapshotRequest | Stop
+class FullDirectory(msgspec.Struct, array_like=True, frozen=True, tag=13):
+    """Agent id → shard → live connections, as it was at the published change *at*."""
+
+    at: int
+    counts: dict[str, dict[int, int]]
+
+
+Command = Probe | SnapshotRequest | Stop | FullDirectory
+
+
+class Counts(msgspec.Struct, array_like=True, frozen=True):
+    """What the supervisor publishes: the counts of agents that have changed, none for one that is gone.
+
+    Published messages may be lost, so each has the number after the one before it; without changes an empty one goes
+    out now and then, so that a loss is noticed.
+    """
+
+    sequence: int
+    counts: dict[str, dict[int, int]]
+
 
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+_counts_decoder = msgspec.msgpack.Decoder(Counts)
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -82,6 +109,11 @@ def decode_command(data: bytes) -> Command:
         return _command_decoder.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
+
+
+def decode_counts(data: bytes) -> Counts:
+    """The published counts in *data*; msgspec.MsgspecError when it is none."""
+    return _counts_decoder.decode(data)
 
 
 def identity(shard: int, epoch: str) -> str:

@@ -4,6 +4,7 @@ To a terminal as text, otherwise as one JSON object a line, on standard error. T
 `printable` first: it may hold escape sequences.
 """
 
+import asyncio
 import json
 import sys
 from typing import Any
@@ -44,6 +45,15 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
 def get_logger() -> Any:
     """The logger; structlog gives it its methods at run time, hence the type."""
     return structlog.get_logger()
+
+
+def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
+    """Have exceptions that reach the event loop logged like everything else."""
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        get_logger().error(context["message"], exc_info=context.get("exception"))
+
+    loop.set_exception_handler(handle)
 
 
 def printable(text: str, limit: int = 128) -> str:

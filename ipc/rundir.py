@@ -6,10 +6,12 @@ It holds, mode 0700::
     supervisor.json      record of the supervisor (pid, create time, epoch)
     supervisor.query     status queries to the supervisor
     bus                  the bus, bound by the supervisor
+    counts               what the supervisor publishes
     numbers              connection numbers below this one have been used
     shard-<i>.json       record of shard i
     shard-<i>.handoff    descriptor handoff, listened on by shard i
     shard-<i>.query      status queries to shard i
+    shard-<i>.proxy      events from proxies to shard i
 
 A record names a process by pid *and* create time, so that a recycled pid is never taken for it.
 """
@@ -110,6 +112,11 @@ class RuntimeDir:
         return self.path / "bus"
 
     @property
+    def counts(self) -> Path:
+        """The socket on which the supervisor publishes counts."""
+        return self.path / "counts"
+
+    @property
     def supervisor_query(self) -> Path:
         """The supervisor's query socket."""
         return self.path / "supervisor.query"
@@ -121,6 +128,10 @@ class RuntimeDir:
     def shard_query(self, shard: int) -> Path:
         """A shard's query socket."""
         return self.path / f"shard-{shard}.query"
+
+    def shard_proxy(self, shard: int) -> Path:
+        """The socket on which a shard takes events from proxies."""
+        return self.path / f"shard-{shard}.proxy"
 
     def create(self) -> None:
         """Make the directory 0700, or check that the one that is there is a private one of ours.
@@ -218,11 +229,11 @@ class RuntimeDir:
 
     def forget_supervisor(self) -> None:
         """Remove the supervisor's record and sockets."""
-        self._remove("supervisor.json", "supervisor.query", "bus")
+        self._remove("supervisor.json", "supervisor.query", "bus", "counts")
 
     def forget_shard(self, shard: int) -> None:
         """Remove a shard's record and sockets."""
-        self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query")
+        self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query", f"shard-{shard}.proxy")
 
     def _read(self, name: str) -> ProcessRecord | None:
         try:

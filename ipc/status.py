@@ -53,7 +53,8 @@ class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people.
+    heartbeat. *last_event* is the newest thing that happened to the process, for people. Of the requests that began in
+    this shard, *requests_total* is *answered_total* and all of *failed_total* (by error code) and *in_flight* together.
     """
 
     id: int
@@ -72,6 +73,10 @@ class ShardRow(msgspec.Struct, kw_only=True):
     closed_total: int = 0
     frames_total: int = 0
     lag_ms: float = 0.0
+    answered_total: int = 0
+    failed_total: dict[str, int] = {}
+    late_total: int = 0
+    relayed_total: int = 0
     stale_s: float = 0.0
     last_event: str | None = None
 
@@ -90,6 +95,10 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     cpu_percent: float
     lag_ms: float
     uptime_s: float
+    answered_total: int
+    failed_total: dict[str, int]
+    late_total: int
+    relayed_total: int
 
 
 class AgentRow(msgspec.Struct, kw_only=True):

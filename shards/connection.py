@@ -2,68 +2,172 @@
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dialout import Capabilities, FrameDecoder, FrameError, pong_for
+from dialout import (
+    AgentEvent,
+    AgentResponse,
+    Answer,
+    CancelReason,
+    Capabilities,
+    ConfigUpdate,
+    Dialect,
+    FlowAction,
+    FlowControl,
+    FrameDecoder,
+    FrameError,
+    Health,
+    HealthState,
+    Inbound,
+    Metrics,
+    MutationAnswer,
+    NotUnderstood,
+    Ping,
+    Pong,
+    RequestHeaders,
+    Unreadable,
+    codec_for,
+    pong_for,
+)
+from dialout.pool_errors import FailureCode
 from ipc.handoff import Offer
 from ipc.readiness import READ, WRITE
+from shards.calls import Call, Outcome
 
 if TYPE_CHECKING:
-    from shards.pool import Agent, Pool
+    from shards.pool import Agent, AgentPool
 
 READ_SIZE = 65536
 """Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
 
-MOST_UNSENT = 1024 * 1024
-"""Bytes that may wait for an agent that does not read; beyond it the connection is closed with that reason."""
+MOST_ABANDONED = 256
+"""Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
+
+_AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.CONNECTION_LOST, FailureCode.BAD_ANSWER})
+"""Outcomes that speak against the connection and its agent."""
 
 
 class Connection:
     """An agent's connection in the pool: the only owner of its descriptor.
 
     Frames of one turn of the loop leave in one write. The object exists once for every idle connection, so it has
-    slots, and no containers while nothing is buffered.
+    slots, and no containers while nothing is in flight or buffered.
     """
 
     __slots__ = (
+        "abandoned",
         "agent",
+        "answers_pings",
         "capabilities",
+        "codec",
         "connected_at",
         "decoder",
-        "dialect",
+        "errors",
         "fd",
         "frames",
         "frames_ignored",
+        "health",
+        "in_flight",
         "metadata",
         "number",
+        "offset",
+        "on_closed",
+        "out",
+        "paused",
         "peer",
+        "pending",
+        "ping_mark",
+        "pinged_at",
         "pool",
+        "receivable",
+        "sending",
+        "served",
         "transport",
-        "unsent",
+        "waiting_bytes",
         "wants_write",
     )
 
-    def __init__(self, pool: "Pool", agent: "Agent", offer: Offer, capabilities: Capabilities, fd: int) -> None:
+    def __init__(self, pool: "AgentPool", agent: "Agent", offer: Offer, capabilities: Capabilities, fd: int) -> None:
         self.pool = pool
         self.agent = agent
         self.number = offer.number
         self.fd = fd
-        self.dialect = offer.dialect
+        self.codec = codec_for(offer.dialect)
         self.capabilities = capabilities
+        self.receivable = self.codec.receivable_events(capabilities)
         self.transport = offer.transport
         self.peer = offer.peer
         self.metadata = offer.metadata
         self.connected_at = time.time()
         self.decoder = FrameDecoder()
+        self.on_closed: Callable[[], None] | None = None
         self.frames = 0
         self.frames_ignored = 0
-        self.unsent: bytes = b""
+        # What waits to be written: the frames of this turn, and what an earlier write left over.
+        self.out: list[bytes] | None = None
+        self.sending: memoryview | None = None
+        self.waiting_bytes = 0
+        self.offset = 0
         self.wants_write = False
+        # Calls in the order in which their frames went out. Those that were given up stay until they are answered.
+        self.pending: dict[int | str, Call] | None = None
+        self.in_flight = 0
+        self.abandoned = 0
+        self.served = 0
+        # Health: errors in a row, what the agent said of itself, and pings.
+        self.errors = 0
+        self.health: HealthState | None = None
+        self.paused = False
+        self.pinged_at = 0.0
+        self.ping_mark = 0
+        self.answers_pings = False
 
     @property
     def connection_id(self) -> str:
         """What the agent was told it is called."""
         return f"{self.agent.agent_id}-conn-{self.number}"
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the agent speaks."""
+        return self.codec.dialect
+
+    @property
+    def keeps_requests(self) -> bool:
+        """Whether the agent remembers requests until they are cancelled, and can be told to forget."""
+        return self.codec.dialect is Dialect.SDK and self.capabilities.cancellation
+
+    # Being chosen.
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the agent works, by its own word and by what came back."""
+        return self.errors < self.pool.options.unhealthy_after and self.health not in (
+            HealthState.UNHEALTHY,
+            HealthState.DRAINING,
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be in flight, and the agent reads what it is sent."""
+        most = self.pool.options.max_concurrent_per_connection
+        declared = self.capabilities.max_concurrent
+        limit = most if declared is None else min(most, declared)
+        return self.in_flight < limit and self.waiting_bytes <= self.pool.options.full_at
+
+    def can_receive(self, event: AgentEvent) -> bool:
+        """Whether the agent takes this kind of event."""
+        return bool(event.flag & self.receivable)
+
+    def correlation_id_for(self, event: AgentEvent, request_id: int) -> str:
+        """The correlation id of a new request: the caller's own where it is free here, so that logs match."""
+        wanted = event.metadata.correlation_id if isinstance(event, RequestHeaders) else ""
+        if wanted and (self.pending is None or wanted not in self.pending):
+            return wanted
+        return f"{wanted}#{request_id:x}" if wanted else f"{request_id:x}"
+
+    # Serving.
 
     def start(self, acceptance: bytes, residue: bytes) -> None:
         """Tell the agent that it is accepted, serve what it sent early, and begin to read."""
@@ -73,16 +177,107 @@ class Connection:
         except OSError as error:
             self.close(f"gone before its acceptance: {error.strerror}")
             return
+        self.offset += sent
         if sent < len(acceptance):
-            self.unsent = acceptance[sent:]
+            self.sending = memoryview(acceptance)[sent:]
+            self.waiting_bytes = len(self.sending)
             self._want_write(wanted=True)
         if residue:
             self._take(residue)
 
+    def carry(self, call: Call, now: str) -> None:
+        """Send a call's event and keep the call until its answer; LocalProtocolError when it cannot be encoded."""
+        frame = self.codec.encode_event(
+            call.event, request_id=call.request_id, correlation_id=call.correlation_id, now=now
+        )
+        key: int | str = call.correlation_id if self.codec.dialect is Dialect.CORE else call.request_id
+        call.key, call.connection = key, self
+        if self.pending is None:
+            self.pending = {}
+        self.pending[key] = call
+        self.in_flight += 1
+        self.send(frame)
+        call.end_offset = self.offset + self.waiting_bytes
+
+    def settled(self, call: Call, outcome: Outcome) -> None:
+        """Note the outcome of a call that this connection carried."""
+        self.in_flight -= 1
+        self.served += 1
+        if isinstance(outcome, AgentResponse):
+            self.errors = 0
+        elif outcome.code in _AGENTS_FAULT:
+            self.errors += 1
+        self.pool.judge(self.agent, failed=not isinstance(outcome, AgentResponse) and outcome.code in _AGENTS_FAULT)
+        if self.pending is not None and self.pending.get(call.key) is call:
+            # Given up: its answer may still come.
+            self.abandoned += 1
+            if self.abandoned > MOST_ABANDONED:
+                self._forget_abandoned()
+
+    def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
+        """Tell the agent that a request is over, if it wants to know."""
+        if self.fd >= 0 and self.capabilities.cancellation:
+            self.send(
+                self.codec.encode_cancel(
+                    request_id=request_id,
+                    correlation_id=correlation_id,
+                    reason=reason,
+                    timestamp_ms=time.time_ns() // 1_000_000,
+                )
+            )
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; it leaves with everything else of this turn of the loop."""
+        if self.out is None:
+            self.out = [frame]
+            if self.sending is None:
+                self.pool.write_soon(self)
+        else:
+            self.out.append(frame)
+        self.waiting_bytes += len(frame)
+        if self.waiting_bytes > self.pool.options.close_at:
+            self.pool.close_soon(self, f"the agent does not read: {self.waiting_bytes} bytes wait for it")
+
+    def ping(self, sequence: int, now: float) -> None:
+        """Ask the agent for a sign of life."""
+        timestamp_ms = time.time_ns() // 1_000_000
+        self.pinged_at = now
+        self.ping_mark = self.codec.ping_mark(sequence=sequence, timestamp_ms=timestamp_ms)
+        self.send(self.codec.encode_ping(sequence=sequence, timestamp_ms=timestamp_ms))
+
+    def is_dead(self, now: float) -> bool:
+        """Whether a ping is unanswered past its limit by an agent that has nothing else to do.
+
+        A serial agent answers a ping behind the request that it works on: a busy agent is slow, not dead.
+        """
+        return (
+            self.answers_pings
+            and self.pinged_at > 0
+            and self.in_flight == 0
+            and now - self.pinged_at > self.pool.options.ping_timeout
+        )
+
+    def close(self, reason: str) -> None:
+        """Close the descriptor, leave the pool, and fail what is in flight. Closing again does nothing."""
+        fd = self.fd
+        if fd < 0:
+            return
+        self.pool.readiness.forget(fd)
+        self.fd = -1
+        os.close(fd)
+        self.out = self.sending = None
+        self.pool.remove(self, reason)
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            for call in pending.values():
+                self.pool.requests.lost(call, reason, unseen=call.end_offset > self.offset)
+
+    # Readiness.
+
     def on_ready(self, _events: int) -> None:
         """Write what waits, then read once."""
         if self.wants_write:
-            self._write()
+            self.flush()
         if self.fd >= 0:
             self.read()
 
@@ -105,29 +300,36 @@ class Connection:
         else:
             self.close("closed by the agent")
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame; it leaves with everything else of this turn of the loop."""
-        if not self.unsent:
-            self.pool.write_soon(self)
-            self.unsent = frame
-        else:
-            self.unsent = self.unsent + frame
-
     def flush(self) -> None:
-        """Write what was queued in this turn of the loop."""
-        if self.fd >= 0:
-            self._write()
-
-    def close(self, reason: str) -> None:
-        """Close the descriptor and leave the pool. Closing again does nothing."""
-        fd = self.fd
-        if fd < 0:
+        """Write what waits, as far as the agent takes it."""
+        if self.fd < 0:
             return
-        self.pool.readiness.forget(fd)
-        self.fd = -1
-        os.close(fd)
-        self.unsent = b""
-        self.pool.remove(self, reason)
+        if self.sending is None:
+            if self.out is None:
+                return
+            frames, self.out = self.out, None
+            data: bytes | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
+        else:
+            data = self.sending
+        try:
+            sent = os.write(self.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.close(f"write failed: {error.strerror}")
+            return
+        self.offset += sent
+        self.waiting_bytes -= sent
+        # A view, not a copy of the rest: a frame of 16 MiB leaves in hundreds of writes.
+        self.sending = memoryview(data)[sent:] if sent < len(data) else None
+        self._want_write(wanted=self.sending is not None or self.out is not None)
+
+    def _want_write(self, *, wanted: bool) -> None:
+        if self.wants_write != wanted:
+            self.wants_write = wanted
+            self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
+
+    # Frames from the agent.
 
     def _take(self, data: bytes) -> None:
         try:
@@ -141,30 +343,96 @@ class Connection:
             self._serve(frame_type, payload)
 
     def _serve(self, frame_type: int, payload: bytes) -> None:
+        if self.fd < 0:
+            return
         self.frames += 1
         self.pool.frames_total += 1
-        pong = pong_for(self.dialect, frame_type, payload)
-        if pong is not None:
-            self.send(pong)
+        inbound = self.codec.decode(frame_type, payload)
+        if type(inbound) is Answer:
+            self._answered(inbound.request_id, inbound.correlation_id, inbound.response)
         else:
-            self.frames_ignored += 1
+            self._serve_other(frame_type, payload, inbound)
 
-    def _write(self) -> None:
-        unsent = self.unsent
-        try:
-            sent = os.write(self.fd, unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self.close(f"write failed: {error.strerror}")
-            return
-        self.unsent = unsent[sent:] if sent < len(unsent) else b""
-        if len(self.unsent) > MOST_UNSENT:
-            self.close(f"the agent does not read: {len(self.unsent)} bytes wait for it")
-            return
-        self._want_write(wanted=bool(self.unsent))
+    def _serve_other(self, frame_type: int, payload: bytes, inbound: Inbound) -> None:
+        match inbound:
+            case MutationAnswer(request_id, mutation):
+                call = self._take_call(request_id, None)
+                if call is None:
+                    self.pool.requests.late += 1
+                else:
+                    self.pool.requests.mutation(call, mutation)
+            case Unreadable(_, reason, request_id, correlation_id):
+                nameless = request_id is None and correlation_id is None
+                call = self._take_oldest() if nameless else self._take_call(request_id, correlation_id)
+                self._bad_answer(call, reason)
+            case NotUnderstood():
+                self._bad_answer(self._take_oldest(), "the agent did not understand the event")
+            case Pong(mark):
+                self._ponged(mark)
+            case Ping():
+                pong = pong_for(self.codec.dialect, frame_type, payload)
+                if pong is not None:
+                    self.send(pong)
+            case Health(state):
+                self.health = state
+            case FlowControl(action, None, buffer_available):
+                self.paused = action is FlowAction.PAUSE or (
+                    action is FlowAction.UPDATE_CAPACITY and buffer_available == 0
+                )
+            case Metrics():
+                pass
+            case ConfigUpdate(kind):
+                self.pool.log.info("agent speaks about its configuration", connection_id=self.connection_id, kind=kind)
+            case _:
+                self.frames_ignored += 1
 
-    def _want_write(self, *, wanted: bool) -> None:
-        if self.wants_write != wanted:
-            self.wants_write = wanted
-            self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
+    def _answered(self, request_id: int | None, correlation_id: str | None, response: AgentResponse) -> None:
+        call = self._take_call(request_id, correlation_id)
+        if call is None:
+            self.pool.requests.late += 1
+            return
+        self.pool.requests.answer(call, response)
+
+    def _take_call(self, request_id: int | None, correlation_id: str | None) -> Call | None:
+        """Take the call that an answer's ids name out of the table."""
+        pending = self.pending
+        if not pending:
+            return None
+        key = correlation_id if self.codec.dialect is Dialect.CORE else request_id
+        if key is None and correlation_id is not None:
+            # A docs agent may repeat either id.
+            key = next((k for k, call in pending.items() if call.correlation_id == correlation_id), None)
+        call = None if key is None else pending.pop(key, None)
+        if call is not None and call.done:
+            self.abandoned -= 1
+        return call
+
+    def _bad_answer(self, call: Call | None, reason: str) -> None:
+        if call is None:
+            self.pool.requests.late += 1
+        else:
+            self.pool.requests.bad_answer(call, reason)
+
+    def _take_oldest(self) -> Call | None:
+        """Take the call that an answer without a request is about.
+
+        Sdk agents answer in order, so it is the oldest. A core agent may work on several at once: then nobody can tell.
+        """
+        if not self.pending or (self.codec.dialect is Dialect.CORE and len(self.pending) > 1):
+            return None
+        call = self.pending.pop(next(iter(self.pending)))
+        if call.done:
+            self.abandoned -= 1
+        return call
+
+    def _forget_abandoned(self) -> None:
+        if self.pending is not None:
+            self.pending = {key: call for key, call in self.pending.items() if not call.done}
+        self.abandoned = 0
+
+    def _ponged(self, mark: int | None) -> None:
+        if mark == self.ping_mark:
+            self.pinged_at = 0.0
+            self.answers_pings = True
+            # It answers again, so it is used again; a request will tell whether it works.
+            self.errors = 0

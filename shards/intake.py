@@ -20,7 +20,7 @@ from ipc.handoff import (
 )
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
-from shards.pool import Pool
+from shards.pool import AgentPool
 
 
 class Intake:
@@ -30,7 +30,7 @@ class Intake:
     the channel; the next supervisor finds them in the snapshot and decides.
     """
 
-    def __init__(self, listener: socket.socket, pool: Pool, hello: Hello) -> None:
+    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello) -> None:
         self.prepared: dict[int, tuple[Offer, int]] = {}
         self._listener = listener
         self._pool = pool

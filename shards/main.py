@@ -10,15 +10,21 @@ import uvloop
 
 from ipc import events, handoff, process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger
+from ipc.logs import configure, get_logger, log_loop_errors
 from ipc.query import QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
 from ipc.version import __version__
+from shards.directory import Directory
 from shards.intake import Intake
-from shards.pool import Pool
+from shards.pool import AgentPool
+from shards.proxies import ProxyServer
+from shards.relay import Relay
 from shards.reporter import CpuMeter, Reporter
+
+DIRECTORY_PAUSE = 0.2
+"""Seconds between requests for a full directory, which may be megabytes."""
 
 
 class Shard:
@@ -31,7 +37,11 @@ class Shard:
         self._log = get_logger()
         self._cpu = CpuMeter()
         self._readiness = Readiness()
-        self._pool = Pool(self._readiness, self._closed)
+        self._pool = AgentPool(shard=shard, readiness=self._readiness, on_closed=self._closed)
+        self._directory = Directory()
+        self._directory_asked_at = 0.0
+        self._relay = Relay(shard, rundir, self._directory)
+        self._proxies = ProxyServer(shard, epoch, rundir, self._pool, self._relay)
         self._intake = Intake(
             handoff.listen(rundir.shard_handoff(shard)), self._pool, handoff.Hello(shard, epoch, os.getpid())
         )
@@ -50,18 +60,24 @@ class Shard:
                 ),
             },
         )
-        rundir.write_shard(shard, record_of_this_process(epoch, __version__))
-        self._reporter = Reporter(rundir.bus, events.identity(shard, epoch), self._on_command, self.report)
+        self._reporter = Reporter(rundir, events.identity(shard, epoch), self._on_command, self._on_counts, self.report)
 
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
+        log_loop_errors(loop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
+        await self._proxies.start()
+        # With its record a shard says that all its sockets are there.
+        self._rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
         process.settle_memory()
         try:
             await self._ended
         finally:
-            self._pool.close_all("the shard stops")
+            self._proxies.stopping = True
+            self._pool.close("the shard stops")
+            self._relay.close()
+            self._proxies.close()
             self._intake.close()
             self._reporter.close()
             self._queries.close()
@@ -78,8 +94,8 @@ class Shard:
         return ShardReport(
             connections=len(self._pool.connections),
             agents=len(self._pool.agents),
-            in_flight=0,
-            requests_total=0,
+            in_flight=self._pool.requests.in_flight,
+            requests_total=self._pool.requests.total,
             prepared=len(self._intake.prepared),
             adopted_total=self._pool.adopted_total,
             closed_total=self._pool.closed_total,
@@ -87,6 +103,10 @@ class Shard:
             cpu_percent=self._cpu.percent(),
             lag_ms=self._reporter.lag_ms,
             uptime_s=time.monotonic() - self._started,
+            answered_total=self._pool.requests.answered,
+            failed_total=dict(self._pool.requests.failed),
+            late_total=self._pool.requests.late,
+            relayed_total=self._relay.total,
         )
 
     def _closed(self, number: int, agent_id: str) -> None:
@@ -102,8 +122,17 @@ class Shard:
                 [(number, connection.agent.agent_id) for number, connection in self._pool.connections.items()],
                 [(number, offer.agent_id) for number, (offer, _) in self._intake.prepared.items()],
             )
+        elif isinstance(command, events.FullDirectory):
+            self._directory.replace(command.at, command.counts)
         elif isinstance(command, events.Stop):
             self.stop()
+
+    def _on_counts(self, counts: events.Counts) -> None:
+        self._directory.change(counts.sequence, counts.counts)
+        now = time.monotonic()
+        if self._directory.stale and now - self._directory_asked_at > DIRECTORY_PAUSE:
+            self._directory_asked_at = now
+            self._reporter.ask_for_directory()
 
 
 def main(shard: int, epoch: str, runtime_dir: str, log_level: str, log_format: str) -> None:

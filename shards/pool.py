@@ -1,59 +1,105 @@
-"""The agents of one shard and their connections."""
+"""The agents of one process, their connections, and the choice among them."""
 
 import asyncio
+import itertools
 import select
 from collections.abc import Callable
 from typing import Any
 
-from dialout import Capabilities
+from dialout import AgentEvent, Capabilities
+from dialout.pool_errors import (
+    AgentNotFound,
+    AgentUnavailable,
+    CannotReceive,
+    CircuitOpen,
+    FlowControlPaused,
+    Overloaded,
+    PoolError,
+)
 from ipc.handoff import Offer
 from ipc.logs import get_logger
 from ipc.readiness import Readiness
+from shards.affinity import RecentTable
+from shards.balance import choose
+from shards.breaker import Breaker, Circuit
+from shards.calls import Call, Exchange, Outcome
 from shards.connection import Connection
+from shards.options import FlowControlMode, PoolOptions
+from shards.requests import Requests
+
+UPKEEP_SECONDS = 1.0
+"""Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
 class Agent:
-    """An agent with at least one connection here."""
+    """An agent with at least one connection here. *breaker* is None while it has not failed."""
 
-    __slots__ = ("agent_id", "connections")
+    __slots__ = ("agent_id", "breaker", "connections", "turn")
 
     def __init__(self, agent_id: str) -> None:
         self.agent_id = agent_id
         self.connections: dict[int, Connection] = {}
+        self.breaker: Breaker | None = None
+        self.turn = 0
 
 
-class Pool:
-    """Agent id → connections. *on_closed* is told of every connection that leaves (number, agent id)."""
+class AgentPool:
+    """Agent id → connections → requests in flight.
 
-    def __init__(self, readiness: Readiness, on_closed: Callable[[int, str], None]) -> None:
-        self.readiness = readiness
+    *on_closed* is told of every connection that leaves (number, agent id). Make it on a running loop, and only one for
+    each *shard* number of a host: request ids carry it.
+    """
+
+    def __init__(
+        self,
+        options: PoolOptions | None = None,
+        *,
+        shard: int = 0,
+        readiness: Readiness | None = None,
+        on_closed: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self.options = options or PoolOptions()
+        self.readiness = readiness or Readiness()
+        self.requests = Requests(shard, self.options, self._select)
         self.agents: dict[str, Agent] = {}
         self.connections: dict[int, Connection] = {}
         self.adopted_total = 0
         self.closed_total = 0
         self.frames_total = 0
+        self.log = get_logger()
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
+        self._sessions: RecentTable[tuple[str, str], int] = RecentTable(
+            self.options.most_sticky, self.options.sticky_idle
+        )
+        # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
+        self._tripped: dict[str, Breaker] = {}
         self._capabilities: dict[Capabilities, Capabilities] = {}
         self._to_write: list[Connection] = []
-        self._log = get_logger()
+        self._sequence = itertools.count(1)
+        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
+        self._upkeep_round = 0
 
-    def adopt(self, offer: Offer, fd: int) -> None:
+    # Connections.
+
+    def adopt(self, offer: Offer, fd: int) -> Connection:
         """Make a committed connection a member: in the pool first, then its acceptance, then reading."""
         agent = self.agents.get(offer.agent_id)
         if agent is None:
             agent = self.agents[offer.agent_id] = Agent(offer.agent_id)
+            agent.breaker = self._tripped.get(offer.agent_id)
         # Agents of one kind have equal capabilities; a copy for each would be a large part of a connection's memory.
         capabilities = self._capabilities.setdefault(offer.capabilities, offer.capabilities)
         connection = Connection(self, agent, offer, capabilities, fd)
         agent.connections[offer.number] = self.connections[offer.number] = connection
         self.adopted_total += 1
         connection.start(offer.acceptance, offer.residue)
+        return connection
 
     def remove(self, connection: Connection, reason: str) -> None:
-        """Forget a connection that has closed itself."""
+        """Forget a connection that is closing itself."""
         agent = connection.agent
         del self.connections[connection.number]
         del agent.connections[connection.number]
@@ -62,11 +108,14 @@ class Pool:
         if not self.agents:
             self._capabilities.clear()
         self.closed_total += 1
-        self._log.debug("connection closed", connection_id=connection.connection_id, reason=reason)
-        self._on_closed(connection.number, agent.agent_id)
+        self.log.debug("connection closed", connection_id=connection.connection_id, reason=reason)
+        if self._on_closed is not None:
+            self._on_closed(connection.number, agent.agent_id)
+        if connection.on_closed is not None:
+            connection.on_closed()
 
     def probe(self, agent_id: str) -> None:
-        """Close those connections of the agent that are at their end, whatever lies unread before it."""
+        """Close those connections of the agent that are at their end or do not live any more."""
         agent = self.agents.get(agent_id)
         if agent is None:
             return
@@ -77,6 +126,10 @@ class Pool:
         for fd, events in poll.poll(0):
             if events & _GONE:
                 self._read_to_the_end(by_fd[fd])
+        now = self._loop.time()
+        for connection in by_fd.values():
+            if connection.fd >= 0 and connection.is_dead(now):
+                connection.close("it does not answer pings")
 
     def write_soon(self, connection: Connection) -> None:
         """Have *connection* flushed at the end of this turn of the loop."""
@@ -84,15 +137,113 @@ class Pool:
             self._loop.call_soon(self._write_all)
         self._to_write.append(connection)
 
-    def close_all(self, reason: str) -> None:
-        """Close every connection."""
+    def close_soon(self, connection: Connection, reason: str) -> None:
+        """Close *connection*, but not under the feet of whoever is just using it."""
+        self._loop.call_soon(connection.close, reason)
+
+    def close(self, reason: str) -> None:
+        """Close every connection, which fails what is in flight, and stop the clock."""
         for connection in list(self.connections.values()):
             connection.close(reason)
+        self._upkeep_timer.cancel()
+        self.requests.close()
+
+    # Requests.
+
+    def submit(
+        self,
+        exchange: Exchange,
+        event: AgentEvent,
+        on_done: Callable[[Call, Outcome], None],
+        timeout: float | None = None,
+        *,
+        final: bool = False,
+    ) -> Call:
+        """Send *event* to the exchange's agent; see `Requests.submit`."""
+        return self.requests.submit(exchange, event, on_done, timeout, final=final)
+
+    def judge(self, agent: Agent, *, failed: bool) -> None:
+        """Count an outcome for or against the agent."""
+        breaker = agent.breaker
+        if not failed:
+            if breaker is not None:
+                breaker.succeeded()
+                agent.breaker = None
+                self._tripped.pop(agent.agent_id, None)
+            return
+        if breaker is None:
+            breaker = agent.breaker = Breaker(self.options.breaker_threshold, self.options.breaker_open_for)
+        if breaker.failed(self._loop.time()):
+            self._tripped[agent.agent_id] = breaker
+            self.log.warning("circuit opened", agent_id=agent.agent_id, for_s=self.options.breaker_open_for)
+
+    def _select(self, call: Call, now: float) -> Connection | PoolError | float:
+        """A connection for the first event of an exchange, the reason why there is none, or seconds to wait."""
+        exchange = call.exchange
+        agent = self.agents.get(exchange.agent_id)
+        if agent is None:
+            return AgentNotFound("the agent is not connected here", agent_id=exchange.agent_id)
+        if exchange.session is not None:
+            stuck = self._sessions.get((exchange.agent_id, exchange.session), now)
+            connection = None if stuck is None else agent.connections.get(stuck)
+            if connection is not None and self._is_usable(connection, call):
+                return connection
+        usable = [connection for connection in agent.connections.values() if self._is_usable(connection, call)]
+        if not usable:
+            return self._why_none(agent, call, now)
+        if agent.breaker is not None and not agent.breaker.admits(now):
+            after = agent.breaker.retry_after(now)
+            return CircuitOpen(f"the agent failed too often; next trial in {after:.1f} s", agent_id=agent.agent_id)
+        agent.turn += 1
+        chosen = choose(self.options.strategy, usable, agent.turn)
+        if exchange.session is not None:
+            self._sessions.put((exchange.agent_id, exchange.session), chosen.number, now)
+        return chosen
+
+    @staticmethod
+    def _is_usable(connection: Connection, call: Call) -> bool:
+        return (
+            not connection.paused
+            and connection.has_room
+            and connection.is_healthy
+            and connection.can_receive(call.event)
+        )
+
+    def _why_none(self, agent: Agent, call: Call, now: float) -> PoolError | float:
+        """Why no connection of *agent* can take *call*, or the seconds after which to ask again."""
+        agent_id = agent.agent_id
+        connections = agent.connections.values()
+        if not any(c.can_receive(call.event) for c in connections):
+            return CannotReceive(f"the agent takes no {type(call.event).__name__}", agent_id=agent_id)
+        healthy = [c for c in connections if c.is_healthy]
+        if not healthy:
+            if agent.breaker is not None and agent.breaker.state is not Circuit.CLOSED:
+                return CircuitOpen("the agent failed too often", agent_id=agent_id)
+            return AgentUnavailable(f"all {len(connections)} connections are unhealthy", agent_id=agent_id)
+        if all(c.paused for c in healthy):
+            waited = now - (call.deadline - call.timeout)
+            if self.options.flow_control is FlowControlMode.WAIT and waited < self.options.flow_control_wait:
+                return 0.01
+            return FlowControlPaused("the agent asked for a pause", agent_id=agent_id)
+        return Overloaded("the agent has all that it can work on", agent_id=agent_id)
+
+    # What is told.
 
     def list_agents(self, after: str, limit: int) -> list[tuple[str, int, int, bool]]:
         """At most *limit* agents with an id above *after*, ascending: id, connections, in flight, healthy."""
         chosen = sorted(agent_id for agent_id in self.agents if agent_id > after)[:limit]
-        return [(agent_id, len(self.agents[agent_id].connections), 0, True) for agent_id in chosen]
+        rows = []
+        for agent_id in chosen:
+            connections = self.agents[agent_id].connections.values()
+            rows.append(
+                (
+                    agent_id,
+                    len(connections),
+                    sum(connection.in_flight for connection in connections),
+                    any(connection.is_healthy for connection in connections),
+                )
+            )
+        return rows
 
     def list_connections(self, after: int, limit: int, agent_id: str | None) -> list[dict[str, Any]]:
         """At most *limit* connections with a number above *after*, ascending, of one agent or of all."""
@@ -102,6 +253,8 @@ class Pool:
             among = {} if agent is None else agent.connections
         chosen = sorted(number for number in among if number > after)[:limit]
         return [_describe(among[number]) for number in chosen]
+
+    # Inside.
 
     def _write_all(self) -> None:
         connections, self._to_write = self._to_write, []
@@ -117,6 +270,20 @@ class Pool:
             connection.read()
         connection.close("closed by the agent")
 
+    def _upkeep(self) -> None:
+        """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
+        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
+        now = self._loop.time()
+        shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
+        self._upkeep_round = (self._upkeep_round + 1) % shares
+        due = [c for number, c in self.connections.items() if number % shares == self._upkeep_round]
+        for connection in due:
+            if connection.is_dead(now):
+                connection.close("it does not answer pings")
+            elif connection.pinged_at == 0:
+                connection.ping(next(self._sequence), now)
+        self._sessions.sweep(now)
+
 
 def _describe(connection: Connection) -> dict[str, Any]:
     return {
@@ -127,7 +294,7 @@ def _describe(connection: Connection) -> dict[str, Any]:
         "peer": connection.peer,
         "dialect": connection.dialect.value,
         "connected_at": connection.connected_at,
-        "in_flight": 0,
+        "in_flight": connection.in_flight,
         "metadata": connection.metadata,
         "frames": connection.frames,
         "frames_ignored": connection.frames_ignored,

@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ipc import events
 from ipc.bus import Bus
 from ipc.logs import get_logger
+from ipc.rundir import RuntimeDir
 from ipc.status import ShardReport
 
 HEARTBEAT_SECONDS = 0.5
@@ -21,7 +21,12 @@ class Reporter:
     """
 
     def __init__(
-        self, path: Path, identity: str, on_command: Callable[[events.Command], None], report: Callable[[], ShardReport]
+        self,
+        rundir: RuntimeDir,
+        identity: str,
+        on_command: Callable[[events.Command], None],
+        on_counts: Callable[[events.Counts], None],
+        report: Callable[[], ShardReport],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_command = on_command
@@ -30,7 +35,9 @@ class Reporter:
         self._closed: list[tuple[int, str]] = []
         self._log = get_logger()
         self._bus = Bus.dealer(identity, self._on_message)
-        self._bus.connect(path)
+        self._bus.connect(rundir.bus)
+        self._counts = Bus.subscriber(lambda parts: on_counts(events.decode_counts(parts[-1])))
+        self._counts.connect(rundir.counts)
         self._due = self._loop.time()
         self.lag_ms = 0.0
         self._timer = self._loop.call_soon(self._beat)
@@ -51,10 +58,15 @@ class Reporter:
         self._flush()
         self._send(events.Probed(self._next(), probe))
 
+    def ask_for_directory(self) -> None:
+        """Ask for the counts of all agents."""
+        self._send(events.DirectoryRequest(self._next()))
+
     def close(self) -> None:
         """Report what is left and stop."""
         self._flush()
         self._timer.cancel()
+        self._counts.close()
         self._bus.close()
 
     def _next(self) -> int:

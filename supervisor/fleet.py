@@ -17,6 +17,7 @@ from supervisor.care import KILL_AFTER, Care
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger
 from supervisor.processes import ShardProcess, adopt_shard, start_shard
+from supervisor.publisher import Publisher
 
 TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
@@ -73,6 +74,7 @@ class Fleet:
         self._emptied: asyncio.Event = asyncio.Event()
         self._bus = Bus.router(self._on_bus)
         self._bus.bind(rundir.bus)
+        self._publisher = Publisher(rundir, ledger)
         self._timer = self._loop.call_later(TICK, self._tick)
 
     # For the supervisor.
@@ -125,6 +127,7 @@ class Fleet:
                     self._log.warning("shard does not end", shard=member.care.shard, signal=number.name)
                     member.process.send_signal(number)
         self._timer.cancel()
+        self._publisher.close()
         self._bus.close()
 
     def kill(self) -> None:
@@ -277,6 +280,8 @@ class Fleet:
             self._on_probed(event.probe, shard)
         elif isinstance(event, events.Snapshot):
             self._reconcile(member, event)
+        elif isinstance(event, events.DirectoryRequest):
+            self._send(shard, self._publisher.full())
 
     def _heartbeat(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care

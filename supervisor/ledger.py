@@ -73,6 +73,8 @@ class Ledger:
         self._agents: dict[str, _Agent] = {}
         self._load: dict[int, int] = {}
         self.live_total = 0
+        self.changed: set[str] = set()
+        """Agents whose live connections have changed; whoever publishes the counts empties it."""
 
     def count(self, agent_id: str) -> int:
         """Slots of the agent, reserved and live."""
@@ -94,6 +96,21 @@ class Ledger:
         if agent is None:
             return set()
         return {slot.shard for slot in agent.slots.values() if slot.live and slot.shard is not None}
+
+    def live_counts(self, agent_id: str) -> dict[int, int]:
+        """The agent's live connections on each shard that has any."""
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            return {}
+        counts: dict[int, int] = {}
+        for slot in agent.slots.values():
+            if slot.live and slot.shard is not None:
+                counts[slot.shard] = counts.get(slot.shard, 0) + 1
+        return counts
+
+    def agent_ids(self) -> list[str]:
+        """All agents that own a slot."""
+        return list(self._agents)
 
     def reserved(self, agent_id: str) -> bool:
         """Whether the agent owns a slot that is not live yet."""
@@ -142,6 +159,7 @@ class Ledger:
             raise ValueError(f"{agent_id}-conn-{number} is {slot} and cannot be committed")
         agent.slots[number] = _slot(slot.shard, True)
         self.live_total += 1
+        self.changed.add(agent_id)
 
     def release(self, agent_id: str, number: int) -> bool:
         """Free a slot; False when it is free already, so that hearing of a close twice does no harm."""
@@ -155,6 +173,7 @@ class Ledger:
             self._count(agent, slot.shard, -1)
         if slot.live:
             self.live_total -= 1
+            self.changed.add(agent_id)
         if not agent.slots:
             del self._agents[agent_id]
         return True
@@ -177,6 +196,7 @@ class Ledger:
         agent.put(number, _slot(shard, True))
         self._count(agent, shard, 1)
         self.live_total += 1
+        self.changed.add(agent_id)
         self.next_number = max(self.next_number, number + 1)
 
     def reconcile(self, shard: int, believed: Iterable[tuple[int, str]], held: Iterable[tuple[int, str]]) -> int:

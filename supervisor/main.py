@@ -16,7 +16,7 @@ import uvloop
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger
+from ipc.logs import configure, get_logger, log_loop_errors
 from ipc.query import QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
@@ -115,6 +115,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Serve until told to stop, then stop in order: no new connections, then shards, then sockets."""
+        log_loop_errors(self._loop)
         for number, act in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),

@@ -1,0 +1,43 @@
+"""Which other shards hold an agent, as far as the supervisor has told. Pure."""
+
+from collections.abc import Mapping
+
+
+class Directory:
+    """Agent id → shard → connections, kept up by numbered changes.
+
+    The bus may lose changes. A hole in the numbers makes the directory *stale*: it goes on being used, since an old
+    direction is better than none, until a full one replaces it.
+    """
+
+    __slots__ = ("_counts", "_sequence", "stale")
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[int, int]] = {}
+        self._sequence = 0
+        self.stale = True
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def replace(self, sequence: int, counts: Mapping[str, Mapping[int, int]]) -> None:
+        """Take a full directory as it was at *sequence*."""
+        self._counts = {agent_id: dict(shards) for agent_id, shards in counts.items()}
+        self._sequence = sequence
+        self.stale = False
+
+    def change(self, sequence: int, counts: Mapping[str, Mapping[int, int]]) -> None:
+        """Take the new counts of some agents; an agent without connections has none."""
+        if sequence != self._sequence + 1:
+            self.stale = True
+        self._sequence = sequence
+        for agent_id, shards in counts.items():
+            if shards:
+                self._counts[agent_id] = dict(shards)
+            else:
+                self._counts.pop(agent_id, None)
+
+    def holders(self, agent_id: str, but: int) -> list[int]:
+        """The shards other than *but* that hold the agent, the one with most connections first."""
+        shards = self._counts.get(agent_id, {})
+        return sorted((shard for shard in shards if shard != but), key=lambda shard: (-shards[shard], shard))

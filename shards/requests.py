@@ -1,0 +1,284 @@
+"""Requests: an event goes to an agent, its answer comes back, or a reason why there is none.
+
+Exactly one outcome for each call, whatever happens: an answer, a timeout, a lost connection, a cancel. What the agent
+says that is no answer (request 0, unreadable, an unknown decision, "needs more" where nothing more comes) fails the
+call with `BadAnswer`, and is never an allow by accident.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dialout import (
+    ALLOW,
+    AgentEvent,
+    AgentResponse,
+    BodyMutation,
+    CancelReason,
+    LocalProtocolError,
+    RequestBodyChunk,
+    RequestHeaders,
+    ResponseBodyChunk,
+    ResponseHeaders,
+)
+from dialout.pool_errors import (
+    BadAnswer,
+    BadRequest,
+    CannotReceive,
+    ConnectionLost,
+    PoolError,
+    RequestCancelled,
+    RequestTimeout,
+)
+from shards.calls import Call, Exchange, Outcome
+from shards.deadlines import Deadlines
+from shards.options import PoolOptions
+
+if TYPE_CHECKING:
+    from shards.connection import Connection
+
+TICK = 0.02
+"""Seconds between looks at deadlines, while there are any."""
+
+_EPOCH_2025_MS = 1_735_689_600_000
+
+
+def first_request_id(shard: int, now_ms: int) -> int:
+    """The first of this life's request ids; the next ones are 64 apart.
+
+    An agent's process keeps requests by their id over reconnects, and may be connected to several shards: so ids start
+    from the clock and carry the shard in their lowest six bits. 256 ids a millisecond and shard are fewer than can be
+    used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until 2042.
+    """
+    return ((now_ms - _EPOCH_2025_MS) << 8) << 6 | shard
+
+
+class Requests:
+    """The calls in flight of one pool. *select* finds a connection for a call, or the error why there is none."""
+
+    def __init__(
+        self, shard: int, options: PoolOptions, select: "Callable[[Call, float], Connection | PoolError | float]"
+    ) -> None:
+        self.options = options
+        self.total = 0
+        self.answered = 0
+        self.in_flight = 0
+        self.late = 0
+        self.failed: Counter[str] = Counter()
+        self._shard = shard
+        self._select = select
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), 64)
+        self._deadlines: Deadlines[Call] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._now_text, self._now_text_until = "", 0.0
+
+    # For callers.
+
+    def submit(
+        self,
+        exchange: Exchange,
+        event: AgentEvent,
+        on_done: Callable[[Call, Outcome], None],
+        timeout: float | None = None,
+        *,
+        final: bool = False,
+    ) -> Call:
+        """Send *event* to the exchange's agent, after those before it; *on_done* gets the outcome, later or at once.
+
+        *timeout* in seconds covers everything from now on. *final* says that no further event follows.
+        """
+        now = self._loop.time()
+        seconds = self.options.request_timeout if timeout is None else timeout
+        call = Call(exchange, event, on_done, 0.0, now + seconds, final=final)
+        self.total += 1
+        self.in_flight += 1
+        call.timeout = self._deadlines.put(call, seconds, now)
+        if self._timer is None:
+            self._timer = self._loop.call_later(TICK, self._tick)
+        if exchange.over is not None:
+            self._finish(call, exchange.over)
+        elif exchange.current is not None:
+            if exchange.waiting is None:
+                exchange.waiting = deque()
+            exchange.waiting.append(call)
+        else:
+            exchange.current = call
+            self._send(call)
+        return call
+
+    def cancel(self, call: Call, reason: CancelReason) -> None:
+        """Give a call up; its outcome is `RequestCancelled`, and the agent is told where it can be."""
+        if not call.done:
+            self._tell_cancelled(call, reason)
+            self._finish(call, RequestCancelled(f"cancelled: {reason.name.lower()}", agent_id=call.exchange.agent_id))
+
+    def finish(self, exchange: Exchange) -> None:
+        """Note that no further event of *exchange* comes; what is in flight of it goes on."""
+        if exchange.current is None:
+            self._free_agent_memory(exchange)
+        else:
+            last = exchange.current if not exchange.waiting else exchange.waiting[-1]
+            last.final = True
+
+    # For connections.
+
+    def answer(self, call: Call, response: AgentResponse) -> None:
+        """Take the agent's answer to *call*, which has left its connection's table."""
+        if call.done:
+            self.late += 1
+            return
+        reason = _why_useless(call.event, response)
+        if reason is None:
+            self._finish(call, response)
+        else:
+            self.bad_answer(call, reason)
+
+    def mutation(self, call: Call, mutation: BodyMutation) -> None:
+        """Take a body mutation that came in a frame of its own, as the answer to a chunk."""
+        if isinstance(call.event, RequestBodyChunk):
+            self.answer(call, AgentResponse(ALLOW, request_body_mutation=mutation))
+        elif isinstance(call.event, ResponseBodyChunk):
+            self.answer(call, AgentResponse(ALLOW, response_body_mutation=mutation))
+        else:
+            self.bad_answer(call, "a body mutation answers no chunk")
+
+    def bad_answer(self, call: Call, reason: str) -> None:
+        """Fail *call*, which has left its connection's table, for an answer that is none."""
+        if call.done:
+            self.late += 1
+            return
+        self._finish(call, BadAnswer(f"the agent's answer is unusable: {reason}", agent_id=call.exchange.agent_id))
+
+    def lost(self, call: Call, reason: str, *, unseen: bool) -> None:
+        """Fail *call*, whose connection is gone, or send it over a sibling once if the agent has certainly not seen it.
+
+        Whatever was written may have been acted on (a rate limiter has counted), so that it is the caller who decides.
+        """
+        if call.done:
+            return
+        exchange = call.exchange
+        if unseen and call.is_first and not call.retried:
+            call.retried = True
+            call.connection = exchange.connection = None
+            self._send(call)
+            return
+        self._finish(
+            call, ConnectionLost(f"the connection was lost: {reason}", agent_id=exchange.agent_id, retry_safe=unseen)
+        )
+
+    def close(self) -> None:
+        """Stop the clock; nothing may be in flight any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Inside.
+
+    def _send(self, call: Call) -> None:
+        """Hand *call* to a connection; fail it when there is none."""
+        exchange = call.exchange
+        connection = exchange.connection
+        if connection is None:
+            found = self._select(call, self._loop.time())
+            if isinstance(found, float):
+                self._loop.call_later(found, self._send_again, call)
+                return
+            if isinstance(found, PoolError):
+                self._finish(call, found)
+                return
+            connection = exchange.connection = found
+            call.is_first = True
+            exchange.request_id = next(self._ids)
+            exchange.correlation_id = connection.correlation_id_for(call.event, exchange.request_id)
+        elif connection.fd < 0:
+            self._finish(call, ConnectionLost("the exchange's connection was lost", agent_id=exchange.agent_id))
+            return
+        elif not connection.can_receive(call.event):
+            name = type(call.event).__name__
+            # The exchange goes on: the caller asked for what this agent does not take part in.
+            self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
+            return
+        call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
+        call.started = self._loop.time()
+        try:
+            connection.carry(call, self._now())
+        except LocalProtocolError as error:
+            self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
+
+    def _send_again(self, call: Call) -> None:
+        if not call.done:
+            self._send(call)
+
+    def _finish(self, call: Call, outcome: Outcome, *, over: bool = True) -> None:
+        """End *call*, count it, tell its caller, and go on with what waits behind it."""
+        call.done = True
+        self.in_flight -= 1
+        self._deadlines.remove(call, call.timeout)
+        exchange = call.exchange
+        if isinstance(outcome, PoolError):
+            self.failed[outcome.code] += 1
+            if over:
+                exchange.over = outcome
+        else:
+            self.answered += 1
+        connection = call.connection
+        if connection is not None:
+            connection.settled(call, outcome)
+        if exchange.current is call:
+            exchange.current = None
+            if call.final and not exchange.waiting:
+                self._free_agent_memory(exchange)
+        call.on_done(call, outcome)
+        self._go_on(exchange)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        while exchange.waiting and exchange.current is None:
+            following = exchange.waiting.popleft()
+            if following.done:
+                continue
+            if exchange.over is not None:
+                self._finish(following, exchange.over)
+            else:
+                exchange.current = following
+                self._send(following)
+
+    def _tell_cancelled(self, call: Call, reason: CancelReason) -> None:
+        if call.connection is not None:
+            call.connection.cancel(call.request_id, call.correlation_id, reason)
+
+    def _free_agent_memory(self, exchange: Exchange) -> None:
+        connection = exchange.connection
+        if connection is not None and self.options.free_agent_memory and connection.keeps_requests:
+            connection.cancel(exchange.request_id, exchange.correlation_id, CancelReason.MANUAL)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for call in self._deadlines.expired(now):
+            if not call.done:
+                self._tell_cancelled(call, CancelReason.TIMEOUT)
+                seconds = f"{call.timeout:g} s"
+                self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
+        self._timer = self._loop.call_later(TICK, self._tick) if len(self._deadlines) else None
+
+    def _now(self) -> str:
+        """The time for events' timestamps, RFC 3339, at most a tenth of a second old."""
+        now = self._loop.time()
+        if now >= self._now_text_until:
+            self._now_text = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            self._now_text_until = now + 0.1
+        return self._now_text
+
+
+def _why_useless(event: AgentEvent, response: AgentResponse) -> str | None:
+    """Why an answer decides nothing although nothing more will come; None when it is of use."""
+    if response.decision is not None or not response.needs_more:
+        return None if response.decision is not None else "it holds no decision"
+    if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
+        return "it needs more after the last chunk" if event.is_last else None
+    if isinstance(event, RequestHeaders | ResponseHeaders):
+        return None if event.has_body else "it needs more, and there is no body"
+    return "it needs more, and nothing more comes"

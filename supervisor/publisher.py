@@ -1,0 +1,51 @@
+"""Telling the shards where agents are: counts of live connections, published as they change."""
+
+import asyncio
+
+from ipc import events
+from ipc.bus import Bus
+from ipc.rundir import RuntimeDir
+from supervisor.ledger import Ledger
+
+GATHER_SECONDS = 0.02
+"""Changes are gathered for this long: a burst of registrations of one agent is one message."""
+
+SILENT_TURNS = 50
+"""After so many turns without a change an empty message goes out, so that a shard notices a lost one."""
+
+
+class Publisher:
+    """Publishes the ledger's changes, and makes the full directory for a shard that asks."""
+
+    def __init__(self, rundir: RuntimeDir, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._loop = asyncio.get_running_loop()
+        self._bus = Bus.publisher()
+        self._bus.bind(rundir.counts)
+        self._sequence = 0
+        self._silent = 0
+        self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
+
+    def full(self) -> events.FullDirectory:
+        """All counts, as of the newest published change."""
+        # What has changed since is published next, once more, which does no harm: counts are whole, not differences.
+        ledger = self._ledger
+        counts = {agent_id: ledger.live_counts(agent_id) for agent_id in ledger.agent_ids()}
+        return events.FullDirectory(self._sequence, {agent_id: shards for agent_id, shards in counts.items() if shards})
+
+    def close(self) -> None:
+        """Publish no more."""
+        self._timer.cancel()
+        self._bus.close()
+
+    def _turn(self) -> None:
+        self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
+        changed = self._ledger.changed
+        self._silent += 1
+        if not changed and self._silent < SILENT_TURNS:
+            return
+        self._silent = 0
+        self._sequence += 1
+        counts = {agent_id: self._ledger.live_counts(agent_id) for agent_id in changed}
+        changed.clear()
+        self._bus.send(events.encode(events.Counts(self._sequence, counts)))

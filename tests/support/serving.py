@@ -1,0 +1,85 @@
+"""Agents that serve: they answer events with what a function says, in a thread of their own."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from support.agents import Agent
+
+from dialout import ALLOWED, AgentResponse, Capabilities, Dialect, Event, Ping, codec_for, pong_for
+
+Decide = Callable[[object], AgentResponse | None]
+
+EVERYTHING = Capabilities(
+    events=int(~Event(0)),
+    max_concurrent=None,
+    cancellation=True,
+    streaming_body=True,
+    websocket=True,
+    guardrails=True,
+    config_push=True,
+    flow_control=True,
+)
+
+
+def allow(_event: object) -> AgentResponse:
+    """Allow everything."""
+    return ALLOWED
+
+
+class ServingAgent(Agent):
+    """A registered agent that serves until it is closed; *decide* returns the answer, or None to stay silent.
+
+    *seen* keeps what came, as triples of request id, correlation id and event.
+    """
+
+    def __init__(
+        self,
+        address: Path | tuple[str, int],
+        agent_id: str,
+        dialect: Dialect = Dialect.SDK,
+        decide: Decide = allow,
+        capabilities: Capabilities = EVERYTHING,
+    ) -> None:
+        super().__init__(address, timeout=30.0)
+        self.dialect = dialect
+        self.codec = codec_for(dialect)
+        self.decide = decide
+        self.seen: list[tuple[int | None, str | None, object]] = []
+        answer = self.register(agent_id, dialect, capabilities=capabilities)
+        assert answer.accepted, answer.error
+        self.connection_id = answer.assigned_id
+        self.sock.settimeout(None)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the connection and wait for the thread."""
+        try:
+            self.sock.shutdown(2)
+        except OSError:
+            pass
+        self._thread.join(10)
+        self.sock.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                frame = self.frame()
+            except OSError:
+                return
+            if frame is None:
+                return
+            frame_type, payload = frame
+            request_id, correlation_id, event = self.codec.decode_event(frame_type, payload)
+            if isinstance(event, Ping):
+                pong = pong_for(self.dialect, frame_type, payload)
+                assert pong is not None
+                self.send(pong)
+                continue
+            self.seen.append((request_id, correlation_id, event))
+            if not hasattr(event, "flag"):
+                continue  # A cancel, or a question about health.
+            response = self.decide(event)
+            if response is not None:
+                self.send(self.codec.encode_answer(response, request_id=request_id, correlation_id=correlation_id))
