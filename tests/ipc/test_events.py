@@ -11,7 +11,9 @@ from ipc import events
 from ipc.events import (
     Closed,
     Command,
+    DirectoryRequest,
     Event,
+    FullDirectory,
     Heartbeat,
     Probe,
     Probed,
@@ -29,18 +31,27 @@ from ipc.status import ShardReport
 numbers = st.integers(0, 2**63 - 1)
 floats = st.floats(0, 1e9)
 connections = st.lists(st.tuples(numbers, st.text(max_size=10)), max_size=4)
+by_code = st.dictionaries(st.text(max_size=10), numbers, max_size=3)
+counts = st.dictionaries(st.text(max_size=10), st.dictionaries(st.integers(0, 63), numbers, max_size=3), max_size=3)
 reports = st.builds(
     ShardReport,
-    **{field.name: floats if field.type is float else numbers for field in msgspec.structs.fields(ShardReport)},
+    **{
+        field.name: {float: floats, int: numbers}.get(field.type, by_code)
+        for field in msgspec.structs.fields(ShardReport)
+    },
 )
 all_events = st.one_of(
     st.builds(Closed, numbers, connections),
     st.builds(Heartbeat, numbers, reports),
     st.builds(Snapshot, numbers, numbers, connections, connections),
     st.builds(Probed, numbers, numbers),
+    st.builds(DirectoryRequest, numbers),
 )
 all_commands = st.one_of(
-    st.builds(Probe, numbers, st.text(max_size=10)), st.builds(SnapshotRequest, numbers), st.just(Stop())
+    st.builds(Probe, numbers, st.text(max_size=10)),
+    st.builds(SnapshotRequest, numbers),
+    st.builds(FullDirectory, numbers, counts),
+    st.just(Stop()),
 )
 BAD_UTF8 = b"\x93\x01\x00\x91\x92\x00\xa1\xff"
 DEEP = b"\x94\x01\x00\x90" + b"\x91" * 9000 + b"\xc0"
