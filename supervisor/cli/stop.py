@@ -1,5 +1,6 @@
 """``shardgate stop``: end the supervisor and its shards, and wait until they are gone."""
 
+import contextlib
 import os
 import select
 import signal
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from ipc import bus, query
-from ipc.rundir import ProcessRecord, RuntimeDir
+from ipc.rundir import ProcessRecord, RuntimeDir, RuntimeDirError
 from supervisor.cli import asking
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import runtime_dir_option, timeout_option
@@ -67,7 +68,7 @@ def command(rundir: RuntimeDir, timeout: float) -> None:
     shards = [shard for number in rundir.recorded_shards() if (shard := _Process.of(rundir.read_shard(number)))]
     if supervisor is not None:
         note(f"stopping shardgate in {rundir.path} (pid {supervisor.pid})")
-        _ask_to_stop(rundir, supervisor)
+        _ask_to_stop(rundir, supervisor, min(timeout, _ANSWER_WITHIN))
         _wait([supervisor], "the supervisor", deadline, timeout)
     elif bus.is_served(rundir.supervisor_query):
         raise CommandError(
@@ -83,12 +84,13 @@ def command(rundir: RuntimeDir, timeout: float) -> None:
         for shard in left:
             shard.terminate()
         _wait(left, count("shard", len(left)), deadline, timeout)
+        _tidy(rundir)
     note("stopped")
 
 
-def _ask_to_stop(rundir: RuntimeDir, supervisor: _Process) -> None:
+def _ask_to_stop(rundir: RuntimeDir, supervisor: _Process, timeout: float) -> None:
     try:
-        query.ask(rundir.supervisor_query, "stop", timeout=_ANSWER_WITHIN)
+        query.ask(rundir.supervisor_query, "stop", timeout=timeout)
     except query.Refused as refusal:
         raise asking.failed(refusal) from None
     except query.QueryError:
@@ -96,6 +98,18 @@ def _ask_to_stop(rundir: RuntimeDir, supervisor: _Process) -> None:
             # Just starting, or stuck: a signal waits for it until it listens.
             note("it does not answer; sending SIGTERM")
             supervisor.terminate()
+
+
+def _tidy(rundir: RuntimeDir) -> None:
+    """Remove what a supervisor that was killed could not, unless another one has begun."""
+    with contextlib.suppress(RuntimeDirError):
+        rundir.lock()
+        rundir.forget_supervisor()
+        for number in list(rundir.recorded_shards()):
+            record = rundir.read_shard(number)
+            if record is None or not record.is_alive():
+                rundir.forget_shard(number)
+        rundir.unlock()
 
 
 def _wait(processes: Sequence[_Process], who: str, deadline: float, timeout: float) -> None:

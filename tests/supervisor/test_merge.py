@@ -1,13 +1,12 @@
 """Merging the answers of the supervisor and the shards."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import math
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc.status import ListenerRow, ShardReport, ShardRow, ShardState, SupervisorRow
@@ -42,7 +41,9 @@ COUNTS = {
 numbers = st.integers(0, 5)
 pids = st.integers(1, 4)
 seconds = st.floats(0, 1e6)
-reports = st.builds(ShardReport, **COUNTS, cpu_percent=seconds, lag_ms=seconds, uptime_s=seconds)
+reports = st.builds(
+    ShardReport, **COUNTS, failed_total=st.just({"timeout": 1}), cpu_percent=seconds, lag_ms=seconds, uptime_s=seconds
+)
 recorded = st.dictionaries(numbers, st.builds(RecordedShard, pid=pids, alive=st.booleans(), uptime_s=seconds))
 supervisors = st.builds(
     SupervisorRow, listeners=st.lists(st.builds(ListenerRow), max_size=1), rejected_total=st.just({"auth_failed": 1})
@@ -59,21 +60,23 @@ def shard_answers(draw: st.DrawFn) -> dict[int, ShardAnswer]:
 
 @st.composite
 def supervised(draw: st.DrawFn) -> Status:
-    rows = [
-        ShardRow(
+    rows: list[ShardRow] = []
+    for number in draw(st.sets(numbers)):
+        counts: dict[str, Any] = {name: draw(values) for name, values in COUNTS.items()}
+        row = ShardRow(
             id=number,
             pid=draw(st.none() | pids),
             state=draw(st.sampled_from(ShardState)),
             stale_s=draw(seconds),
             restarts=draw(st.integers(0, 9)),
             last_event="started",
-            **{name: draw(counts) for name, counts in COUNTS.items()},
+            **counts,
         )
-        for number in draw(st.sets(numbers))
-    ]
+        rows.append(row)
     return Status(supervisor=draw(supervisors), shards=rows)
 
 
+@settings(max_examples=40)
 @given(supervised(), shard_answers(), recorded)
 def test_status_keeps_the_supervisors_view_and_takes_fresh_numbers_when_pids_agree(
     told: Status, answers: dict[int, ShardAnswer], records: dict[int, RecordedShard]
@@ -94,6 +97,7 @@ def test_status_keeps_the_supervisors_view_and_takes_fresh_numbers_when_pids_agr
             assert result == row
 
 
+@settings(max_examples=40)
 @given(st.none() | supervised(), shard_answers(), recorded)
 def test_status_lists_every_shard_that_lives_once_and_in_order(
     told: Status | None, answers: dict[int, ShardAnswer], records: dict[int, RecordedShard]
@@ -162,6 +166,7 @@ agent_entries = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(numbers, st.lists(agent_entries, unique_by=lambda e: e.agent_id)), st.none() | st.integers(1, 9))
 def test_agents_are_added_up_over_shards(entries: dict[int, list[AgentEntry]], limit: int | None) -> None:
     rows = merge_agents(entries, limit)

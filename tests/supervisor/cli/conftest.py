@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.product import environment, short_folder
 
+from ipc.status import ShardReport
 from supervisor.cli.main import main
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -159,7 +161,9 @@ def shard_answer() -> Callable[..., dict[str, Any]]:
     """The result of a shard's ``status``, with so many connections."""
 
     def answer(number: int, connections: int = 3) -> dict[str, Any]:
-        report = [connections, 2, 1, 100, 0, 9, 6, 500, 12.5, 0.25, 60.0]
+        counted = {"connections": connections, "agents": 2, "in_flight": 1, "cpu_percent": 12.5, "uptime_s": 60.0}
+        fields = msgspec.structs.fields(ShardReport)
+        report: list[Any] = [counted.get(field.name, 0 if field.type in (int, float) else {}) for field in fields]
         return {"shard": number, "pid": "PID", "epoch": "epoch", "report": report}
 
     return answer
