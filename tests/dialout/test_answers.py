@@ -1,6 +1,5 @@
 """The answer to a registration, from both ends."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import json
 from typing import Any
 

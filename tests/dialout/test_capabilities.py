@@ -1,6 +1,5 @@
 """Both schemas of capabilities, read into one form and written from it."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import json
 from typing import Any
 

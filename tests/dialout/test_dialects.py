@@ -1,6 +1,5 @@
 """What follows from a dialect alone."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import pytest
 
 from dialout import CoreFrame, Dialect, SdkFrame, answer_type_for, encode_frame, pong_for

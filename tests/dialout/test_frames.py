@@ -1,6 +1,5 @@
 """Cutting streams into frames, however they arrive."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import sys
 import tracemalloc
 from collections.abc import Iterator

@@ -1,6 +1,5 @@
 """What the package offers, and what it leans on."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import re
 import socket
 import subprocess

@@ -1,6 +1,5 @@
 """Reading the first frame of a connection, and writing it."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import json
 import tracemalloc
 from typing import Any

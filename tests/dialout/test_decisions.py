@@ -1,0 +1,134 @@
+"""Decisions as programs read them, and as agents write them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from dialout import (
+    ALLOW,
+    ALLOWED,
+    NO_AUDIT,
+    AgentResponse,
+    Allow,
+    Audit,
+    Block,
+    BodyMutation,
+    Challenge,
+    Decision,
+    Dialect,
+    HeaderOp,
+    LocalProtocolError,
+    NotInDialect,
+    Redirect,
+    WebSocketClose,
+    codec_for,
+    to_json_value,
+)
+
+SDK, CORE, DOCS = map(codec_for, (Dialect.SDK, Dialect.CORE, Dialect.DOCS))
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [
+        (Allow(), "allow"),
+        (None, {"needs_more": True}),
+        (Block(403), {"block": {"status": 403}}),
+        (Block(403, "", {}), {"block": {"status": 403, "body": "", "headers": {}}}),
+        (Redirect("/login"), {"redirect": {"url": "/login", "status": 302}}),
+        (Challenge("js"), {"challenge": {"challenge_type": "js"}}),
+        (Challenge("js", {"n": 5}), {"challenge": {"challenge_type": "js", "params": {"n": 5}}}),
+    ],
+)
+def test_decision_for_programs_names_itself_in_one_key(decision: Decision | None, expected: Any) -> None:
+    assert to_json_value(decision) == expected
+    json.dumps(expected)
+
+
+def test_bare_allow_is_a_response_that_says_nothing_else() -> None:
+    assert AgentResponse(ALLOW) == ALLOWED
+    assert ALLOWED.audit is NO_AUDIT
+    assert Audit() == NO_AUDIT
+    assert AgentResponse(ALLOW, (HeaderOp.remove("a"),)) != ALLOWED
+    assert AgentResponse(None, needs_more=True) != ALLOWED
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        AgentResponse(None),
+        AgentResponse(Block(99)),
+        AgentResponse(Block(600)),
+        AgentResponse(Redirect("/", 0)),
+        AgentResponse(ALLOW, (HeaderOp("set", "a"),)),
+        AgentResponse(ALLOW, (), (HeaderOp("add", "a"),)),
+        AgentResponse(ALLOW, (HeaderOp("remove", "a", "b"),)),
+        AgentResponse(Block(403, "\ud800")),
+        AgentResponse(ALLOW, audit=Audit(custom={"a": object()})),
+    ],
+)
+def test_answer_that_no_proxy_could_use_is_refused(response: AgentResponse) -> None:
+    for codec in (SDK, CORE, DOCS):
+        with pytest.raises(LocalProtocolError):
+            codec.encode_answer(response, request_id=7, correlation_id="c7")
+
+
+@pytest.mark.parametrize(
+    ("codec", "response"),
+    [
+        (SDK, AgentResponse(ALLOW, request_body_mutation=BodyMutation())),
+        (SDK, AgentResponse(ALLOW, response_body_mutation=BodyMutation(b""))),
+        (SDK, AgentResponse(ALLOW, routing_metadata={"a": "b"})),
+        (SDK, AgentResponse(ALLOW, websocket_decision="drop")),
+        (SDK, AgentResponse(Block(403), needs_more=True)),
+        (DOCS, AgentResponse(ALLOW, websocket_decision=WebSocketClose(1000, ""))),
+        (CORE, AgentResponse(Challenge("js", {"n": 5}))),
+    ],
+)
+def test_what_a_dialect_cannot_say_is_refused_and_not_dropped(codec: Any, response: AgentResponse) -> None:
+    with pytest.raises(NotInDialect):
+        codec.encode_answer(response, request_id=7, correlation_id="c7")
+
+
+@pytest.mark.parametrize(
+    ("codec", "response"),
+    [
+        (CORE, AgentResponse(ALLOW, request_body_mutation=BodyMutation(b"", 2**32))),
+        (DOCS, AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"", -1))),
+        (CORE, AgentResponse(ALLOW, websocket_decision=WebSocketClose(2**16, ""))),
+        (CORE, AgentResponse(ALLOW, audit=Audit(custom={"correlation_id": "mine"}))),
+    ],
+)
+def test_value_that_would_not_come_back_is_refused(codec: Any, response: AgentResponse) -> None:
+    with pytest.raises(LocalProtocolError):
+        codec.encode_answer(response, request_id=7, correlation_id="c7")
+
+
+@pytest.mark.parametrize(
+    ("codec", "ids"),
+    [
+        (SDK, {"correlation_id": "c7"}),
+        (SDK, {"request_id": 0}),
+        (DOCS, {"correlation_id": "c7"}),
+        (DOCS, {"request_id": 2**64}),
+        (CORE, {"request_id": 7}),
+        (CORE, {"request_id": 7, "correlation_id": ""}),
+    ],
+)
+def test_answer_to_nothing_is_refused(codec: Any, ids: dict[str, Any]) -> None:
+    with pytest.raises(LocalProtocolError):
+        codec.encode_answer(ALLOWED, **ids)
+
+
+@pytest.mark.parametrize("correlation_id", ["c7", 'a"b\\', "\u00fc", "\u2028"])
+def test_bare_allow_of_core_agent_is_what_the_general_writer_makes(correlation_id: str) -> None:
+    bare = CORE.encode_answer(ALLOWED, correlation_id=correlation_id)[5:]
+    tagged = CORE.encode_answer(AgentResponse(ALLOW, audit=Audit(("t",))), correlation_id=correlation_id)[5:]
+    assert bare == tagged.replace(b'"tags":["t"]', b'"tags":[]')
+
+
+def test_bare_allow_of_sdk_agent_is_what_the_general_writer_makes() -> None:
+    bare = SDK.encode_answer(ALLOWED, request_id=7)[5:]
+    tagged = SDK.encode_answer(AgentResponse(ALLOW, audit=Audit(("t",))), request_id=7)[5:]
+    assert bare == tagged.replace(b',"audit":{"tags":["t"]}', b"")
