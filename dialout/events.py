@@ -95,6 +95,7 @@ class RequestHeaders(Struct, frozen=True, gc=False):
 class RequestBodyChunk(Struct, frozen=True, gc=False):
     """A piece of a request body. ``chunk_index`` counts from 0; every chunk gets an answer of its own.
 
+    A frame of 16 MiB holds not quite 12 MiB of ``data``; more is a LocalProtocolError of the encoder.
     ``total_size`` (bytes, None when unknown) and ``bytes_received`` (bytes so far) are not in sdk frames.
     """
 

@@ -178,7 +178,7 @@ def _is_number(value: object) -> bool:
     return type(value) is float or type(value) is int
 
 
-def read_sdk_metrics(payload: bytes) -> Metrics | None:
+def read_sdk_metrics(payload: bytes) -> Metrics:
     """The payload of 0xE3; what is no number in it is left out."""
     wire = _decode_object(payload)
     custom = wire.get("custom")
@@ -191,7 +191,7 @@ def read_sdk_metrics(payload: bytes) -> Metrics | None:
     return Metrics(tuple(Sample(name, wire[name]) for name in counted), tuple(gauges))
 
 
-def read_core_metrics(payload: bytes) -> Metrics | None:
+def read_core_metrics(payload: bytes) -> Metrics:
     """The payload of 0x31. Raises ValueError for a bucket bound that is no number."""
     wire = _decode_core_metrics(payload)
     return Metrics(

@@ -254,7 +254,11 @@ def why(error: Exception) -> str:
     """What was wrong, quoting nothing: msgspec names our own keys and types, a codec error only a position."""
     if isinstance(error, UnicodeDecodeError):
         return f"not valid UTF-8 at byte {error.start} of a string"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = str(error)
+    # The one message of msgspec that repeats the value.
+    return "a value is none of those that are known" if text.startswith("Invalid enum value") else text
 
 
 def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:

@@ -15,7 +15,7 @@ from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics
 from dialout.received import WireIds
 from dialout.responses import READ_ERRORS, why
 
-__all__ = ["Reader", "Wire", "Writer", "checked", "encode_json", "report_reader"]
+__all__ = ["Reader", "Wire", "Writer", "checked", "checked_size", "encode_json", "report_reader"]
 
 Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
 """(event, request id, correlation id, now) to the struct that is the payload."""
@@ -67,6 +67,11 @@ def checked(name: str, value: int, bits: int) -> int:
     if 0 <= value < 1 << bits:
         return value
     raise LocalProtocolError(f"{name} is {value}, it must be 0 to {(1 << bits) - 1}")
+
+
+def checked_size(name: str, value: int | None) -> int | None:
+    """``checked`` for a number of bytes that may be unknown."""
+    return None if value is None else checked(name, value, 64)
 
 
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:

@@ -40,7 +40,7 @@ from dialout.reports import (
 )
 from dialout.responding import core_response
 from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
-from dialout.wire import Wire, checked, encode_json, report_reader
+from dialout.wire import Wire, checked, checked_size, encode_json, report_reader
 
 __all__ = ["CORE"]
 
@@ -160,12 +160,14 @@ def _request_headers(event: RequestHeaders, _: int, correlation_id: str, now: st
 
 def _request_body_chunk(event: RequestBodyChunk, _: int, correlation_id: str, __: str) -> Struct:
     index, so_far = checked("chunk_index", event.chunk_index, 32), checked("bytes_received", event.bytes_received, 64)
-    return _RequestBodyChunk(so_far, index, correlation_id, event.data, event.is_last, event.total_size)
+    total = checked_size("total_size", event.total_size)
+    return _RequestBodyChunk(so_far, index, correlation_id, event.data, event.is_last, total)
 
 
 def _response_body_chunk(event: ResponseBodyChunk, _: int, correlation_id: str, __: str) -> Struct:
     index, so_far = checked("chunk_index", event.chunk_index, 32), checked("bytes_sent", event.bytes_sent, 64)
-    return _ResponseBodyChunk(so_far, index, correlation_id, event.data, event.is_last, event.total_size)
+    total = checked_size("total_size", event.total_size)
+    return _ResponseBodyChunk(so_far, index, correlation_id, event.data, event.is_last, total)
 
 
 def _response_headers(event: ResponseHeaders, _: int, correlation_id: str, __: str) -> Struct:

@@ -26,7 +26,7 @@ from dialout.inbound import Answer, Inbound, NotUnderstood
 from dialout.received import WireIds
 from dialout.responding import docs_response
 from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
-from dialout.wire import checked
+from dialout.wire import checked, checked_size
 from dialout.wire_sdk import SDK, check_ids
 
 __all__ = ["DOCS"]
@@ -122,7 +122,7 @@ def _request_body_chunk(event: RequestBodyChunk, request_id: int, correlation_id
         chunk_index=checked("chunk_index", event.chunk_index, 32),
         data=event.data,
         is_last=event.is_last,
-        total_size=event.total_size,
+        total_size=checked_size("total_size", event.total_size),
         bytes_received=checked("bytes_received", event.bytes_received, 64),
     )
 
@@ -139,7 +139,7 @@ def _response_body_chunk(event: ResponseBodyChunk, request_id: int, correlation_
         chunk_index=checked("chunk_index", event.chunk_index, 32),
         data=event.data,
         is_last=event.is_last,
-        total_size=event.total_size,
+        total_size=checked_size("total_size", event.total_size),
         bytes_sent=checked("bytes_sent", event.bytes_sent, 64),
     )
 
