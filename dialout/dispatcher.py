@@ -1,0 +1,161 @@
+"""Send events to the right shard, and once more to another one where that is safe."""
+
+# ruff: noqa: ASYNC109  (the time limit goes to the shard with the event: it is not one for this coroutine alone)
+
+import asyncio
+from typing import Final
+
+from dialout.agent_places import AgentPlaces
+from dialout.errors import LocalProtocolError
+from dialout.events import AgentEvent, CancelReason
+from dialout.pool_errors import (
+    AgentNotFound,
+    AgentUnavailable,
+    BadRequest,
+    ConnectionLost,
+    Overloaded,
+    PoolError,
+    RequestTimeout,
+    ShuttingDown,
+)
+from dialout.pool_response import Response
+from dialout.proxy_wire import MAX_TIMEOUT_MS, encode_request
+from dialout.shard_channel import ShardChannel
+from dialout.shard_links import ShardLinks
+
+__all__ = ["Dispatcher", "Request"]
+
+_ELSEWHERE: Final = (AgentNotFound, AgentUnavailable, ConnectionLost, Overloaded, ShuttingDown)
+"""Failures that another shard may not have."""
+
+_LONGEST: Final = MAX_TIMEOUT_MS / 1000
+
+
+class Request:
+    """One HTTP request, and where its events go: ``channel`` is the shard that its first event went to."""
+
+    __slots__ = ("agent_id", "channel", "events", "over", "request_id")
+
+    def __init__(self, request_id: int, agent_id: str) -> None:
+        self.request_id = request_id
+        self.agent_id = agent_id
+        self.channel: ShardChannel | None = None
+        self.events = 0
+        # Why no more events may be sent; empty while they may.
+        self.over = ""
+
+    def cancel(self, reason: CancelReason) -> bool:
+        """Give up what has no answer yet; False when there is nothing."""
+        if self.channel is None or not self.channel.cancel(self.request_id, self.agent_id, reason):
+            return False
+        self.over = "it was cancelled"
+        return True
+
+    def finish(self) -> None:
+        """Let the shard forget where the events went; what has no answer yet is cancelled."""
+        if not self.over and not self.cancel(CancelReason.MANUAL) and self.channel is not None:
+            self.channel.finish(self.request_id, self.agent_id)
+        self.over = self.over or "it is finished"
+
+
+class Dispatcher:
+    """Chooses a shard for each request, and keeps its further events on that shard.
+
+    Times are seconds; ``shard_wait`` is how long a request waits for a shard while there is none.
+    """
+
+    def __init__(self, links: ShardLinks, places: AgentPlaces, *, default_timeout: float, shard_wait: float) -> None:
+        self._links = links
+        self._places = places
+        self._default_timeout = default_timeout
+        self._shard_wait = shard_wait
+        self._loop = asyncio.get_running_loop()
+
+    async def send(
+        self, request: Request, event: AgentEvent, timeout: float | None, *, retry: bool, flags: int = 0
+    ) -> Response:
+        """The agent's answer to an event. Raises a PoolError when there is none.
+
+        Whatever was never written goes to another shard; with ``retry`` so does, once, what certainly did
+        not reach the agent. Both for the first event of a request only. A task that is cancelled here has
+        its request cancelled.
+        """
+        if request.over:
+            raise BadRequest(f"this request takes no more events: {request.over}", agent_id=request.agent_id)
+        if timeout is None:
+            timeout = self._default_timeout
+        if not 0 < timeout <= _LONGEST:
+            raise BadRequest(f"a timeout is more than 0 and at most {_LONGEST:g} s, not {timeout}")
+        deadline = self._loop.time() + timeout
+        request.events += 1
+        avoid: ShardChannel | None = None
+        while True:
+            if request.channel is None:
+                chosen = self._choose(request.agent_id, avoid) or await self._next_channel(request.agent_id, deadline)
+                # Another event of this request may have been sent in the meantime.
+                request.channel = request.channel or chosen
+            channel = request.channel
+            frame = self._encode(request, event, deadline, flags)
+            future: asyncio.Future[Response] | None = None
+            try:
+                future = channel.send(request.request_id, request.agent_id, frame, deadline)
+                response = await future
+            except asyncio.CancelledError:
+                if future is not None and future.done() and not future.cancelled():
+                    future.exception()  # It came too late to be seen; asyncio would complain.
+                request.cancel(CancelReason.CLIENT_DISCONNECT)
+                request.over = "it was cancelled"
+                raise
+            except PoolError as error:
+                self._learn_from(error, channel, request)
+                if not self._goes_elsewhere(error, channel, request, retry=retry and avoid is None):
+                    raise
+                avoid = channel
+            else:
+                self._places.learn(request.agent_id, channel.shard, response.shard, self._loop.time())
+                return response
+
+    def _choose(self, agent_id: str, avoid: ShardChannel | None) -> ShardChannel | None:
+        """The shard to ask; None when there is none, besides the one to avoid."""
+        channels = [channel for channel in self._links.channels if channel is not avoid]
+        if not channels:
+            return None
+        sure = [channel for channel in channels if not channel.doubtful]
+        return self._places.choose(agent_id, sure or channels, self._loop.time())
+
+    async def _next_channel(self, agent_id: str, deadline: float) -> ShardChannel:
+        await self._links.wait_for_channel(min(deadline, self._loop.time() + self._shard_wait))
+        return self._places.choose(agent_id, self._links.channels, self._loop.time())
+
+    def _encode(self, request: Request, event: AgentEvent, deadline: float, flags: int) -> bytes:
+        remaining_ms = int((deadline - self._loop.time()) * 1000)
+        if remaining_ms < 1:
+            raise RequestTimeout("no shard could be asked in time", agent_id=request.agent_id, retry_safe=True)
+        try:
+            return encode_request(
+                event, request_id=request.request_id, agent_id=request.agent_id, timeout_ms=remaining_ms, flags=flags
+            )
+        except LocalProtocolError as error:
+            raise BadRequest(str(error), agent_id=request.agent_id, retry_safe=True) from error
+
+    def _learn_from(self, error: PoolError, channel: ShardChannel, request: Request) -> None:
+        if isinstance(error, AgentNotFound):
+            self._places.forget(request.agent_id)
+        elif isinstance(error, ConnectionLost | AgentUnavailable):
+            self._places.forget(request.agent_id, channel.shard)
+        elif isinstance(error, RequestTimeout):
+            # Its answer may still come, and must not be taken for that of a later event.
+            request.over = "an event of it timed out"
+
+    def _goes_elsewhere(self, error: PoolError, channel: ShardChannel, request: Request, *, retry: bool) -> bool:
+        """Whether to send the same event again; if so, the request is free to go to another shard."""
+        if request.over or request.events > 1 or not error.retry_safe or not isinstance(error, _ELSEWHERE):
+            return False
+        # The agent has seen nothing of this request, so it may begin anywhere: now, or with the next event.
+        request.channel = None
+        if channel.is_lost:
+            return not isinstance(error, ShuttingDown)
+        if retry and len(self._links.channels) > 1:
+            return True
+        request.events = 0
+        return False

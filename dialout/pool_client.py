@@ -1,0 +1,177 @@
+"""Ask agents for decisions: the proxy's side of shardgate, for asyncio."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Self
+
+from dialout.agent_places import AgentPlaces
+from dialout.dispatcher import Dispatcher, Request
+from dialout.events import (
+    AgentEvent,
+    Configure,
+    GuardrailInspect,
+    RequestBodyChunk,
+    RequestComplete,
+    RequestHeaders,
+    ResponseBodyChunk,
+    ResponseHeaders,
+    WebSocketFrame,
+)
+from dialout.exchange import Exchange
+from dialout.pool_errors import ShuttingDown
+from dialout.pool_response import Response
+from dialout.proxy_wire import FINAL
+from dialout.shard_channel import ShardChannel
+from dialout.shard_links import ShardLinks
+
+__all__ = ["PoolClient"]
+
+_MAX_BUFFERED: Final = 32 * 1024 * 1024
+"""Two frames of the largest size: a shard that reads as slowly as that is no use to anybody."""
+
+
+class PoolClient:
+    """Sends events to the agents of a shardgate on this host, through its runtime directory.
+
+    An ``async with`` block, for one event loop (stock asyncio or uvloop). It keeps one connection to each
+    shard, however many come and go, with any number of requests in flight on each, and sends a request to
+    the shard that has the agent and the fewest in flight.
+
+    ``client_name`` is what the shards call this client in their logs. ``default_timeout`` is the time limit
+    in seconds of an event that has none of its own, ``shard_wait`` how long an event waits for a shard while
+    there is none at all, and ``max_buffered`` the bytes that may wait to be written to one shard.
+
+    Everything raised for a request is a PoolError. None of them is an "allow".
+    """
+
+    def __init__(
+        self,
+        runtime_dir: str | os.PathLike[str],
+        *,
+        client_name: str = "",
+        default_timeout: float = 30.0,
+        shard_wait: float = 1.0,
+        max_buffered: int = _MAX_BUFFERED,
+    ) -> None:
+        self._directory = Path(runtime_dir)
+        self._client_name = client_name
+        self._default_timeout = default_timeout
+        self._shard_wait = shard_wait
+        self._max_buffered = max_buffered
+        # Unique over all connections and their successors, so that no answer can meet another request.
+        self._ids = itertools.count(1)
+        self._links: ShardLinks | None = None
+        self._dispatcher: Dispatcher | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._links is not None:
+            raise ShuttingDown("a PoolClient can be entered once: make another one")
+        places = AgentPlaces()
+        self._links = ShardLinks(self._directory, self._new_channel, places.forget_shard)
+        self._dispatcher = Dispatcher(
+            self._links, places, default_timeout=self._default_timeout, shard_wait=self._shard_wait
+        )
+        try:
+            await self._links.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Whatever is in flight fails with ShuttingDown."""
+        self._dispatcher = None
+        if self._links is not None:
+            await self._links.close()
+
+    @property
+    def shards(self) -> dict[int, int]:
+        """The shards that can be asked now, and how many events each has in flight for this client."""
+        return {} if self._links is None else {channel.shard: channel.in_flight for channel in self._links.channels}
+
+    def exchange(self, agent_id: str) -> Exchange:
+        """A handle for all events of one HTTP request, which go to the connection that sees the first."""
+        return Exchange(self._open(), Request(next(self._ids), agent_id))
+
+    # --- one event, and nothing that follows it ---
+
+    def send_request_headers(
+        self, agent_id: str, event: RequestHeaders, timeout: float | None = None, *, retry: bool = True
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a request's headers; ``exchange`` is for when its body will follow.
+
+        With ``retry`` an event that certainly did not reach the agent goes to one more shard.
+        """
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_request_body_chunk(
+        self, agent_id: str, event: RequestBodyChunk, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a chunk that belongs to nothing else."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_response_headers(
+        self, agent_id: str, event: ResponseHeaders, timeout: float | None = None, *, retry: bool = True
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a response's headers, whose request it did not see."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_response_body_chunk(
+        self, agent_id: str, event: ResponseBodyChunk, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a chunk that belongs to nothing else."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_request_complete(
+        self, agent_id: str, event: RequestComplete, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a request that is over."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_websocket_frame(
+        self, agent_id: str, event: WebSocketFrame, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to one WebSocket frame."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_guardrail_inspect(
+        self, agent_id: str, event: GuardrailInspect, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The agent's answer to a text; many agents never answer this, so give a short timeout."""
+        return self._send(agent_id, event, timeout, retry)
+
+    def send_configure(
+        self, agent_id: str, event: Configure, timeout: float | None = None, *, retry: bool = False
+    ) -> Coroutine[Any, Any, Response]:
+        """The answer of one of the agent's connections to a configuration: a block means that it refuses."""
+        return self._send(agent_id, event, timeout, retry)
+
+    # --- inside ---
+
+    def _open(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise ShuttingDown("this PoolClient is not open: use it inside its `async with` block")
+        return self._dispatcher
+
+    def _send(
+        self, agent_id: str, event: AgentEvent, timeout: float | None, retry: bool
+    ) -> Coroutine[Any, Any, Response]:
+        return self._open().send(Request(next(self._ids), agent_id), event, timeout, retry=retry, flags=FINAL)
+
+    def _new_channel(self, shard: int, on_close: Callable[[ShardChannel], None]) -> ShardChannel:
+        from dialout import __version__
+
+        return ShardChannel(
+            shard,
+            asyncio.get_running_loop(),
+            client=self._client_name,
+            version=__version__,
+            max_buffered=self._max_buffered,
+            on_close=on_close,
+        )

@@ -1,0 +1,51 @@
+"""What a ``PoolClient`` returns for an event."""
+
+from typing import Self
+
+from dialout.decisions import AgentResponse, Allow
+from dialout.proxy_wire import RELAYED, Answer
+
+__all__ = ["Response"]
+
+
+class Response(AgentResponse, frozen=True, kw_only=True):
+    """An answer of an agent, and who gave it.
+
+    ``shard`` is the one that holds the connection; ``relayed`` says that another one was asked. ``duration``
+    is seconds, as the shard that was asked measured them.
+    """
+
+    agent_id: str
+    connection_id: str
+    shard: int
+    duration: float
+    relayed: bool = False
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        """The response in an answer from a shard."""
+        response = answer.response
+        return cls(
+            response.decision,
+            response.request_headers,
+            response.response_headers,
+            response.request_body_mutation,
+            response.response_body_mutation,
+            response.websocket_decision,
+            response.audit,
+            response.routing_metadata,
+            response.needs_more,
+            agent_id=answer.agent_id,
+            connection_id=answer.connection_id,
+            shard=answer.shard,
+            duration=answer.duration_us / 1e6,
+            relayed=answer.flags & RELAYED != 0,
+        )
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the request is decided here: a block, a redirect or a challenge.
+
+        An allow of one event is not final: a later chunk may still be blocked.
+        """
+        return self.decision is not None and type(self.decision) is not Allow
