@@ -17,6 +17,9 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
+need_python = $(if $(VERSION),,$(error "$(PYTHON)" does not run here, or is older than Python 3.11; \
+	name a newer one: make PYTHON=/usr/bin/python3.11))
+
 build := $(abspath $(BUILD))
 tools := $(build)/tools
 dist  := $(build)/dist
@@ -85,7 +88,7 @@ help: ## list the targets
 # What the targets above stand on. A stamp is written when its recipe has succeeded.
 
 $(tools)/.ready:
-	$(if $(VERSION),,$(error "$(PYTHON)" does not run here or is older than Python 3.11; name another one: make PYTHON=python3.13))
+	$(need_python)
 	@echo "Setting up the build tools ..."
 	@$(PYTHON) -m venv --clear $(tools)
 	@$(tools)/bin/python -m pip -qq install 'pip>=25.1' 'hatchling>=1.27'
@@ -99,7 +102,7 @@ $(dist)/.built: $(packages) $(projects) $(texts) | $(tools)/.ready
 
 # Dependencies stand in the project files, so their change makes the environment anew.
 $(app)/.made $(check)/.made: $(projects) | $(tools)/.ready
-	$(if $(VERSION),,$(error "$(PYTHON)" does not run here or is older than Python 3.11; name another one: make PYTHON=python3.13))
+	$(need_python)
 	@$(PYTHON) -m venv --clear --without-pip $(@D)
 	@touch $@
 

@@ -4,7 +4,6 @@
 nobody installed, the tests of what was built are skipped.
 """
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import ast
 import email
 import importlib.util
@@ -121,8 +120,7 @@ def test_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(name: str) ->
 @built_only
 @pytest.mark.parametrize("name", ["dialout", "shardgate"])
 def test_wheel_built_from_the_sdist_equals_the_one_built_from_the_tree(name: str, tmp_path: Path) -> None:
-    with tarfile.open(distribution(f"{name}-*.tar.gz")) as sdist:
-        sdist.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xzf", distribution(f"{name}-*.tar.gz"), "-C", tmp_path], check=True, timeout=60)
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
         cwd=tmp_path / f"{name}-{__version__}", capture_output=True, check=True, timeout=60,
