@@ -16,6 +16,7 @@ could not read back.
 """
 
 import re
+from functools import lru_cache
 from struct import Struct as Packing
 from typing import Any, Final
 
@@ -167,6 +168,7 @@ class _Payload(Struct, gc=False):
 
 
 _decode_payload = msgspec.json.Decoder(_Payload).decode
+_read_flags_again = lru_cache(maxsize=256)(read_flags)
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -236,7 +238,11 @@ def _read_capabilities(
 ) -> tuple[Dialect, Capabilities, tuple[str, ...]]:
     try:
         if frame_type == 0x03:
-            return _SDK, read_flags(fields.capabilities)[0], ()
+            raw = bytes(fields.capabilities)
+            # Agents of one kind declare the same, byte for byte, and there are few kinds. Never so for whole
+            # registrations: they hold tokens.
+            read = _read_flags_again if len(raw) <= 1024 else read_flags
+            return _SDK, read(raw)[0], ()
         core = read_core(fields.capabilities)
         if core is not None:
             capabilities, inner_id = core

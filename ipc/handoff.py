@@ -63,7 +63,6 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     dialect: Dialect
     capabilities: Capabilities
     transport: str
-    peer: str
     metadata: bytes
     residue: bytes
     acceptance: bytes
@@ -222,40 +221,46 @@ class HandoffChannel:
 
     def _lose_after_reading(self, reason: str) -> None:
         # What the other end sent before it died still counts.
-        self._receive()
-        self._lose(reason)
+        if self._receive():
+            self._loop.call_soon(self._lose_after_reading, reason)
+        else:
+            self._lose(reason)
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Take what is there, up to the budget; whether there may be more."""
         for _ in range(RECEIVE_BUDGET):
             if self.closed:
-                return
+                return False
             try:
                 size, ancillary, flags, _ = self._socket.recvmsg_into(
                     [self._buffer], ANCILLARY_SPACE, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
-                return
+                return False
             except ConnectionResetError:
                 # The other end died with messages unread. The kernel says so once, and before it gives out what the
-                # other end had sent: offers and commits that would be lost with the channel.
+                # other end had sent: offers and commits that would be lost with the channel. libuv watches no socket
+                # any more that had an error, so the rest is not left to the reader.
+                self._loop.call_soon(self._lose_after_reading, "closed by the other end")
                 continue
             except OSError as error:
                 self._lose(f"cannot receive: {error.strerror}")
-                return
+                return False
             descriptors = _descriptors_in(ancillary)
             if size == 0:
                 # An empty message looks the same, and descriptors may come with it.
                 close_all(descriptors)
                 self._lose("closed by the other end")
-                return
+                return False
             try:
                 message = self._checked(decode(memoryview(self._buffer)[:size]), descriptors, flags)
             except ChannelError as error:
                 close_all(descriptors)
                 self._lose(str(error))
-                return
+                return False
             if message is not None:
                 self._on_message(message, descriptors)
+        return True
 
     def _checked(self, message: Message, descriptors: list[int], flags: int) -> Message | None:
         """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""

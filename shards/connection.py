@@ -75,7 +75,6 @@ class Connection:
         "on_closed",
         "out",
         "paused",
-        "peer",
         "pending",
         "ping_mark",
         "pinged_at",
@@ -97,7 +96,6 @@ class Connection:
         self.capabilities = capabilities
         self.receivable = self.codec.receivable_events(capabilities)
         self.transport = offer.transport
-        self.peer = offer.peer
         self.metadata = offer.metadata
         self.connected_at = time.time()
         self.decoder = FrameDecoder()

@@ -16,6 +16,7 @@ from dialout.pool_errors import (
     Overloaded,
     PoolError,
 )
+from ipc import peers
 from ipc.handoff import Offer
 from ipc.logs import get_logger
 from ipc.readiness import Readiness
@@ -291,7 +292,7 @@ def _describe(connection: Connection) -> dict[str, Any]:
         "connection_id": connection.connection_id,
         "agent_id": connection.agent.agent_id,
         "transport": connection.transport,
-        "peer": connection.peer,
+        "peer": peers.describe(connection.fd, connection.transport),
         "dialect": connection.dialect.value,
         "connected_at": connection.connected_at,
         "in_flight": connection.in_flight,

@@ -15,10 +15,7 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
-import struct
 from collections.abc import Callable
-from socket import SocketType
 
 from dialout import ErrorCode, Rejection
 from ipc.logs import get_logger
@@ -38,8 +35,6 @@ PAUSE = 0.1
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
-_UCRED = struct.Struct("iII")
-_STREAM = int(socket.SOCK_STREAM)
 
 
 class Acceptor:
@@ -56,8 +51,11 @@ class Acceptor:
         farewell: Farewell,
         under_way: Callable[[], int],
         held: Callable[[], int],
+        *,
+        handshake_timeout: float,
         shards: int,
     ) -> None:
+        self.handshake_timeout = handshake_timeout
         self._listeners = listeners
         self._begin = begin
         self._farewell = farewell
@@ -101,12 +99,13 @@ class Acceptor:
             # Half of the reserve may go to refused agents that have yet to read their answer.
             self._turn_one_away(listener, linger=room > -DescriptorBudget.RESERVE // 2)
             return
-        # socket.accept() and socket.socket are Python around these two; without them accepting takes 4 µs less.
+        # socket.accept() would make an object and ask the kernel twice more, 4 µs of 6; a descriptor is all we need.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-        family, is_uds = listener.family, listener.kind == "uds"
+        kind, is_tcp = listener.kind, listener.kind == "tcp"
+        deadline = self._loop.time() + self.handshake_timeout
         for _ in range(min(BATCH, room)):
             try:
-                fd, address = accept()
+                fd, _address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -116,13 +115,9 @@ class Acceptor:
                     raise
                 self._exhausted(listener, error)
                 return
-            sock = SocketType(family, _STREAM, 0, fd)
-            sock.setblocking(False)
-            try:
-                newcomer = _newcomer_uds(sock) if is_uds else _newcomer_tcp(sock, address)
-            except OSError:
-                # Reset between accept and the first look at it.
-                sock.close()
+            newcomer = Newcomer(fd, kind, deadline)
+            if is_tcp and not tune_tcp(fd):
+                newcomer.close()
                 continue
             self._begin(newcomer)
 
@@ -154,27 +149,14 @@ class Acceptor:
     def _turn_one_away(self, listener: Listener, *, linger: bool) -> None:
         """Answer the agent that has waited longest. Without *linger* it is closed at once: no descriptor is left."""
         try:
-            fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - as in _accept
+            fd, _address = listener.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - as in _accept
         except OSError:
             return
-        sock = SocketType(listener.family, _STREAM, 0, fd)
-        sock.setblocking(False)
-        newcomer = Newcomer(sock, listener.kind, "", str(address), None)
+        newcomer = Newcomer(fd, listener.kind, 0.0)
         with contextlib.suppress(OSError):
             # What it sent decides the type of the answer, and unread bytes would reset the answer away.
-            newcomer.received = sock.recv(65536)
+            newcomer.received = os.read(fd, 65536)
         rejection = Rejection(
             ErrorCode.OVERLOADED, "the listener is out of descriptors", newcomer.answer_type, retry_after_ms=1000
         )
         self._farewell.reject(newcomer, rejection, linger=linger)
-
-
-def _newcomer_uds(sock: SocketType) -> Newcomer:
-    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Newcomer(sock, "uds", uid, f"uid {uid} pid {pid}", uid)
-
-
-def _newcomer_tcp(sock: SocketType, address: tuple[str, int]) -> Newcomer:
-    tune_tcp(sock)
-    host, port = address[:2]
-    return Newcomer(sock, "tcp", host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None)

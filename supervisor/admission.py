@@ -56,7 +56,7 @@ class Admission:
     def admit(self, newcomer: Newcomer, registration: Registration) -> None:
         """Admit *newcomer*, refuse it, or let it wait for a probe."""
         try:
-            self.policy.check(registration, newcomer.uid)
+            self.policy.check(registration, newcomer.uid() if self.policy.wants_uid else None)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return
@@ -95,7 +95,6 @@ class Admission:
             registration.dialect,
             registration.capabilities,
             newcomer.transport,
-            newcomer.peer,
             metadata if len(metadata) <= METADATA_KEPT else b"",
             newcomer.residue,
             acceptance_frame(

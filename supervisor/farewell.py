@@ -5,11 +5,13 @@ So: write the rejection, shut down our side, then read and discard until the age
 """
 
 import asyncio
+import os
 import socket
 from collections import Counter
 
 from dialout import ErrorCode, Rejection, rejection_frame
 from ipc.logs import get_logger, printable
+from ipc.peers import borrowed
 from ipc.readiness import Readiness
 from ipc.version import __version__
 from supervisor.newcomer import Newcomer, proxy_id
@@ -49,8 +51,12 @@ class Farewell:
         self._note(newcomer, rejection)
         frame = self.frame_for(rejection, newcomer.answer_type)
         try:
-            newcomer.sock.send(frame)
-            newcomer.sock.shutdown(socket.SHUT_WR)
+            os.write(newcomer.fd, frame)
+            sock = borrowed(newcomer.fd, newcomer.transport)
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            finally:
+                sock.detach()
         except OSError:
             # The agent is gone, or does not read although nothing was ever sent to it.
             newcomer.close()
@@ -75,7 +81,7 @@ class Farewell:
         """Close a peer of another protocol, which no frame of ours would tell anything."""
         self.not_agents += 1
         if self._may_log("another protocol"):
-            self._log.info("not an agent, closed", protocol=protocol, peer=newcomer.peer)
+            self._log.info("not an agent, closed", protocol=protocol, peer=newcomer.peer())
         newcomer.close()
 
     def close(self) -> None:
@@ -98,7 +104,7 @@ class Farewell:
 
     def _discard(self, newcomer: Newcomer) -> None:
         try:
-            if newcomer.sock.recv(65536):
+            if os.read(newcomer.fd, 65536):
                 return
         except BlockingIOError:
             return
@@ -130,7 +136,7 @@ class Farewell:
             error_code=rejection.error_code.value,
             reason=printable(rejection.message, 200),
             agent_id=None if agent is None else agent.agent_id,
-            peer=newcomer.peer,
+            peer=newcomer.peer(),
         )
 
     def _may_log(self, what: str) -> bool:

@@ -11,6 +11,7 @@ last read.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from dialout import (
@@ -59,8 +60,6 @@ class Handshakes:
 
     def begin(self, newcomer: Newcomer) -> None:
         """Start the handshake of a connection that has just been accepted."""
-        newcomer.deadline = self._loop.time() + self.config.limits.handshake_timeout
-        newcomer.on_readable = self._read
         self._read(newcomer)
 
     def reject_all(self, rejection_code: ErrorCode, message: str) -> None:
@@ -77,7 +76,7 @@ class Handshakes:
             received = newcomer.received
             missing = newcomer.wanted - len(received)
             try:
-                data = newcomer.sock.recv(min(max(missing, READ_SIZE), LARGEST_READ))
+                data = os.read(newcomer.fd, READ_SIZE if missing <= READ_SIZE else min(missing, LARGEST_READ))
             except BlockingIOError:
                 if newcomer.fd not in self._waiting:
                     self._wait(newcomer)
@@ -123,15 +122,17 @@ class Handshakes:
         return True
 
     def _wait(self, newcomer: Newcomer) -> None:
-        peers = self._by_peer.get(newcomer.peer_key)
+        newcomer.on_readable = self._read
+        key = newcomer.waits_as = newcomer.peer_key()
+        peers = self._by_peer.get(key)
         if peers is None:
-            peers = self._by_peer[newcomer.peer_key] = {}
+            peers = self._by_peer[key] = {}
         elif len(peers) >= self.config.max_handshakes_per_peer:
             self._push_out(next(iter(peers.values())))
         if len(self._waiting) >= self.config.max_handshakes:
             self._push_out(next(iter(self._waiting.values())))
         # The last read of whoever was pushed out may have emptied the peer's record.
-        self._by_peer.setdefault(newcomer.peer_key, peers)[newcomer.fd] = newcomer
+        self._by_peer.setdefault(key, peers)[newcomer.fd] = newcomer
         self._waiting[newcomer.fd] = newcomer
         self._readiness.watch(newcomer.fd, newcomer)
         if self._timer is None:
@@ -140,10 +141,10 @@ class Handshakes:
     def _forget(self, newcomer: Newcomer) -> None:
         if self._waiting.pop(newcomer.fd, None) is None:
             return
-        peers = self._by_peer[newcomer.peer_key]
+        peers = self._by_peer[newcomer.waits_as]
         del peers[newcomer.fd]
         if not peers:
-            del self._by_peer[newcomer.peer_key]
+            del self._by_peer[newcomer.waits_as]
         self._readiness.forget(newcomer.fd)
 
     def _push_out(self, oldest: Newcomer) -> None:

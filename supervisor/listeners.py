@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ipc.peers import borrowed
 from ipc.rundir import UNIX_PATH_MAX
 from ipc.status import ListenerRow
 from supervisor.config.model import Config, TcpAddress
@@ -35,7 +36,6 @@ class Listener:
     def __init__(self, kind: str, sock: socket.socket, address: str, path: Path | None = None) -> None:
         self.kind = kind
         self.sock = sock
-        self.family = int(sock.family)
         self.address = address
         self._path = path
         self._inode = None if path is None else _inode(path)
@@ -70,14 +70,21 @@ def open_all(config: Config, default_path: Path) -> list[Listener]:
     return listeners
 
 
-def tune_tcp(sock: socket.SocketType) -> None:
-    """Set what every agent's TCP connection gets; the options travel with the descriptor."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+def tune_tcp(fd: int) -> bool:
+    """Set what every agent's TCP connection gets, and travels with it; False when its peer has reset it already."""
+    sock = borrowed(fd, "tcp")
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    except OSError:
+        return False
+    finally:
+        sock.detach()
+    return True
 
 
 def _open_uds(path: Path, config: Config) -> Listener:

@@ -104,7 +104,8 @@ class Supervisor:
             self._farewell,
             self._count_under_way,
             lambda: self._count_under_way() + len(self._farewell),
-            self.shards,
+            handshake_timeout=config.limits.handshake_timeout,
+            shards=self.shards,
         )
         self._record_numbers()
         rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
@@ -263,6 +264,7 @@ class Supervisor:
         self._admission.policy = policy
         self._admission.pushed = AgentConfig(config.agent_config)
         self._handshakes.config = config
+        self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         restart = [name for name in changed if name in _NEEDS_RESTART]

@@ -1,59 +1,44 @@
 """An agent between accept and commit."""
 
+import fcntl
 import os
 from collections.abc import Callable
-from socket import SocketType
 
 from dialout import Registration, answer_type_for
+from ipc import peers
 from ipc.handoff import Offer
+
+_NON_BLOCKING = os.O_RDWR | os.O_NONBLOCK
 
 
 class Newcomer:
     """One accepted connection that is not in a pool yet: the only owner of the supervisor's copy of its descriptor.
 
-    *deadline* (loop time) bounds everything until the commit. *peer_key* is what connections are counted by: the uid of
-    a Unix socket's peer, the address of a TCP one. *peer* is for people: ``uid 1000 pid 4711`` or ``192.0.2.1:50000``.
+    *transport* is ``uds`` or ``tcp``. *deadline* (loop time) bounds everything until the commit. Before its frame is
+    complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it has a *registration*,
+    then a *number* (its reserved slot), an *offer*, and the *shard* that it is offered to. *waits_as* is the key by
+    which an unfinished handshake was counted.
 
-    Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it
-    has a *registration*, then a *number* (its reserved slot), an *offer*, and the *shard* that it is offered to.
+    No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """
 
-    __slots__ = (
-        "deadline",
-        "declined_by",
-        "fd",
-        "number",
-        "offer",
-        "on_readable",
-        "peer",
-        "peer_key",
-        "received",
-        "registration",
-        "residue",
-        "shard",
-        "sock",
-        "transport",
-        "uid",
-        "wanted",
-    )
+    received: bytes | bytearray = b""
+    wanted = 0
+    registration: Registration | None = None
+    residue = b""
+    number = 0
+    offer: Offer | None = None
+    shard: int | None = None
+    declined_by: set[int] | None = None
+    waits_as: int | str = ""
+    on_readable: "Callable[[Newcomer], None] | None" = None
 
-    def __init__(self, sock: SocketType, transport: str, peer_key: int | str, peer: str, uid: int | None) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
+    def __init__(self, fd: int, transport: str, deadline: float) -> None:
+        self.fd = fd
         self.transport = transport
-        self.peer_key = peer_key
-        self.peer = peer
-        self.uid = uid
-        self.deadline = 0.0
-        self.received: bytes | bytearray = b""
-        self.wanted = 0
-        self.registration: Registration | None = None
-        self.residue = b""
-        self.number = 0
-        self.offer: Offer | None = None
-        self.shard: int | None = None
-        self.declined_by: set[int] | None = None
-        self.on_readable: Callable[[Newcomer], None] | None = None
+        self.deadline = deadline
+        # accept(2) gives a blocking one; one system call instead of the two of os.set_blocking.
+        fcntl.fcntl(fd, fcntl.F_SETFL, _NON_BLOCKING)
 
     @property
     def answer_type(self) -> int:
@@ -67,9 +52,24 @@ class Newcomer:
         if self.on_readable is not None:
             self.on_readable(self)
 
+    def uid(self) -> int | None:
+        """The user at the other end of a Unix socket; None for TCP."""
+        return None if self.transport == "tcp" else peers.credentials(self.fd)[1]
+
+    def peer_key(self) -> int | str:
+        """What handshakes are counted by: the uid of a Unix socket's peer, the address of a TCP one."""
+        try:
+            return peers.address(self.fd)[0] if self.transport == "tcp" else peers.credentials(self.fd)[1]
+        except OSError:
+            return ""  # It has gone; the next read says so.
+
+    def peer(self) -> str:
+        """Who it is, for people."""
+        return peers.describe(self.fd, self.transport)
+
     def close(self) -> None:
         """Close the supervisor's copy. It must not be watched any more."""
-        self.sock.close()
+        os.close(self.fd)
 
 
 def proxy_id() -> str:

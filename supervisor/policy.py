@@ -18,6 +18,11 @@ class Policy:
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
 
+    @property
+    def wants_uid(self) -> bool:
+        """Whether the uid of a Unix socket's peer matters."""
+        return self._uids is not None
+
     def check(self, registration: Registration, uid: int | None) -> None:
         """Raise Rejection when the agent may not register; *uid* is that of a Unix socket's peer.
 
