@@ -89,7 +89,9 @@ class ProbeBook(Generic[Waiter]):
         return current.probe in self._rounds
 
     def next_round(self, agent_id: str, now: float) -> Round[Waiter] | None:
-        """The round for those who came while the last one was in flight; None when nobody did."""
+        """The round for those who came while the last one was in flight; None when nobody did, or it is open."""
+        if agent_id in self._by_agent:
+            return None
         waiters = self._later.pop(agent_id, None)
         return None if waiters is None else self._open(agent_id, waiters, now)
 

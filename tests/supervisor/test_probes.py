@@ -209,5 +209,10 @@ def test_newcomer_between_two_rounds_waits_with_those_who_came_earlier() -> None
     assert following is not None
     assert following.waiters == ["late", "later"]
     assert book.next_round("waf", 1.0) is None
+    book.ask(following, {0})
+    book.wait("waf", "latest", 1.0)
+    assert book.next_round("waf", 1.0) is None
     assert book.expired(1.0 + TIMEOUT) == [following]
-    assert len(book) == 0
+    last = book.next_round("waf", 2.0)
+    assert last is not None
+    assert last.waiters == ["latest"]
