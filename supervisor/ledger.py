@@ -92,10 +92,7 @@ class Ledger:
 
     def live_shards(self, agent_id: str) -> set[int]:
         """The shards that hold live connections of the agent: those to ask whether they still do."""
-        agent = self._agents.get(agent_id)
-        if agent is None:
-            return set()
-        return {slot.shard for slot in agent.slots.values() if slot.live and slot.shard is not None}
+        return set(self.live_counts(agent_id))
 
     def live_counts(self, agent_id: str) -> dict[int, int]:
         """The agent's live connections on each shard that has any."""

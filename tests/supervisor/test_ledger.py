@@ -40,6 +40,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.slots: dict[int, ModelSlot] = {}
         self.seen: dict[int, str] = {}
         self.asked: dict[int, set[tuple[int, str]]] = {}
+        self.published: dict[str, dict[int, int]] = {}
 
     def count(self, agent_id: str) -> int:
         return sum(slot.agent_id == agent_id for slot in self.slots.values())
@@ -135,6 +136,12 @@ class LedgerMachine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="known already"):
             self.ledger.adopt(agent_id, number, shard)
 
+    @rule()
+    def publish_what_has_changed(self) -> None:
+        for agent_id in self.ledger.changed:
+            self.published[agent_id] = self.ledger.live_counts(agent_id)
+        self.ledger.changed.clear()
+
     @rule(shard=shards)
     def ask(self, shard: int) -> None:
         self.asked[shard] = self.ledger.live_numbers(shard)
@@ -166,11 +173,15 @@ class LedgerMachine(RuleBasedStateMachine):
         for shard in SHARDS:
             assert self.ledger.load(shard) == sum(slot.shard == shard for slot in slots)
             assert self.ledger.live_numbers(shard) == set(self.live_on(shard).items())
+        assert sorted(self.ledger.agent_ids()) == sorted({slot.agent_id for slot in slots})
         for agent_id in (*AGENTS, "nobody"):
             own = [slot for slot in slots if slot.agent_id == agent_id]
             assert self.ledger.count(agent_id) == len(own)
             assert self.ledger.reserved(agent_id) == any(not slot.live for slot in own)
             assert self.ledger.live_shards(agent_id) == {slot.shard for slot in own if slot.live}
+            live_counts = Counter(slot.shard for slot in own if slot.live)
+            assert self.ledger.live_counts(agent_id) == live_counts
+            assert agent_id in self.ledger.changed or self.published.get(agent_id, {}) == live_counts
             for shard in SHARDS:
                 assert self.ledger.count_on(agent_id, shard) == sum(slot.shard == shard for slot in own)
 
@@ -239,6 +250,7 @@ class World:
         self.limit = limit
         self.shards = {shard: Shard() for shard in SHARDS}
         self.next_request = 1
+        self.a_command_was_lost = False
         self.take_over(Ledger(limit))
 
     def take_over(self, ledger: Ledger) -> None:
@@ -287,6 +299,9 @@ class World:
         for number, (agent_id, on) in list(self.offered.items()):
             if on == shard:
                 self.offer(number, agent_id, (shard + 1) % len(SHARDS))
+        # A shard is offered nothing before its first event was heard.
+        self.shards[shard].beat()
+        self.take_event(shard)
 
     def ask(self, shard: int) -> None:
         self.requests[shard] = (self.next_request, self.ledger.live_numbers(shard))
@@ -325,25 +340,38 @@ class World:
                 self.shards[shard].handoff.append(("commit", number, agent_id))
         self.found.clear()
 
-    def lose_the_bus(self) -> None:
+    def lose_events(self) -> None:
         for shard in self.shards.values():
             shard.events.clear()
-            shard.commands.clear()
+
+    def lose_commands(self, shard: int) -> None:
+        self.a_command_was_lost |= bool(self.shards[shard].commands)
+        self.shards[shard].commands.clear()
 
     def settle(self) -> None:
-        """Let everything under way arrive, and each shard beat until a doubt would have been noticed and mended."""
-        for _ in range(5):
-            for number, shard in self.shards.items():
+        """Let everything under way arrive, and every shard beat as often as it may take to notice what was lost.
+
+        A lost event leaves a hole that the next heartbeat shows. A lost command leaves only a difference of the counts,
+        which is believed when two heartbeats after the last change agree.
+        """
+        for _ in range(3 if self.a_command_was_lost else 1):
+            for shard in self.shards.values():
                 shard.beat()
-                while shard.events or shard.commands or shard.handoff or self.prepared():
-                    while shard.handoff:
-                        shard.take_handoff()
-                    for offered in self.prepared():
-                        self.commit(offered)
-                    while shard.commands:
-                        shard.take_command()
-                    while shard.events:
-                        self.take_event(number)
+            while self.prepared() or any(s.handoff or s.commands or s.events for s in self.shards.values()):
+                for number in self.shards:
+                    self.let_arrive(number)
+
+    def let_arrive(self, number: int) -> None:
+        shard = self.shards[number]
+        while shard.handoff:
+            shard.take_handoff()
+        for prepared in self.prepared():
+            self.commit(prepared)
+        while shard.commands:
+            shard.take_command()
+        while shard.events:
+            self.take_event(number)
+            self.check_safe()
 
     def check_safe(self) -> None:
         """What holds at each instant: the ledger may believe too much of a shard, never too little."""
@@ -377,6 +405,15 @@ class WorldMachine(RuleBasedStateMachine):
     def admit(self, agent_id: str, shard: int) -> None:
         if self.world.ledger.count(agent_id) < self.world.limit:
             self.world.admit(agent_id, shard)
+
+    @precondition(lambda self: not self.world.holds)
+    @rule(agent_id=agents, shard=shards)
+    def admit_without_delay(self, agent_id: str, shard: int) -> None:
+        self.admit(agent_id, shard)
+        self.take_handoff(shard, all_of_it=True)
+        for number in self.world.prepared():
+            self.world.commit(number)
+        self.take_handoff(shard, all_of_it=True)
 
     @precondition(lambda self: self.world.prepared())
     @rule(data=st.data())
@@ -433,7 +470,7 @@ class WorldMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def lose_commands(self, shard: int) -> None:
-        self.world.shards[shard].commands.clear()
+        self.world.lose_commands(shard)
 
     @rule(shard=shards)
     def kill_shard(self, shard: int) -> None:
@@ -455,10 +492,10 @@ class WorldMachine(RuleBasedStateMachine):
 
     @invariant()
     def could_be_mended_from_here(self) -> None:
-        for loses_the_bus in (False, True):
+        for loses_events in (False, True):
             interrupted = copy.deepcopy(self.world)
-            if loses_the_bus:
-                interrupted.lose_the_bus()
+            if loses_events:
+                interrupted.lose_events()
             interrupted.settle()
             interrupted.check_exact()
 
@@ -498,6 +535,34 @@ def test_ledger_leaves_other_shards_alone_when_one_is_reconciled_or_dropped() ->
     assert ledger.live_numbers(1) == {(elsewhere, "waf")}
     assert ledger.drop_shard(0) == 0
     assert ledger.load(0) == 1  # What is only reserved is offered to another shard, not lost.
+
+
+def test_ledger_does_not_believe_a_shard_that_a_slot_is_gone_before_it_is_live() -> None:
+    ledger = Ledger(4)
+    number = ledger.reserve("waf")
+    ledger.place("waf", number, 0)
+
+    assert not ledger.release_live("waf", number, 0)
+    ledger.commit("waf", number)
+    assert not ledger.release_live("waf", number, 1)
+    assert ledger.release_live("waf", number, 0)
+
+
+def test_ledger_is_mended_by_a_doubt_when_the_request_for_a_snapshot_is_lost() -> None:
+    world = World(4)
+    world.settle()
+    world.admit("waf", 0)
+    world.settle()
+    world.shards[0].end(1)
+    world.lose_events()
+    world.shards[0].beat()
+    world.take_event(0)
+    world.lose_commands(0)
+    assert world.ledger.live_numbers(0) == {(1, "waf")}
+
+    world.settle()
+
+    world.check_exact()
 
 
 def test_ledger_counts_an_adopted_connection_above_the_limit_and_refuses_the_next() -> None:
