@@ -49,14 +49,13 @@ def test_spread_keeps_every_agent_and_all_together_even_when_nobody_leaves(shard
         assert max(counts) - min(counts) <= 1
 
 
-def test_spread_ignores_where_the_only_slot_was_offered_before() -> None:
+def test_spread_does_not_hold_an_agents_only_slot_against_the_shard_that_it_was_offered_to() -> None:
     ledger = Ledger(4)
-    number = ledger.reserve("waf")
-    ledger.place("waf", number, 2)
-    for shard in (0, 1, 1):
+    ledger.place("waf", ledger.reserve("waf"), 2)
+    for shard in (0, 0, 1, 1):
         ledger.place("auth", ledger.reserve("auth"), shard)
 
-    assert spread(ledger, "waf", [0, 1]) == 0
+    assert spread(ledger, "waf", [0, 1, 2]) == 2
 
 
 @given(names, st.lists(st.integers(0, 63), min_size=2, unique=True), st.data())
@@ -88,11 +87,14 @@ def test_affinity_is_the_same_in_any_order_of_candidates(agent_id: str, candidat
 @pytest.mark.parametrize("shards", [2, 4, 7])
 def test_affinity_gives_every_shard_its_share(shards: int) -> None:
     share = 800
-    counts = Counter(rendezvous(f"agent-{i}", range(shards)) for i in range(share * shards))
+    agents = [f"agent-{i}" for i in range(share * shards)]
+    chosen = [rendezvous(name, range(shards)) for name in agents]
+    counts = Counter(chosen)
 
     # Six standard deviations of a fair draw are about 170.
     assert set(counts) == set(range(shards))
     assert all(abs(n - share) < 170 for n in counts.values())
+    assert chosen == [rendezvous(name, range(shards)[::-1]) for name in agents]
 
 
 def test_affinity_gives_every_other_shard_its_share_of_one_that_goes() -> None:
