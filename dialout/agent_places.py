@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeVar
 
 __all__ = ["AgentPlaces", "Candidate"]
 
-_HAS: Final = 0.0
+_HAS: Final = float("-inf")
 """In place of a time: the shard answered for this agent by itself."""
 
 

@@ -1,0 +1,33 @@
+"""The codes of failures and their exceptions."""
+
+import pytest
+
+from dialout import DialoutError, pool_errors
+from dialout.pool_errors import FailureCode, PoolError, pool_error
+
+
+@pytest.mark.parametrize("code", list(FailureCode))
+def test_every_code_has_an_exception_of_its_own(code: FailureCode) -> None:
+    error = pool_error(str(code), "because", agent_id="waf", retry_safe=True, shard=3)
+
+    assert type(error) is not PoolError
+    assert error.code is code
+    assert (str(error), error.agent_id, error.retry_safe, error.shard) == ("because", "waf", True, 3)
+    assert isinstance(error, DialoutError)
+    assert sum(kind.code == code for kind in PoolError.__subclasses__()) == 1
+
+
+def test_unknown_code_is_kept() -> None:
+    error = pool_error("moon_phase", "because")
+
+    assert type(error) is PoolError
+    assert error.code == "moon_phase"
+    assert not error.retry_safe
+
+
+def test_error_tree_in_docstring_is_the_real_one() -> None:
+    classes = {kind.__name__ for kind in PoolError.__subclasses__()}
+
+    drawn = {word for word in (pool_errors.__doc__ or "").split() if word in vars(pool_errors)}
+    assert drawn == classes | {"DialoutError", "PoolError"}
+    assert classes | {"FailureCode", "PoolError", "pool_error"} == set(pool_errors.__all__)
