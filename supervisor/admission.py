@@ -6,14 +6,12 @@ Policy, then slot, then offer. A registration over the limit waits for a probe r
 import asyncio
 from collections.abc import Callable
 
-from dialout import ErrorCode, Registration, Rejection, acceptance_frame
-from ipc.handoff import Offer
-from ipc.version import __version__
+from dialout import ErrorCode, Registration, Rejection
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger, LimitReached
-from supervisor.newcomer import Newcomer, proxy_id
+from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
 from supervisor.probes import ProbeBook, Round
 
@@ -22,9 +20,6 @@ PROBE_TIMEOUT = 0.25
 
 RESERVED_PAUSE = 0.01
 """Seconds between looks at slots that are only reserved, before a probe is sent."""
-
-METADATA_KEPT = 4096
-"""Bytes of metadata that are kept for display; longer metadata is served all the same and not shown."""
 
 
 class Admission:
@@ -48,7 +43,6 @@ class Admission:
         self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._proxy_id = proxy_id()
 
     def __len__(self) -> int:
         return len(self._probes)
@@ -86,25 +80,7 @@ class Admission:
             self._timer.cancel()
 
     def _offer(self, newcomer: Newcomer, registration: Registration, number: int) -> None:
-        agent_id = registration.agent_id
-        metadata = registration.metadata
-        newcomer.number = number
-        newcomer.offer = Offer(
-            number,
-            agent_id,
-            registration.dialect,
-            registration.capabilities,
-            newcomer.transport,
-            metadata if len(metadata) <= METADATA_KEPT else b"",
-            newcomer.residue,
-            acceptance_frame(
-                registration.answer_type,
-                f"{agent_id}-conn-{number}",
-                proxy_id=self._proxy_id,
-                proxy_version=__version__,
-                config=self.pushed.for_agent(agent_id),
-            ),
-        )
+        newcomer.make_offer(registration, number, self.pushed.for_agent(registration.agent_id))
         self._handoffs.offer(newcomer)
 
     def _probe_first(self, newcomer: Newcomer, agent_id: str) -> None:

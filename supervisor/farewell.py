@@ -14,7 +14,7 @@ from ipc.logs import get_logger, printable
 from ipc.peers import borrowed
 from ipc.readiness import Readiness
 from ipc.version import __version__
-from supervisor.newcomer import Newcomer, proxy_id
+from supervisor.newcomer import PROXY_ID, Newcomer
 
 LINGER_SECONDS = 1.0
 """How long a refused agent may take to close."""
@@ -36,7 +36,6 @@ class Farewell:
         self._loop = asyncio.get_running_loop()
         self._lingering: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._proxy_id = proxy_id()
         self._log = get_logger()
         self._lines_left = LOG_LINES_PER_SECOND
         self._unlogged: Counter[str] = Counter()
@@ -72,7 +71,7 @@ class Farewell:
             answer_type,
             rejection.message,
             rejection.error_code,
-            proxy_id=self._proxy_id,
+            proxy_id=PROXY_ID,
             proxy_version=__version__,
             retry_after_ms=rejection.retry_after_ms,
         )

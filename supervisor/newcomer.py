@@ -4,9 +4,16 @@ import fcntl
 import os
 from collections.abc import Callable
 
-from dialout import Registration, answer_type_for
+from dialout import Registration, acceptance_frame, answer_type_for
 from ipc import peers
 from ipc.handoff import Offer
+from ipc.version import __version__
+
+METADATA_KEPT = 4096
+"""Bytes of metadata that are kept for display; longer metadata is served all the same and not shown."""
+
+PROXY_ID = os.uname().nodename
+"""What we call ourselves in answers: the host's name."""
 
 _NON_BLOCKING = os.O_RDWR | os.O_NONBLOCK
 
@@ -67,11 +74,28 @@ class Newcomer:
         """Who it is, for people."""
         return peers.describe(self.fd, self.transport)
 
+    def make_offer(self, registration: Registration, number: int, config: bytes | None) -> Offer:
+        """What a pool needs to serve this agent, in the slot *number*; *config* goes into its acceptance."""
+        agent_id, metadata = registration.agent_id, registration.metadata
+        self.number = number
+        offer = self.offer = Offer(
+            number,
+            agent_id,
+            registration.dialect,
+            registration.capabilities,
+            self.transport,
+            metadata if len(metadata) <= METADATA_KEPT else b"",
+            self.residue,
+            acceptance_frame(
+                registration.answer_type,
+                f"{agent_id}-conn-{number}",
+                proxy_id=PROXY_ID,
+                proxy_version=__version__,
+                config=config,
+            ),
+        )
+        return offer
+
     def close(self) -> None:
         """Close the supervisor's copy. It must not be watched any more."""
         os.close(self.fd)
-
-
-def proxy_id() -> str:
-    """What we call ourselves in answers: the host's name."""
-    return os.uname().nodename
