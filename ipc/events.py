@@ -113,7 +113,10 @@ def decode_command(data: bytes) -> Command:
 
 def decode_counts(data: bytes) -> Counts:
     """The published counts in *data*; msgspec.MsgspecError when it is none."""
-    return _counts_decoder.decode(data)
+    try:
+        return _counts_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def identity(shard: int, epoch: str) -> str:
