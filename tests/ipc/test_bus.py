@@ -315,6 +315,43 @@ def test_a_stopped_peer_makes_send_false_and_never_blocks(loop: Any, folder: Pat
     loop.run(scenario())
 
 
+# ---- what is published
+
+
+def test_published_messages_reach_every_subscriber_of_the_moment_and_the_next_publisher_is_found(
+    loop: Any, folder: Path
+) -> None:
+    async def scenario() -> None:
+        heard: list[list[bytes]] = [[], []]
+        subscribers = [
+            Bus.subscriber(lambda parts: heard[0].append(parts[-1])),
+            Bus.subscriber(lambda parts: heard[1].append(parts[-1])),
+        ]
+        for subscriber in subscribers:
+            subscriber.connect(folder / "counts")
+
+        async def publish(greeting: bytes) -> None:
+            publisher = Bus.publisher()
+            publisher.bind(folder / "counts")
+            assert stat.S_IMODE((folder / "counts").stat().st_mode) == 0o600
+            await loop.until(lambda: publisher.send(greeting) and all(greeting in got for got in heard), "subscribers")
+            # From now on nothing is missing and everything is in order.
+            for number in range(1000):
+                assert publisher.send(b"%d" % number)
+            await loop.until(lambda: all(b"999" in got for got in heard), "the last number")
+            for got in heard:
+                assert [int(word) for word in got if word != greeting] == list(range(1000))
+                got.clear()
+            publisher.close()
+
+        await publish(b"first")
+        await publish(b"second")
+        for subscriber in subscribers:
+            subscriber.close()
+
+    loop.run(scenario())
+
+
 # ---- sockets and the end
 
 

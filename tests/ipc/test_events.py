@@ -11,6 +11,7 @@ from ipc import events
 from ipc.events import (
     Closed,
     Command,
+    Counts,
     DirectoryRequest,
     Event,
     FullDirectory,
@@ -21,6 +22,7 @@ from ipc.events import (
     SnapshotRequest,
     Stop,
     decode_command,
+    decode_counts,
     decode_event,
     encode,
     identity,
@@ -57,6 +59,8 @@ BAD_UTF8 = b"\x93\x01\x00\x91\x92\x00\xa1\xff"
 DEEP = b"\x94\x01\x00\x90" + b"\x91" * 9000 + b"\xc0"
 BAD_AGENT = b"\x93\x0a\x00\xa1\xff"
 DEEP_COMMAND = b"\x92\x0c" + b"\x91" * 9000 + b"\xc0"
+BAD_COUNTS = b"\x92\x01\x81\xa1\xff\x80"
+DEEP_COUNTS = b"\x93\x01\x80" + b"\x91" * 9000 + b"\xc0"
 
 
 @given(all_events)
@@ -73,16 +77,25 @@ def test_decoding_an_encoded_command_gives_the_command(command: Command) -> None
         decode_event(encode(command))
 
 
+@given(numbers, counts)
+def test_decoding_published_counts_gives_the_counts(sequence: int, published: dict[str, dict[int, int]]) -> None:
+    assert decode_counts(encode(Counts(sequence, published))) == Counts(sequence, published)
+
+
 @given(st.binary(max_size=60))
 @example(BAD_UTF8)
 @example(DEEP)
 @example(BAD_AGENT)
 @example(DEEP_COMMAND)
+@example(BAD_COUNTS)
+@example(DEEP_COUNTS)
 def test_decoding_any_bytes_raises_what_it_promises(data: bytes) -> None:
     with contextlib.suppress(msgspec.MsgspecError):
         assert isinstance(decode_event(data), Event)
     with contextlib.suppress(msgspec.MsgspecError):
         assert isinstance(decode_command(data), Command)
+    with contextlib.suppress(msgspec.MsgspecError):
+        assert isinstance(decode_counts(data), Counts)
 
 
 def test_the_damaged_examples_would_be_whole_without_the_damage() -> None:
@@ -90,6 +103,8 @@ def test_the_damaged_examples_would_be_whole_without_the_damage() -> None:
     assert decode_event(DEEP[:4] + b"\x91\xc0") == Closed(0, [])
     assert decode_command(BAD_AGENT.replace(b"\xff", b"a")) == Probe(0, "a")
     assert decode_command(DEEP_COMMAND[:2] + b"\x91\xc0") == Stop()
+    assert decode_counts(BAD_COUNTS.replace(b"\xff", b"a")) == Counts(1, {"a": {}})
+    assert decode_counts(DEEP_COUNTS[:3] + b"\x91\xc0") == Counts(1, {})
 
 
 @given(st.integers(0, 10_000), st.text("0123456789abcdef", min_size=1))

@@ -39,7 +39,10 @@ from ipc.readiness import Readiness
 
 
 def offer(number: int, residue: bytes = b"", acceptance: bytes = b"") -> Offer:
-    return Offer(number, "waf-1", Dialect.SDK, Capabilities(), "uds", b"{}", residue, acceptance)
+    return Offer(
+        number=number, agent_id="waf-1", dialect=Dialect.SDK, capabilities=Capabilities(), transport="uds",
+        metadata=b"{}", residue=residue, acceptance=acceptance,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -513,16 +516,15 @@ IN_FLIGHT = """
 import asyncio, errno, json, resource, socket, time
 import array, os, sys
 import uvloop
-from dialout import Capabilities, Dialect
 from ipc import handoff
-from ipc.handoff import HandoffChannel, Offer, Prepare, encode
+from ipc.handoff import HandoffChannel, Prepare, decode, encode
 
 TOTAL = 40
+OFFERS = decode(bytes.fromhex(sys.argv[1])).offers
 
 
 def prepare(number):
-    offer = Offer(number, "waf-1", Dialect.SDK, Capabilities(), "uds", b"", b"", b"")
-    return Prepare(number, [offer] * 10)
+    return Prepare(number, OFFERS)
 
 
 async def main():
@@ -588,7 +590,7 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
 
 def test_too_many_descriptors_in_flight_are_back_pressure_for_an_ordinary_user(start: Any) -> None:
     """ETOOMANYREFS, which root never gets: try_send is False, and goes on when the receiver has read."""
-    result = json.loads(start(IN_FLIGHT).line())
+    result = json.loads(start(IN_FLIGHT, encode(Prepare(0, [offer(n) for n in range(10)])).hex()).line())
 
     assert result["uid"] != 0
     assert result["error"] == "ETOOMANYREFS"
@@ -654,19 +656,15 @@ def test_a_killed_receiver_is_lost_once_and_leaves_no_copy(loop: Any, folder: Pa
 
 
 SENDER = """
-import os, sys, time
+import socket, sys, time
 from pathlib import Path
-from dialout import Capabilities, Dialect
 from ipc import handoff
-from ipc.handoff import Commit, Offer, Prepare, encode
-import socket
+from ipc.handoff import Commit, encode
 
 sock = handoff.connect(Path(sys.argv[1]))
-writing = [int(fd) for fd in sys.argv[2].split(",")]
-offers = [Offer(n, "a", Dialect.SDK, Capabilities(), "uds", b"", b"", b"") for n in range(len(writing))]
-socket.send_fds(sock, [encode(Prepare(1, offers))], writing)
-for n in range(int(sys.argv[3])):
-    sock.send(encode(Commit([n])))
+socket.send_fds(sock, [bytes.fromhex(sys.argv[2])], [int(fd) for fd in sys.argv[3].split(",")])
+for number in range(int(sys.argv[4])):
+    sock.send(encode(Commit([number])))
 print("sent", flush=True)
 time.sleep(60)
 """
@@ -685,7 +683,10 @@ def test_what_a_killed_sender_had_sent_is_read_before_it_is_lost_once(
             with handoff.listen(folder / "handoff") as listener:
                 for fd in writing:
                     os.set_inheritable(fd, True)
-                supervisor = start(SENDER, folder / "handoff", ",".join(map(str, writing)), commits, keep=writing)
+                supervisor = start(
+                    SENDER, folder / "handoff", encode(Prepare(1, [offer(1), offer(2)])).hex(),
+                    ",".join(map(str, writing)), commits, keep=writing,
+                )  # fmt: skip
                 handoff.close_all(writing)
                 assert await supervisor.told() == "sent"
                 theirs, _ = listener.accept()

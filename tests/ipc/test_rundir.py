@@ -324,8 +324,11 @@ def test_records_are_kept_apart_listed_in_order_and_forgotten_with_their_sockets
     assert {shard: directory.read_shard(shard) for shard in records} == records
     assert directory.read_supervisor() == supervisor
 
-    sockets = [directory.bus, directory.supervisor_query, directory.shard_handoff(2), directory.shard_query(2)]
-    others = [directory.shard_handoff(10), directory.shard_query(10)]
+    def of_shard(shard: int) -> list[Path]:
+        return [directory.shard_handoff(shard), directory.shard_query(shard), directory.shard_proxy(shard)]
+
+    sockets = [directory.bus, directory.counts, directory.supervisor_query, *of_shard(2)]
+    others = of_shard(10)
     for path in sockets + others:
         path.touch()
     directory.forget_shard(2)
