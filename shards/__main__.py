@@ -2,13 +2,24 @@
 
 import argparse
 
+import msgspec
+
+from ipc.options import PoolOptions
 from shards.main import main
 
 parser = argparse.ArgumentParser(prog="shard", description="A shard of shardgate; started by its supervisor.")
 parser.add_argument("--shard", type=int, required=True)
 parser.add_argument("--epoch", required=True)
 parser.add_argument("--runtime-dir", required=True)
+parser.add_argument("--pool", type=lambda text: msgspec.json.decode(text, type=PoolOptions), default=PoolOptions())
 parser.add_argument("--log-level", default="info")
 parser.add_argument("--log-format", default="auto")
 arguments = parser.parse_args()
-main(arguments.shard, arguments.epoch, arguments.runtime_dir, arguments.log_level, arguments.log_format)
+main(
+    arguments.shard,
+    arguments.epoch,
+    arguments.runtime_dir,
+    arguments.pool,
+    arguments.log_level,
+    arguments.log_format,
+)

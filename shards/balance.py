@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from shards.options import Strategy
+from ipc.options import Strategy
 
 
 class Candidate(Protocol):

@@ -11,6 +11,7 @@ import uvloop
 from ipc import events, handoff, process
 from ipc.bus import close_context
 from ipc.logs import configure, get_logger, log_loop_errors
+from ipc.options import PoolOptions
 from ipc.query import QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
@@ -27,17 +28,21 @@ DIRECTORY_PAUSE = 0.2
 """Seconds between requests for a full directory, which may be megabytes."""
 
 
+PROBE_PAUSE = 0.03
+"""Seconds between the two looks of a probe."""
+
+
 class Shard:
     """One shard: everything that it has, wired together. Make it on a running loop."""
 
-    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir) -> None:
+    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions) -> None:
         self._started = time.monotonic()
         self._shard, self._epoch, self._rundir = shard, epoch, rundir
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._log = get_logger()
         self._cpu = CpuMeter()
         self._readiness = Readiness()
-        self._pool = AgentPool(shard=shard, readiness=self._readiness, on_closed=self._closed)
+        self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
         self._directory = Directory()
         self._directory_asked_at = 0.0
         self._relay = Relay(shard, rundir, self._directory)
@@ -114,8 +119,7 @@ class Shard:
 
     def _on_command(self, command: events.Command) -> None:
         if isinstance(command, events.Probe):
-            self._pool.probe(command.agent_id)
-            self._reporter.probed(command.probe)
+            self._probe(command, looks=2)
         elif isinstance(command, events.SnapshotRequest):
             self._reporter.snapshot(
                 command.request,
@@ -127,6 +131,17 @@ class Shard:
         elif isinstance(command, events.Stop):
             self.stop()
 
+    def _probe(self, command: events.Probe, looks: int) -> None:
+        """Look for connections that are gone; look again before saying that there are none.
+
+        Over TCP the end of a connection and the start of the next one may be handled on different processors, so that the
+        newcomer arrives first.
+        """
+        if self._pool.probe(command.agent_id) or looks == 1:
+            self._reporter.probed(command.probe)
+        else:
+            asyncio.get_running_loop().call_later(PROBE_PAUSE, self._probe, command, looks - 1)
+
     def _on_counts(self, counts: events.Counts) -> None:
         self._directory.change(counts.sequence, counts.counts)
         now = time.monotonic()
@@ -135,7 +150,7 @@ class Shard:
             self._reporter.ask_for_directory()
 
 
-def main(shard: int, epoch: str, runtime_dir: str, log_level: str, log_format: str) -> None:
+def main(shard: int, epoch: str, runtime_dir: str, options: PoolOptions, log_level: str, log_format: str) -> None:
     """Run shard *shard* until it is told to stop."""
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
     faulthandler.enable()
@@ -143,7 +158,7 @@ def main(shard: int, epoch: str, runtime_dir: str, log_level: str, log_format: s
     process.raise_descriptor_limit()
 
     async def serve() -> None:
-        await Shard(shard, epoch, RuntimeDir(runtime_dir)).run()
+        await Shard(shard, epoch, RuntimeDir(runtime_dir), options).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -19,13 +19,14 @@ from dialout.pool_errors import (
 from ipc import peers
 from ipc.handoff import Offer
 from ipc.logs import get_logger
+from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
 from shards.affinity import RecentTable
 from shards.balance import choose
 from shards.breaker import Breaker, Circuit
 from shards.calls import Call, Exchange, Outcome
 from shards.connection import Connection
-from shards.options import FlowControlMode, PoolOptions
+from shards.pool_api import PoolApi
 from shards.requests import Requests
 
 UPKEEP_SECONDS = 1.0
@@ -46,7 +47,7 @@ class Agent:
         self.turn = 0
 
 
-class AgentPool:
+class AgentPool(PoolApi):
     """Agent id → connections → requests in flight.
 
     *on_closed* is told of every connection that leaves (number, agent id). Make it on a running loop, and only one for
@@ -62,7 +63,10 @@ class AgentPool:
         on_closed: Callable[[int, str], None] | None = None,
     ) -> None:
         self.options = options or PoolOptions()
+        self.shard = shard
+        self.closed = False
         self.readiness = readiness or Readiness()
+        self._owns_readiness = readiness is None
         self.requests = Requests(shard, self.options, self._select)
         self.agents: dict[str, Agent] = {}
         self.connections: dict[int, Connection] = {}
@@ -85,8 +89,11 @@ class AgentPool:
 
     # Connections.
 
-    def adopt(self, offer: Offer, fd: int) -> Connection:
-        """Make a committed connection a member: in the pool first, then its acceptance, then reading."""
+    def adopt(self, offer: Offer, fd: int, on_closed: Callable[[], None] | None = None) -> Connection:
+        """Make a committed connection a member: in the pool first, then its acceptance, then reading.
+
+        *on_closed* is called once it is closed, which may be before this returns.
+        """
         agent = self.agents.get(offer.agent_id)
         if agent is None:
             agent = self.agents[offer.agent_id] = Agent(offer.agent_id)
@@ -95,6 +102,7 @@ class AgentPool:
         capabilities = self._capabilities.setdefault(offer.capabilities, offer.capabilities)
         connection = Connection(self, agent, offer, capabilities, fd)
         agent.connections[offer.number] = self.connections[offer.number] = connection
+        connection.on_closed = on_closed
         self.adopted_total += 1
         connection.start(offer.acceptance, offer.residue)
         return connection
@@ -115,11 +123,12 @@ class AgentPool:
         if connection.on_closed is not None:
             connection.on_closed()
 
-    def probe(self, agent_id: str) -> None:
-        """Close those connections of the agent that are at their end or do not live any more."""
+    def probe(self, agent_id: str) -> bool:
+        """Close those connections of the agent that are at their end or do not live any more; whether there were any."""
         agent = self.agents.get(agent_id)
         if agent is None:
-            return
+            return True
+        before = self.closed_total
         poll = select.poll()
         by_fd = {connection.fd: connection for connection in agent.connections.values()}
         for fd in by_fd:
@@ -131,6 +140,7 @@ class AgentPool:
         for connection in by_fd.values():
             if connection.fd >= 0 and connection.is_dead(now):
                 connection.close("it does not answer pings")
+        return self.closed_total > before
 
     def write_soon(self, connection: Connection) -> None:
         """Have *connection* flushed at the end of this turn of the loop."""
@@ -142,12 +152,15 @@ class AgentPool:
         """Close *connection*, but not under the feet of whoever is just using it."""
         self._loop.call_soon(connection.close, reason)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str = "the pool is closed") -> None:
         """Close every connection, which fails what is in flight, and stop the clock."""
+        self.closed = True
         for connection in list(self.connections.values()):
             connection.close(reason)
         self._upkeep_timer.cancel()
         self.requests.close()
+        if self._owns_readiness:
+            self.readiness.close()
 
     # Requests.
 

@@ -34,9 +34,9 @@ from dialout.pool_errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from ipc.options import PoolOptions
 from shards.calls import Call, Exchange, Outcome
 from shards.deadlines import Deadlines
-from shards.options import PoolOptions
 
 if TYPE_CHECKING:
     from shards.connection import Connection

@@ -11,6 +11,7 @@ from ipc import events, handoff
 from ipc.bus import Bus
 from ipc.handoff import HandoffChannel, Hello, Message
 from ipc.logs import get_logger
+from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState
 from supervisor.care import KILL_AFTER, Care
@@ -55,6 +56,7 @@ class Fleet:
         on_probed: Callable[[int, int], None],
         on_gone: Callable[[int], None],
         refusal: Callable[[], bytes],
+        pool: PoolOptions,
         log_level: str,
         log_format: str,
     ) -> None:
@@ -62,7 +64,7 @@ class Fleet:
         self._ledger = ledger
         self._handoffs = handoffs
         self._on_probed, self._on_gone, self._refusal = on_probed, on_gone, refusal
-        self._log_level, self._log_format = log_level, log_format
+        self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._first_number = ledger.next_number
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -144,7 +146,7 @@ class Fleet:
         self._rundir.forget_shard(shard)
         epoch = secrets.token_hex(6)
         try:
-            process = start_shard(shard, epoch, self._rundir, self._log_level, self._log_format)
+            process = start_shard(shard, epoch, self._rundir, self._pool, self._log_level, self._log_format)
         except OSError as error:
             delay = max(1.0, member.care.backoff.after_death(0.0))
             self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)

@@ -48,7 +48,7 @@ NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
 _NEEDS_RESTART = (
-    "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "runtime_dir",
+    "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "pool", "runtime_dir",
 )  # fmt: skip
 """Fields of the configuration that a reload does not change."""
 
@@ -94,6 +94,7 @@ class Supervisor:
             on_probed=self._admission.probed,
             on_gone=self._admission.shard_gone,
             refusal=self._limit_refusal,
+            pool=config.pool,
             log_level=logging[0],
             log_format=logging[1],
         )

@@ -11,6 +11,9 @@ import signal
 import subprocess
 import sys
 
+import msgspec
+
+from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
 
 
@@ -47,7 +50,9 @@ class ShardProcess:
             self.pidfd = -1
 
 
-def start_shard(shard: int, epoch: str, rundir: RuntimeDir, log_level: str, log_format: str) -> ShardProcess:
+def start_shard(
+    shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, log_level: str, log_format: str
+) -> ShardProcess:
     """Start shard *shard*; OSError when the process cannot be made."""
     command = [
         sys.executable,
@@ -61,6 +66,8 @@ def start_shard(shard: int, epoch: str, rundir: RuntimeDir, log_level: str, log_
         epoch,
         "--runtime-dir",
         str(rundir.path),
+        "--pool",
+        msgspec.json.encode(options).decode(),
         "--log-level",
         log_level,
         "--log-format",

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ipc.options import FlowControlMode, PoolOptions, Strategy
 from supervisor.config import values
 from supervisor.config.document import Document, Node, Scalar, read_document
 from supervisor.config.errors import ConfigError, Problem, printable, quoted
@@ -57,7 +58,22 @@ _SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
     "allowed-agents": ("allowed_agents", values.pattern),
     "allow-uid": ("allow_uids", values.unix_id),
 }
-_BLOCKS = ("auth", "agent-config")
+# the same, inside pool
+_IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
+    "strategy": ("strategy", values.one_of(Strategy)),
+    "request-timeout": ("request_timeout", values.duration),
+    "max-concurrent-per-connection": ("max_concurrent_per_connection", values.integer),
+    "unhealthy-after": ("unhealthy_after", values.integer),
+    "flow-control": ("flow_control", values.one_of(FlowControlMode)),
+    "flow-control-wait": ("flow_control_wait", values.duration),
+    "breaker-threshold": ("breaker_threshold", values.integer),
+    "breaker-open-for": ("breaker_open_for", values.duration),
+    "sticky-idle": ("sticky_idle", values.duration),
+    "ping-interval": ("ping_interval", values.duration),
+    "ping-timeout": ("ping_timeout", values.duration),
+    "free-agent-memory": ("free_agent_memory", values.boolean),
+}
+_BLOCKS = ("auth", "agent-config", "pool")
 _KNOWN = (*_SINGLE, *_SEVERAL, *_BLOCKS)
 _IN_AUTH = ("token", "token-file")
 _LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
@@ -117,6 +133,7 @@ class _Reader:
         self.tokens: list[Token] = []
         self.token_files: list[str] = []
         self.rules: list[AgentConfigRule] = []
+        self.pool: dict[str, Any] = {}
 
     def report(self, node: Node, where: str, message: str, hint: str | None = None) -> None:
         self.problems.append(Problem(self.source, node.line, where, message, hint))
@@ -190,11 +207,7 @@ class _Reader:
     def read_node(self, node: Node, where: str) -> None:
         if node.name in _SINGLE:
             field, convert = _SINGLE[node.name]
-            self.check_plain(node, where)
-            if len(node.args) != 1:
-                self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
-            else:
-                self.store(field, self.converted(node, where, convert, node.args))
+            self.store(field, self.one_value(node, where, convert))
         elif node.name in _SEVERAL:
             field, convert = _SEVERAL[node.name]
             self.check_plain(node, where)
@@ -209,6 +222,11 @@ class _Reader:
                 self.report(node, where, "takes no values of its own", "write token or token-file between { and }")
             self.check_annotations(node, where)
             self.read_nodes(node, where, _IN_AUTH, _IN_AUTH, self.read_auth)
+        elif node.name == "pool":
+            if node.args or node.properties:
+                self.report(node, where, "takes no values of its own", "write each as a node between { and }")
+            self.check_annotations(node, where)
+            self.read_nodes(node, where, tuple(_IN_POOL), (), self.read_pool)
         else:
             self.read_agent_config(node, where)
 
@@ -241,6 +259,12 @@ class _Reader:
             else:
                 self.tokens += [Token(patterns, parsed)] if patterns is not None else []
 
+    def read_pool(self, node: Node, where: str) -> None:
+        field, convert = _IN_POOL[node.name]
+        got = self.one_value(node, where, convert)
+        if got is not None:
+            self.pool[field] = got[0]
+
     def read_agent_config(self, node: Node, where: str) -> None:
         if not node.args:
             self.report(
@@ -272,6 +296,14 @@ class _Reader:
     def check_annotations(self, node: Node, where: str) -> None:
         if node.annotation is not None or node.annotated:
             self.report(node, where, "takes no type annotation")
+
+    def one_value(self, node: Node, where: str, convert: Convert[T]) -> tuple[T, ...] | None:
+        """Convert the one value of a node; None, and a report, when it has none, several, or a bad one."""
+        self.check_plain(node, where)
+        if len(node.args) == 1:
+            return self.converted(node, where, convert, node.args)
+        self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+        return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
         """Convert all values; None when one of them is bad, after all that are bad have been reported."""
@@ -309,6 +341,7 @@ class _Reader:
             tokens=tuple(self.tokens),
             token_files=tuple(self.token_files),
             agent_config=tuple(self.rules),
+            pool=PoolOptions(**self.pool),
         )
 
 
@@ -316,8 +349,9 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
     """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
     if name in _KNOWN:
         return f"it belongs directly into {BLOCK}"
-    if name in _IN_AUTH:
-        return f"it belongs into {BLOCK} > auth"
+    for block, names in (("auth", _IN_AUTH), ("pool", tuple(_IN_POOL))):
+        if name in names:
+            return f"it belongs into {BLOCK} > {block}"
     found = values.closest(name, known)
     return f'did you mean "{found}"?' if found else None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ipc.options import PoolOptions
 from supervisor.config.errors import Problem, quoted
 from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 
@@ -101,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     agent_config: tuple[AgentConfigRule, ...] = ()
     shards: int | None = None
     placement: Placement = Placement.SPREAD
+    pool: PoolOptions = PoolOptions()
     runtime_dir: str | None = None
     source: str | None = None
 
@@ -128,22 +130,8 @@ def validate(config: Config) -> list[Problem]:
     def report(node: str, message: str, hint: str | None = None) -> None:
         problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
 
-    limits, total = config.limits, config.max_handshakes
-    ranges = (
-        ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
-        ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
-        ("max-handshakes", config.max_handshakes, 1, 65_536),
-        # A total that is out of range itself is one problem, not two.
-        ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, total if 1 <= total <= 65_536 else 65_536),
-        ("shards", 1 if config.shards is None else config.shards, 1, 64),
-    )
-    for node, value, low, high in ranges:
-        if not low <= value <= high:
-            above = "the value of max-handshakes" if node == "max-handshakes-per-peer" and high == total else None
-            report(node, f"expected {low} to {high}, got {value}", above and f"{high} is {above}")
-    if not 0.01 <= limits.handshake_timeout <= 600:
-        got = format_duration(limits.handshake_timeout)
-        report("handshake-timeout", f'expected "10ms" to "10m", got "{got}"')
+    limits = config.limits
+    problems += _out_of_range(config)
     if config.path is not None:
         size = len(config.path.encode("utf-8", "surrogateescape"))
         if size > MAX_UNIX_PATH:
@@ -177,4 +165,41 @@ def validate(config: Config) -> list[Problem]:
             "no agent could register: there is no token",
             'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
         )
+    return problems
+
+
+def _out_of_range(config: Config) -> list[Problem]:
+    problems: list[Problem] = []
+
+    def report(node: str, message: str, hint: str | None = None) -> None:
+        problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
+
+    limits, total, pool = config.limits, config.max_handshakes, config.pool
+    ranges = (
+        ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
+        ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
+        ("max-handshakes", config.max_handshakes, 1, 65_536),
+        # A total that is out of range itself is one problem, not two.
+        ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, total if 1 <= total <= 65_536 else 65_536),
+        ("shards", 1 if config.shards is None else config.shards, 1, 64),
+        ("pool > max-concurrent-per-connection", pool.max_concurrent_per_connection, 1, 100_000),
+        ("pool > unhealthy-after", pool.unhealthy_after, 1, 1000),
+        ("pool > breaker-threshold", pool.breaker_threshold, 1, 1000),
+    )
+    for node, value, low, high in ranges:
+        if not low <= value <= high:
+            above = "the value of max-handshakes" if node == "max-handshakes-per-peer" and high == total else None
+            report(node, f"expected {low} to {high}, got {value}", above and f"{high} is {above}")
+    for node, seconds, most in (
+        ("handshake-timeout", limits.handshake_timeout, 600),
+        ("pool > request-timeout", pool.request_timeout, 3600),
+        ("pool > breaker-open-for", pool.breaker_open_for, 3600),
+        ("pool > flow-control-wait", pool.flow_control_wait, 3600),
+        ("pool > sticky-idle", pool.sticky_idle, 3600),
+        ("pool > ping-interval", pool.ping_interval, 3600),
+        ("pool > ping-timeout", pool.ping_timeout, 3600),
+    ):
+        if not 0.01 <= seconds <= most:
+            got = format_duration(seconds)
+            report(node, f'expected "10ms" to "{format_duration(most)}", got "{got}"')
     return problems

@@ -7,6 +7,9 @@ and, where it can be guessed, what was meant. None of them knows where the value
 import difflib
 import ipaddress
 import re
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TypeVar
 
 from supervisor.config.errors import quoted
 from supervisor.config.model import Placement, TcpAddress
@@ -20,6 +23,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
 # (uid_t)-1 means "leave it alone" to chown(2).
 _MAX_ID = 2**32 - 2
 _YES, _NO = ("true", "yes", "on", "1", "enabled"), ("false", "no", "off", "0", "disabled", "none")
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class BadValue(Exception):
@@ -135,18 +141,24 @@ def unix_id(value: object) -> int:
     return number
 
 
-def placement(value: object) -> Placement:
-    """Read the name of a placement."""
-    known = tuple(Placement)
-    if isinstance(value, str):
-        if value in known:
-            return Placement(value)
-        found = closest(value, known)
-        hint = f'did you mean "{found}"?' if found else None
-    else:
+def one_of(kind: type[Choice]) -> Callable[[object], Choice]:
+    """A reader of one of the names in *kind*."""
+    known = tuple(kind)
+
+    def read(value: object) -> Choice:
         hint = None
-    choice = " or ".join(f'"{name}"' for name in known)
-    raise BadValue(f"expected {choice}, got {describe(value)}", hint)
+        if isinstance(value, str):
+            if value in known:
+                return kind(value)
+            found = closest(value, known)
+            hint = f'did you mean "{found}"?' if found else None
+        choice = " or ".join(f'"{name}"' for name in known)
+        raise BadValue(f"expected {choice}, got {describe(value)}", hint)
+
+    return read
+
+
+placement = one_of(Placement)
 
 
 def pattern(value: object) -> str:

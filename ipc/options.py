@@ -1,7 +1,11 @@
-"""How a pool behaves: every limit and interval of it, with its default."""
+"""How the pool of each shard behaves: every limit and interval of it, with its default.
 
-from dataclasses import dataclass
+The supervisor reads them from the configuration and gives them to the shards that it starts.
+"""
+
 from enum import StrEnum
+
+import msgspec
 
 
 class Strategy(StrEnum):
@@ -21,8 +25,7 @@ class FlowControlMode(StrEnum):
     WAIT = "wait"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolOptions:
+class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds, sizes bytes."""
 
     strategy: Strategy = Strategy.LEAST_CONNECTIONS
