@@ -23,13 +23,20 @@ def _why_not_ours() -> str | None:
 
 def main() -> int:
     """Run the command line and return its exit code; 1 with one sentence when ``supervisor`` is not ours."""
-    reason = _why_not_ours()
-    if reason is not None:
-        print(f"shardgate cannot start: {reason}; {_ADVICE}", file=sys.stderr)
-        return 1
-    from supervisor.cli.main import main as run_command_line
+    try:
+        reason = _why_not_ours()
+        if reason is not None:
+            print(f"shardgate cannot start: {reason}; {_ADVICE}", file=sys.stderr)
+            return 1
+        from supervisor.cli.main import main as run_command_line
 
-    return run_command_line()
+        return run_command_line()
+    except ImportError as error:
+        print(f"shardgate cannot start: {error}; install it again, with what it depends on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        # Before the command line was there to take it.
+        return 130
 
 
 if __name__ == "__main__":

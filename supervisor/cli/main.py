@@ -56,17 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code. No exception leaves it."""
     _prepare_streams()
     try:
-        code = _run(arguments)
+        return _run(arguments)
     except Exception as error:  # noqa: BLE001 - the last resort: an operator gets a line, never a traceback
-        code = _failed_unexpectedly(error)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # Who reads it went away, as "head" does, or the disk is full. Python would try again at its end and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if code == ExitCode.OK:
-            code = ExitCode.FAILED if isinstance(error, BrokenPipeError) else _failed_unexpectedly(error)
-    return code
+        return _failed_unexpectedly(error)
 
 
 def _prepare_streams() -> None:
@@ -92,7 +84,7 @@ def _run(arguments: list[str] | None) -> int:
     except click.Abort:
         return _INTERRUPTED
     except SystemExit as end:
-        # click ends the process itself when its own output breaks (EPIPE).
+        # click ends the process itself, and quietly, when the reader of its output goes away (EPIPE).
         return end.code if isinstance(end.code, int) else ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.OK
 

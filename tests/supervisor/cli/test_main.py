@@ -86,6 +86,18 @@ def test_shardgate_refuses_to_start_when_supervisor_is_anothers_package(
     assert "environment of its own" in done.stderr
 
 
+def test_shardgate_says_what_is_missing_when_a_dependency_is(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise ImportError('No module named click')")
+    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
+
+    done = subprocess.run(
+        [*COMMAND, "--version"], capture_output=True, text=True, env=environment() | {"PYTHONPATH": path}, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("shardgate cannot start: No module named click; ")
+
+
 def test_unexpected_errors_are_one_line_and_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         plain, debug = (
