@@ -3,6 +3,7 @@
 The same names and the same errors as those of `dialout.PoolClient`, which asks the shards of another process.
 """
 
+# ruff: noqa: ASYNC109  (the pool keeps the time limit, and tells the agent: it is not one for the coroutine alone)
 import asyncio
 import time
 from abc import ABC, abstractmethod
@@ -113,7 +114,9 @@ class PoolApi(ABC):
         """The agent's answer to a request that is over."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
-    async def send_websocket_frame(self, agent_id: str, event: WebSocketFrame, timeout: float | None = None) -> Response:
+    async def send_websocket_frame(
+        self, agent_id: str, event: WebSocketFrame, timeout: float | None = None
+    ) -> Response:
         """The agent's answer to one WebSocket frame."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
