@@ -121,11 +121,12 @@ class ShardChannel(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             raise self._lost(agent_id, retry_safe=True)
+        waiting = self._out_bytes
         if self._paused:
-            waiting = self._out_bytes + transport.get_write_buffer_size()
-            if waiting + len(frame) > self._max_buffered:
-                message = f"shard {self.shard} does not read: {waiting} bytes wait to be written to it"
-                raise Overloaded(message, agent_id=agent_id, retry_safe=True, shard=self.shard)
+            waiting += transport.get_write_buffer_size()
+        if waiting and waiting + len(frame) > self._max_buffered:
+            message = f"{waiting} bytes wait to be written to shard {self.shard} already"
+            raise Overloaded(message, agent_id=agent_id, retry_safe=True, shard=self.shard)
         future: asyncio.Future[Response] = self._loop.create_future()
         waiter = _Waiter(future, agent_id, deadline, self._queued)
         earlier = self._waiters.get(request_id)

@@ -12,7 +12,7 @@ from dialout.shard_channel import ShardChannel
 
 __all__ = ["ShardLinks"]
 
-_SCAN_SECONDS: Final = 1.0
+_SCAN_SECONDS: Final = 0.25
 _CONNECT_SECONDS: Final = 2.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
