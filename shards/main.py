@@ -134,8 +134,8 @@ class Shard:
     def _probe(self, command: events.Probe, looks: int) -> None:
         """Look for connections that are gone; look again before saying that there are none.
 
-        Over TCP the end of a connection and the start of the next one may be handled on different processors, so that the
-        newcomer arrives first.
+        Over TCP the end of a connection and the start of the next one may be handled on different processors, so that
+        the newcomer arrives first.
         """
         if self._pool.probe(command.agent_id) or looks == 1:
             self._reporter.probed(command.probe)

@@ -124,7 +124,7 @@ class AgentPool(PoolApi):
             connection.on_closed()
 
     def probe(self, agent_id: str) -> bool:
-        """Close those connections of the agent that are at their end or do not live any more; whether there were any."""
+        """Close those connections of the agent that are at their end, or dead; whether there were any."""
         agent = self.agents.get(agent_id)
         if agent is None:
             return True
