@@ -55,7 +55,7 @@ def test_core_answer_belongs_to_the_text_in_its_audit_before_the_one_at_its_top(
 
 @pytest.mark.parametrize("audit", [b"null", b"{}", b'{"custom":{}}', b'{"custom":{"correlation_id":""}}'])
 def test_core_answer_without_a_text_is_unreadable(audit: bytes) -> None:
-    inbound = CORE.decode(0x20, b'{"decision":"allow","request_id":7,"audit":%b}' % audit)
+    inbound = CORE.decode(0x20, b'{"decision":"allow","request_id":7,"correlation_id":"","audit":%b}' % audit)
     assert isinstance(inbound, Unreadable)
     assert inbound.correlation_id is None
 

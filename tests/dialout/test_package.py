@@ -41,9 +41,12 @@ def test_error_tree_in_docstring_is_the_real_one() -> None:
     ]
 
 
-def test_examples_of_readme_register_with_each_other() -> None:
+def test_examples_of_readme_register_and_serve_each_other() -> None:
     readme = (Path(dialout.__file__).parent / "README.md").read_text()
-    agent, listener = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    core = readme[readme.index("## The core") :].partition("\n## ")[0]
+    # One block for the agent, one for the listener, twice: to register, and to serve.
+    blocks = re.findall(r"```python\n(.*?)```", core, re.DOTALL)
+    agent, listener = "".join(blocks[0::2]), "".join(blocks[1::2])
     seen: dict[str, dict[str, object]] = {}
 
     def play(side: str, program: str, sock: socket.socket) -> None:
@@ -64,3 +67,4 @@ def test_examples_of_readme_register_with_each_other() -> None:
     assert answer.assigned_id == "waf-worker-3-conn-1"
     assert registration.auth_token == "secret-token"
     assert registration.capabilities.max_concurrent == 100
+    assert seen["listener"]["decision"] == {"block": {"status": 403, "body": "no admittance"}}

@@ -96,6 +96,10 @@ def read_core(payload: bytes) -> AgentResponse:
             },
             AgentResponse(ALLOW, (HeaderOp.set("A", "1"), HeaderOp.remove("B")), (HeaderOp.remove("C"),)),
         ),
+        (
+            {"decision": "allow", "response_headers": [{"add": {"name": "A", "value": "1"}}]},
+            AgentResponse(ALLOW, (), (HeaderOp.add("A", "1"),)),
+        ),
         # body mutations: pass through, drop, replace
         (
             {"decision": "allow", "request_body_mutation": {"data": None}},
