@@ -70,25 +70,28 @@ class PoolError(DialoutError):
     """Base of everything that keeps a request from its answer.
 
     ``code`` is a ``FailureCode``, or the text of one that is newer than this library; ``retry_safe`` says
-    that the agent has certainly not seen the event, so that sending it again cannot make it count twice;
+    that the agent has certainly not seen the event, so that sending it again cannot make it count twice
+    (left out, it is what the class says: true for those that are raised before anything is sent);
     ``agent_id`` and ``shard`` are None where they are not known.
     """
 
     code: FailureCode | str = ""
+    retry_safe: bool = False
 
     def __init__(
         self,
         message: str,
         *,
         agent_id: str | None = None,
-        retry_safe: bool = False,
+        retry_safe: bool | None = None,
         shard: int | None = None,
         code: FailureCode | str | None = None,
     ) -> None:
         super().__init__(message)
         self.agent_id = agent_id
-        self.retry_safe = retry_safe
         self.shard = shard
+        if retry_safe is not None:
+            self.retry_safe = retry_safe
         if code is not None:
             self.code = code
 
@@ -97,12 +100,14 @@ class AgentNotFound(PoolError):
     """No connection of this agent is known to any shard that could be asked."""
 
     code = FailureCode.AGENT_NOT_FOUND
+    retry_safe = True
 
 
 class AgentUnavailable(PoolError):
     """The agent has connections, but each of them is unhealthy or has all that it can work on."""
 
     code = FailureCode.AGENT_UNAVAILABLE
+    retry_safe = True
 
 
 class RequestTimeout(PoolError):
@@ -115,12 +120,14 @@ class FlowControlPaused(PoolError):
     """The agent has asked for a pause, and the pool fails closed."""
 
     code = FailureCode.FLOW_CONTROL_PAUSED
+    retry_safe = True
 
 
 class CircuitOpen(PoolError):
     """The agent has failed too often in a row; requests are refused until the next trial is due."""
 
     code = FailureCode.CIRCUIT_OPEN
+    retry_safe = True
 
 
 class ConnectionLost(PoolError):
@@ -133,12 +140,14 @@ class Overloaded(PoolError):
     """Too much is in flight or waits to be written; nothing was sent."""
 
     code = FailureCode.OVERLOADED
+    retry_safe = True
 
 
 class CannotReceive(PoolError):
     """The agent does not take this kind of event; nothing was sent to it."""
 
     code = FailureCode.CANNOT_RECEIVE
+    retry_safe = True
 
 
 class BadAnswer(PoolError):
@@ -169,6 +178,7 @@ class NoShard(PoolError):
     """No living shard was found in the runtime directory."""
 
     code = FailureCode.NO_SHARD
+    retry_safe = True
 
 
 _CLASSES: Final[dict[str, type[PoolError]]] = {kind.code: kind for kind in PoolError.__subclasses__()}
@@ -179,7 +189,7 @@ def pool_error(
     message: str,
     *,
     agent_id: str | None = None,
-    retry_safe: bool = False,
+    retry_safe: bool | None = None,
     shard: int | None = None,
 ) -> PoolError:
     """The exception of that code; a plain PoolError for a code that is newer than this library."""

@@ -218,6 +218,20 @@ def test_request_that_was_never_written_goes_to_another_shard(run: Run, folder: 
     run(main)
 
 
+def test_request_goes_to_another_shard_while_a_connection_is_being_closed(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as closing, PoolClient(folder) as client:
+            [channel] = client._links.channels  # type: ignore[union-attr]  # it is open
+            async with StandInShard(folder, 1):
+                await until(lambda: 1 in client.shards, "the other shard")
+                channel.close("for the test")
+                responses = await asyncio.gather(*(client.send_request_headers("waf", get()) for _ in range(4)))
+                assert {response.shard for response in responses} == {1}
+                assert closing.requests == []
+
+    run(main)
+
+
 def test_client_closes_a_connection_that_is_out_of_step(run: Run, folder: Path) -> None:
     async def main() -> None:
         async with StandInShard(folder, 0, lambda _: None) as shard, PoolClient(folder) as client:
@@ -351,8 +365,9 @@ def test_shard_that_is_going_away_is_avoided(run: Run, folder: Path) -> None:
             StandInShard(folder, 1),
             PoolClient(folder) as client,
         ):
-            for _ in range(20):
-                assert (await client.send_request_headers("waf", get())).shard == 1
+            # Of agents that were not asked for before, so that nothing but the shard speaks against it.
+            for number in range(20):
+                assert (await client.send_request_headers(f"agent-{number}", get())).shard == 1
             assert len(leaving.requests) == 1
 
     run(main)
@@ -429,7 +444,8 @@ def test_shard_that_let_a_deadline_pass_is_avoided_until_it_says_something(run: 
                 await client.send_request_headers("waf", get(), timeout=0.01)
             async with StandInShard(folder, 1):
                 await until(lambda: 1 in client.shards, "the other shard")
-                assert {(await client.send_request_headers("waf", get())).shard for _ in range(10)} == {1}
+                for number in range(10):
+                    assert (await client.send_request_headers(f"agent-{number}", get())).shard == 1
                 stuck.reply = lambda request: allowed(request, 0)
                 stuck.read_again()
                 await until(lambda: any(isinstance(frame, ProxyPing) for frame in stuck.frames), "the ping")

@@ -17,6 +17,21 @@ def test_every_code_has_an_exception_of_its_own(code: FailureCode) -> None:
     assert sum(kind.code == code for kind in PoolError.__subclasses__()) == 1
 
 
+def test_errors_that_are_raised_before_anything_is_sent_are_safe_to_retry_unless_told_otherwise() -> None:
+    unsent = {code for code in FailureCode if pool_error(code, "because").retry_safe}
+
+    assert unsent == {
+        FailureCode.AGENT_NOT_FOUND,
+        FailureCode.AGENT_UNAVAILABLE,
+        FailureCode.FLOW_CONTROL_PAUSED,
+        FailureCode.CIRCUIT_OPEN,
+        FailureCode.OVERLOADED,
+        FailureCode.CANNOT_RECEIVE,
+        FailureCode.NO_SHARD,
+    }
+    assert not any(pool_error(code, "because", retry_safe=False).retry_safe for code in unsent)
+
+
 def test_unknown_code_is_kept() -> None:
     error = pool_error("moon_phase", "because")
 
