@@ -1,8 +1,8 @@
 /*
  * Load generator: agents that register, hold their connections and answer frames.
  *
- *   loadgen [--serve] [--per-id C] [--stall-seconds S] uds PATH
- *   loadgen [--serve] [--per-id C] [--stall-seconds S] tcp PORT      (127.0.0.1)
+ *   loadgen [--serve] [--no-cancellation] [--per-id C] [--stall-seconds S] uds PATH
+ *   loadgen [--serve] [--no-cancellation] [--per-id C] [--stall-seconds S] tcp PORT      (127.0.0.1)
  *
  * Commands, one a line on stdin; each is answered by one JSON object on a line of stdout:
  *
@@ -11,10 +11,13 @@
  *   stats          what the held connections have answered so far, CPU since the last stats
  *   quit           (or end of input) ends
  *
- * One thread, one epoll set, one read per wake-up, so that it costs far less than whatever it measures.
- * A connection is registered as agent "bench-<n / C>", n counting from 0 since the last close. Held
- * connections answer pings (0xF0 -> 0xF1) always, and with --serve each RequestHeaders (0x10) with a
- * Decision (0x20, "allow"). Times are CLOCK_MONOTONIC; every latency is kept and percentiles are exact.
+ * One thread, one epoll set, one read per wake-up, and all answers to what it brought in one write, so
+ * that it costs far less than whatever it measures. A connection is registered as agent "bench-<n / C>",
+ * n counting from 0 since the last close; with --no-cancellation as one that cannot be told to forget a
+ * request. Held connections answer pings (0xF0 -> 0xF1) always, and with --serve each RequestHeaders
+ * (0x10) with a Decision (0x20, "allow"). A request for "/echo..." gets its URI back, as the value of a
+ * header x-uri, so that one can see whose answer it is. Cancels (0x30) are counted and not answered.
+ * Times are CLOCK_MONOTONIC; every latency is kept and percentiles are exact.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -37,19 +40,21 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REGISTRATION = 0x03, REGISTRATION_ACK = 0x04, REQUEST_HEADERS = 0x10, DECISION = 0x20, PING = 0xF0,
-       PONG = 0xF1 };
+enum { REGISTRATION = 0x03, REGISTRATION_ACK = 0x04, REQUEST_HEADERS = 0x10, DECISION = 0x20, CANCEL = 0x30,
+       PING = 0xF0, PONG = 0xF1 };
 enum { HEADER = 5, EVENTS = 256, SCRATCH = 256 * 1024, FAILURE_TEXT = 300, RETRY_MS = 1, SPARE_FDS = 16,
-       STALL_CHECK_MS = 100 };
+       STALL_CHECK_MS = 100, ANSWER_TEXT = 192 };
 
 /* What the Go SDK's example agent sends, but for the id (277 bytes with the id "waf-agent-v2"). */
 static const char BEFORE_ID[] = "{\"protocol_version\":2,\"agent_id\":\"";
 static const char AFTER_ID[] =
     "\",\"capabilities\":{\"handles_request_headers\":true,\"handles_request_body\":true,"
     "\"handles_response_headers\":false,\"handles_response_body\":false,\"supports_streaming\":true,"
-    "\"supports_cancellation\":true,\"max_concurrent_requests\":500}}";
+    "\"supports_cancellation\":%s,\"max_concurrent_requests\":500}}";
 static const char ACCEPTED[] = "\"accepted\":true";
-static const char REQUEST_ID[] = "\"request_id\":";
+#define ECHO_HEADER \
+    ",\"request_headers\":[{\"operation\":\"set\",\"name\":\"x-uri\",\"value\":\"%.*s\"}]"
+static const char REQUEST_ID[] = "\"request_id\":", ECHO_URI[] = "\"uri\":\"/echo";
 
 enum state { FREE, CONNECTING, AWAITING, HELD };
 
@@ -74,13 +79,13 @@ static struct {
     struct rusage usage;
 } phase;
 
-static struct { uint64_t requests, pings, ignored, lost; struct rusage usage; } served;
+static struct { uint64_t requests, cancels, pings, ignored, lost; struct rusage usage; } served;
 
 static struct connection *connections; /* by descriptor */
 static int *retries;                   /* descriptors whose connect() said EAGAIN, oldest first */
 static uint32_t retry_count, held, next_number, per_id = 4, max_fds;
 static uint64_t stall_ns = 30ull * 1000000000;
-static bool serve;
+static bool serve, cancellation = true;
 static int epoll_fd, family;
 static struct sockaddr_storage address;
 static socklen_t address_length;
@@ -217,7 +222,8 @@ static size_t write_header(char *at, size_t payload, uint8_t type) {
 }
 
 static size_t write_registration(char *at, uint32_t number) {
-    int payload = sprintf(at + HEADER, "%sbench-%u%s", BEFORE_ID, number / per_id, AFTER_ID);
+    int payload = sprintf(at + HEADER, "%sbench-%u", BEFORE_ID, number / per_id);
+    payload += sprintf(at + HEADER + payload, AFTER_ID, cancellation ? "true" : "false");
     return write_header(at, (size_t)payload, REGISTRATION) + (size_t)payload;
 }
 
@@ -315,7 +321,26 @@ static bool find_request_id(const char *payload, size_t length, uint64_t *id) {
     return false;
 }
 
-/* Writes the answer to one frame at `at`, if it has one, and returns how long that is. */
+/* The URI that is to be sent back, up to its closing quote; NULL when the request is for another one. */
+static const char *find_echo(const char *payload, size_t length, int *uri_length) {
+    const char *uri = memmem(payload, length, ECHO_URI, sizeof ECHO_URI - 1);
+    if (uri == NULL) return NULL;
+    uri += sizeof "\"uri\":\"" - 1;
+    const char *end = memchr(uri, '"', length - (size_t)(uri - payload));
+    *uri_length = end ? (int)(end - uri) : 0;
+    return end;
+}
+
+static size_t write_decision(char *at, uint64_t id, const char *payload, size_t length) {
+    int uri_length, n = sprintf(at + HEADER, "{\"request_id\":%" PRIu64 ",\"decision\":\"allow\"", id);
+    const char *end = find_echo(payload, length, &uri_length);
+    if (end) n += sprintf(at + HEADER + n, ECHO_HEADER, uri_length, end - uri_length);
+    at[HEADER + n++] = '}';
+    return write_header(at, (size_t)n, DECISION) + (size_t)n;
+}
+
+/* Writes the answer to one frame at `at`, if it has one, and returns how long that is: at most
+   HEADER + ANSWER_TEXT + length. */
 static size_t answer(char *at, uint8_t type, const char *payload, size_t length) {
     uint64_t id;
     if (type == PING) {
@@ -325,10 +350,10 @@ static size_t answer(char *at, uint8_t type, const char *payload, size_t length)
     }
     if (serve && type == REQUEST_HEADERS && find_request_id(payload, length, &id)) {
         served.requests++;
-        int n = sprintf(at + HEADER, "{\"request_id\":%" PRIu64 ",\"decision\":\"allow\"}", id);
-        return write_header(at, (size_t)n, DECISION) + (size_t)n;
+        return write_decision(at, id, payload, length);
     }
-    served.ignored++;
+    if (type == CANCEL) served.cancels++;
+    else served.ignored++;
     return 0;
 }
 
@@ -392,7 +417,7 @@ static void on_readable(int fd) {
         const char *payload = scratch + at + HEADER;
         at += 4 + (size_t)length;
         if (c->state == HELD) {
-            if (SCRATCH - answered < HEADER + 64 + (size_t)length) {
+            if (SCRATCH - answered < HEADER + ANSWER_TEXT + (size_t)length) {
                 if (!send_answers(fd, answers, answered)) break;
                 answered = 0;
             }
@@ -442,8 +467,9 @@ static void start_phase(uint32_t asked, uint32_t limit) {
 }
 
 static void print_stats(void) {
-    printf("{\"phase\":\"stats\",\"held\":%u,\"requests\":%" PRIu64 ",\"pings\":%" PRIu64 ",\"ignored\":%" PRIu64
-           ",\"lost\":%" PRIu64 ",", held, served.requests, served.pings, served.ignored, served.lost);
+    printf("{\"phase\":\"stats\",\"held\":%u,\"requests\":%" PRIu64 ",\"cancels\":%" PRIu64 ",\"pings\":%" PRIu64
+           ",\"ignored\":%" PRIu64 ",\"lost\":%" PRIu64 ",",
+           held, served.requests, served.cancels, served.pings, served.ignored, served.lost);
     print_cpu_since(&served.usage);
     puts("}");
     memset(&served, 0, sizeof served);
@@ -538,13 +564,15 @@ int main(int argc, char **argv) {
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "--serve") == 0) serve = true;
+        else if (strcmp(argv[i], "--no-cancellation") == 0) cancellation = false;
         else if (strcmp(argv[i], "--per-id") == 0 && i + 1 < argc) per_id = (uint32_t)atoi(argv[++i]);
         else if (strcmp(argv[i], "--stall-seconds") == 0 && i + 1 < argc)
             stall_ns = (uint64_t)(atof(argv[++i]) * 1e9);
         else break;
     }
     if (argc - i != 2 || per_id == 0 || stall_ns == 0 || !set_address(argv[i], argv[i + 1])) {
-        fprintf(stderr, "usage: loadgen [--serve] [--per-id C] [--stall-seconds S] uds PATH | tcp PORT\n");
+        fprintf(stderr, "usage: loadgen [--serve] [--no-cancellation] [--per-id C] [--stall-seconds S] "
+                        "uds PATH | tcp PORT\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);

@@ -73,6 +73,7 @@ class Served(_Report, frozen=True, tag="stats", kw_only=True):
 
     held: int
     requests: int
+    cancels: int
     pings: int
     ignored: int
 
@@ -150,14 +151,18 @@ class LoadGenerator:
 
 
 @contextlib.contextmanager
-def start(address: str, *, per_id: int = 4, serve: bool = False, stall_s: float = 30.0) -> Iterator[LoadGenerator]:
+def start(
+    address: str, *, per_id: int = 4, serve: bool = False, cancellation: bool = True, stall_s: float = 30.0
+) -> Iterator[LoadGenerator]:
     """A load generator for `address`, a Unix socket's path or a TCP port of 127.0.0.1, ended on leaving.
 
-    Agents have `per_id` connections each; `serve` makes held ones answer requests with "allow". A phase in
-    which nothing happens for `stall_s` seconds is given up, the handshakes under way counted as failed.
+    Agents have `per_id` connections each; `serve` makes held ones answer requests with "allow", and
+    `cancellation` is what they declare: whether they can be told to forget a request. A phase in which nothing
+    happens for `stall_s` seconds is given up, the handshakes under way counted as failed.
     """
     where = ["tcp", address] if address.isdigit() else ["uds", address]
     options = ["--per-id", str(per_id), "--stall-seconds", str(stall_s), *(["--serve"] if serve else [])]
+    options += [] if cancellation else ["--no-cancellation"]
     with Child.start("load generator", [str(build()), *options, *where]) as child:
         try:
             _decoder.decode(child.read_line(ANSWER_TIMEOUT_S))

@@ -5,6 +5,7 @@ that a benchmark can tell whether the connections it paid for exist.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -34,13 +35,18 @@ class TargetError(Exception):
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """What a target says of itself: connections in its pool, per shard if it has any, and who serves them."""
+    """What a target says of itself: connections in its pool, per shard if it has any, and who serves them.
+
+    `requests_total` and `answered_total` count events for agents, and those that got a decision.
+    """
 
     connections: int
     accepted_total: int
     pids: frozenset[int]
     per_shard: dict[int, int] = {}
     restarts: int = 0
+    requests_total: int = 0
+    answered_total: int = 0
 
 
 class Target(Protocol):
@@ -107,10 +113,13 @@ class _Supervisor(msgspec.Struct):
 
 class _Shard(msgspec.Struct):
     id: int
-    pid: int
+    #: None while there is no process, as between two of them.
+    pid: int | None
     state: str
     connections: int
     restarts: int
+    requests_total: int
+    answered_total: int
 
 
 class _Status(msgspec.Struct):
@@ -125,7 +134,7 @@ class Shardgate:
 
     def __init__(self, directory: Path, process: subprocess.Popen[bytes], log: Path) -> None:
         self.address = str(directory / "agents.sock")
-        self._runtime = directory / "run"
+        self.runtime_dir = directory / "run"
         self._process = process
         self._log = log
 
@@ -135,7 +144,7 @@ class Shardgate:
         if status is None or status.supervisor is None:
             raise self._error("does not answer `status`")
         supervisor = status.supervisor
-        pids = {supervisor.pid, *(shard.pid for shard in status.shards)}
+        pids = {supervisor.pid, *(shard.pid for shard in status.shards if shard.pid)}
         pids.update(child.pid for child in psutil.Process(supervisor.pid).children(recursive=True))
         return Pool(
             connections=sum(shard.connections for shard in status.shards),
@@ -143,6 +152,8 @@ class Shardgate:
             pids=frozenset(pids),
             per_shard={shard.id: shard.connections for shard in status.shards},
             restarts=sum(shard.restarts for shard in status.shards),
+            requests_total=sum(shard.requests_total for shard in status.shards),
+            answered_total=sum(shard.answered_total for shard in status.shards),
         )
 
     def wait_until_running(self, shards: int) -> None:
@@ -159,7 +170,7 @@ class Shardgate:
 
     def _status(self) -> _Status | None:
         """What `status` prints; `None` when nobody can be reached, as before the start is complete."""
-        command = [*_command(), "status", "--json", "--runtime-dir", str(self._runtime)]
+        command = [*_command(), "status", "--json", "--runtime-dir", str(self.runtime_dir)]
         try:
             done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=QUERY_TIMEOUT_S)
             if done.returncode == NOT_REACHABLE:
@@ -184,7 +195,12 @@ def shardgate(directory: Path, shards: int = 2) -> Iterator[Shardgate]:
     log = directory / "shardgate.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*_command(), "run", *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT
+            [*_command(), "run", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+            env=_environment(),
         )
     target = Shardgate(directory, process, log)
     try:
@@ -212,3 +228,9 @@ def _command() -> list[str]:
     """`shardgate` beside this interpreter, or the module of this checkout when it is not installed there."""
     installed = Path(sys.executable).with_name("shardgate")
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "shardgate"]
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the product: its shards, started without the current directory, find this checkout."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}

@@ -1,6 +1,5 @@
 """The kernel's accounts of real processes."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import sys
 
 import pytest

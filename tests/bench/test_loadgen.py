@@ -1,6 +1,5 @@
 """The load generator against real listeners: what it counts, what it survives, what it answers."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import contextlib
 import json
 import shutil
@@ -200,7 +199,60 @@ def test_held_connection_answers_requests_and_pings_in_order_when_serving(family
 
     decision = b'{"request_id":9007199254740991,"decision":"allow"}'
     assert answers == [(0xF1, b'{"timestamp":7}'), (0x20, decision), (0x20, decision)]
-    assert (stats.requests, stats.pings, stats.ignored) == (2, 1, 0)
+    assert (stats.requests, stats.cancels, stats.pings, stats.ignored) == (2, 0, 1, 0)
+
+
+def test_generator_sends_the_uri_of_an_echo_request_back_and_no_other(tmp_path: Path) -> None:
+    def request(request_id: int, uri: str) -> bytes:
+        return frame(0x10, json.dumps({"request_id": request_id, "uri": uri}, separators=(",", ":")).encode())
+
+    answers: list[tuple[int, bytes]] = []
+
+    def ask(connection: socket.socket) -> None:
+        read_frame(connection)
+        connection.sendall(frame(0x04, ACCEPTANCE) + request(1, "/echo/a?b=c") + request(2, "/api/echo"))
+        answers.extend([read_frame(connection), read_frame(connection)])
+
+    path = str(tmp_path / "agents.sock")
+    with listening(path) as listener, loadgen.start(path, serve=True) as generator, answering(listener, ask, 1):
+        generator.register(1, 1)
+
+    echo = [{"operation": "set", "name": "x-uri", "value": "/echo/a?b=c"}]
+    assert [json.loads(payload) for _, payload in answers] == [
+        {"request_id": 1, "decision": "allow", "request_headers": echo},
+        {"request_id": 2, "decision": "allow"},
+    ]
+
+
+@pytest.mark.parametrize("cancellation", [True, False])
+def test_generator_counts_cancels_without_an_answer_and_declares_whether_it_takes_them(
+    cancellation: bool, tmp_path: Path
+) -> None:
+    declared: list[bool] = []
+    answers: list[tuple[int, bytes]] = []
+    served = threading.Event()
+
+    def cancel(connection: socket.socket) -> None:
+        _, payload = read_frame(connection)
+        declared.append(json.loads(payload)["capabilities"]["supports_cancellation"])
+        connection.sendall(frame(0x04, ACCEPTANCE) + frame(0x30, b'{"request_id":1,"reason":"manual"}') * 2)
+        connection.sendall(frame(0x31, b"{}") + frame(0xF0, b"{}"))
+        answers.append(read_frame(connection))
+        served.set()
+
+    path = str(tmp_path / "agents.sock")
+    with (
+        listening(path) as listener,
+        loadgen.start(path, serve=True, cancellation=cancellation) as generator,
+        answering(listener, cancel, 1),
+    ):
+        generator.register(1, 1)
+        assert served.wait(10)  # the phase ends with the acceptance, before the rest is read
+        stats = generator.stats()
+
+    assert declared == [cancellation]
+    assert answers == [(0xF1, b"{}")]
+    assert (stats.cancels, stats.requests, stats.ignored) == (2, 0, 1)
 
 
 def test_generator_refuses_more_connections_than_it_has_descriptors_for(tmp_path: Path) -> None:

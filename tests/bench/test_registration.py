@@ -1,6 +1,5 @@
 """The whole benchmark with tiny numbers, against the real product."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import shutil
 import subprocess
 import sys

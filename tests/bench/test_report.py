@@ -1,6 +1,5 @@
 """What rounds say together."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import pytest
 
 from bench.measure import Memory, Round

@@ -1,6 +1,5 @@
 """Targets that do not start, and the plain listener's account of itself."""
 
-# ruff: noqa: D103  (the names of tests are sentences already)
 import sys
 from pathlib import Path
 
