@@ -156,7 +156,7 @@ def test_dialout_imports_whole_where_only_msgspec_is_installed(tmp_path: Path) -
         assert spec is not None
         assert spec.origin is not None
         (tmp_path / name).symlink_to(Path(spec.origin).parent)
-    modules = sorted(module.name for module in our_modules() if module.package == "dialout")
+    modules = sorted(module.name for module in MODULES if module.package == "dialout")
     program = f"import sys; sys.path.append({str(tmp_path)!r}); import {', '.join(modules)}"
     # Isolated, and without site-packages.
     done = subprocess.run(
