@@ -44,8 +44,8 @@ READ_SIZE = 65536
 MOST_ABANDONED = 256
 """Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
 
-_AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.CONNECTION_LOST, FailureCode.BAD_ANSWER})
-"""Outcomes that speak against the connection and its agent."""
+_AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
+"""Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
 class Connection:
@@ -203,9 +203,11 @@ class Connection:
         self.served += 1
         if isinstance(outcome, AgentResponse):
             self.errors = 0
+            if self.agent.breaker is not None:
+                self.pool.judge(self.agent, failed=False)
         elif outcome.code in _AGENTS_FAULT:
             self.errors += 1
-        self.pool.judge(self.agent, failed=not isinstance(outcome, AgentResponse) and outcome.code in _AGENTS_FAULT)
+            self.pool.judge(self.agent, failed=True)
         if self.pending is not None and self.pending.get(call.key) is call:
             # Given up: its answer may still come.
             self.abandoned += 1
@@ -267,6 +269,8 @@ class Connection:
         self.pool.remove(self, reason)
         if self.pending is not None:
             pending, self.pending = self.pending, None
+            if self.in_flight:
+                self.pool.judge(self.agent, failed=True)
             for call in pending.values():
                 self.pool.requests.lost(call, reason, unseen=call.end_offset > self.offset)
 

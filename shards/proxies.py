@@ -42,6 +42,10 @@ from shards.relay import Relay, RelayedExchange
 
 SWEEP_SECONDS = 5.0
 
+NEWS_PAUSE = 0.02
+"""Seconds after which a request for an unknown agent is tried again: an agent that has just been accepted by another
+shard may be asked for before the word of it is here."""
+
 MOST_IN_FLIGHT = 50_000
 """Events of one proxy connection without an answer; beyond it they fail as overloaded."""
 
@@ -57,14 +61,20 @@ _ELSEWHERE = frozenset(
 
 
 class _Entry:
-    """One request of a proxy: the exchange that serves it, here or elsewhere, and its calls in flight."""
+    """One request of a proxy: the exchange that serves it, here or elsewhere, and what is in flight of it.
 
-    __slots__ = ("agent_id", "calls", "exchange")
+    *waiting* counts its events without an answer, *calls* are those of them that are in this shard's pool. After the
+    answer to a final event the entry goes.
+    """
+
+    __slots__ = ("agent_id", "calls", "exchange", "is_final", "waiting")
 
     def __init__(self, agent_id: str, exchange: Exchange | RelayedExchange) -> None:
         self.agent_id = agent_id
         self.exchange = exchange
         self.calls: list[Call] = []
+        self.waiting = 0
+        self.is_final = False
 
 
 class ProxyConnection(asyncio.Protocol):
@@ -175,10 +185,10 @@ class ProxyConnection(asyncio.Protocol):
             self._fail(request.request_id, error, None)
             return
         self._in_flight += 1
+        entry.waiting += 1
+        entry.is_final = bool(request.flags & FINAL)
         seconds = request.timeout_ms / 1000 if request.timeout_ms else self._server.pool.options.request_timeout
         self._submit(request, entry, time.monotonic(), seconds)
-        if request.flags & FINAL:
-            self._entries.pop(request.request_id)
 
     def _exchange(self, request: ProxyRequest) -> Exchange | RelayedExchange:
         """Where the request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
@@ -192,7 +202,7 @@ class ProxyConnection(asyncio.Protocol):
         final = bool(request.flags & FINAL)
         exchange = entry.exchange
         if isinstance(exchange, RelayedExchange):
-            exchange.submit(request.event, partial(self._relayed, request, started), seconds, final=final)
+            exchange.submit(request.event, partial(self._relayed, request, entry, started), seconds, final=final)
             return
         done = partial(self._done, request, entry, started, seconds)
         call = self._server.pool.submit(exchange, request.event, done, seconds, final=final)
@@ -208,10 +218,10 @@ class ProxyConnection(asyncio.Protocol):
             entry.calls.remove(call)
         if isinstance(outcome, PoolError):
             if not self._hand_on(request, entry, started, seconds, call, outcome):
-                self._in_flight -= 1
+                self._settle(request, entry)
                 self._fail(request.request_id, outcome, started)
             return
-        self._in_flight -= 1
+        self._settle(request, entry)
         connection = call.connection
         assert connection is not None
         try:
@@ -231,20 +241,32 @@ class ProxyConnection(asyncio.Protocol):
     def _hand_on(
         self, request: ProxyRequest, entry: _Entry, started: float, seconds: float, call: Call, error: PoolError
     ) -> bool:
-        """Relay the first event of a request that nobody here can serve; whether that was done."""
+        """Relay the first event of a request that nobody here can serve, or try it again; whether that was done."""
         if request.flags & RELAYED or call.connection is not None or error.code not in _ELSEWHERE or entry.calls:
             return False
-        shard = self._server.relay.holder(request.agent_id)
-        left = seconds - (time.monotonic() - started)
-        if shard is None or left <= 0 or self._transport is None:
+        waited = time.monotonic() - started
+        left = seconds - waited
+        if left <= 0 or self._transport is None:
             return False
+        relay = self._server.relay
+        shard = relay.holder(request.agent_id)
+        if shard is None:
+            if error.code != FailureCode.AGENT_NOT_FOUND or not relay.may_be_news(request.agent_id, waited):
+                return False
+            entry.exchange = self._exchange(request)
+            self._loop.call_later(NEWS_PAUSE, self._try_again, request, entry, started, seconds)
+            return True
         entry.exchange = exchange = self._server.relay.begin(shard, request.agent_id)
         final = bool(request.flags & FINAL)
-        exchange.submit(request.event, partial(self._relayed, request, started), left, final=final)
+        exchange.submit(request.event, partial(self._relayed, request, entry, started), left, final=final)
         return True
 
-    def _relayed(self, request: ProxyRequest, started: float, result: Answer | PoolError) -> None:
-        self._in_flight -= 1
+    def _try_again(self, request: ProxyRequest, entry: _Entry, started: float, seconds: float) -> None:
+        entry.exchange = self._exchange(request)
+        self._submit(request, entry, started, seconds)
+
+    def _relayed(self, request: ProxyRequest, entry: _Entry, started: float, result: Answer | PoolError) -> None:
+        self._settle(request, entry)
         if isinstance(result, PoolError):
             self._fail(request.request_id, result, started)
             return
@@ -259,6 +281,13 @@ class ProxyConnection(asyncio.Protocol):
                 flags=RELAYED,
             )
         )
+
+    def _settle(self, request: ProxyRequest, entry: _Entry) -> None:
+        """Note that an event of *entry* has its answer, or failure."""
+        self._in_flight -= 1
+        entry.waiting -= 1
+        if entry.is_final and not entry.waiting:
+            self._entries.pop(request.request_id)
 
     def _finish(self, entry: _Entry) -> None:
         if isinstance(entry.exchange, RelayedExchange):

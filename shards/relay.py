@@ -41,6 +41,11 @@ from shards.directory import Directory
 MOST_WAITING = 16 * 1024 * 1024
 """Bytes that may wait for a sibling that does not read."""
 
+NEWS_WAIT = 0.1
+"""Seconds that word of a new agent may take from shard to shard; 20 ms are spent on gathering."""
+
+MOST_MISSED = 10_000
+
 OnRelayed = Callable[[Answer | PoolError], None]
 
 
@@ -130,6 +135,7 @@ class Relay:
         self._links: dict[int, Link] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._next_id = 1
+        self._missed: dict[str, float] = {}
         self.total = 0
 
     def holder(self, agent_id: str) -> int | None:
@@ -140,6 +146,20 @@ class Relay:
         if not self.directory.stale:
             return None
         return next((shard for shard in self._rundir.recorded_shards() if shard != self._shard), None)
+
+    def may_be_news(self, agent_id: str, waited: float) -> bool:
+        """Whether an agent that is nowhere may have been accepted just now, so that waiting a little more makes sense.
+
+        An agent that was waited for in vain is not waited for again within a second: proxies that ask for an agent that
+        does not exist get their failure at once.
+        """
+        now = self._loop.time()
+        if waited < NEWS_WAIT:
+            return self._missed.get(agent_id, 0.0) < now
+        if len(self._missed) > MOST_MISSED:
+            self._missed.clear()
+        self._missed[agent_id] = now + 1.0
+        return False
 
     def begin(self, shard: int, agent_id: str) -> "RelayedExchange":
         """Hand an exchange on to *shard*."""

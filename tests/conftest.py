@@ -1,5 +1,6 @@
 """Fixtures for all tests, and the path to what they share."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,6 +20,17 @@ hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 StartProduct = Callable[..., Product]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_loop() -> None:
+    """Let uvloop open what it keeps for the life of the process, so that no test is blamed for it."""
+
+    async def nothing() -> None:
+        pass
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(nothing())
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Agents that serve: they answer events with what a function says, in a thread of their own."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from support.agents import Agent
-
 from dialout import ALLOWED, AgentResponse, Capabilities, Dialect, Event, Ping, codec_for, pong_for
+from support.agents import Agent
 
 Decide = Callable[[object], AgentResponse | None]
 
@@ -55,10 +55,8 @@ class ServingAgent(Agent):
 
     def close(self) -> None:
         """Close the connection and wait for the thread."""
-        try:
+        with contextlib.suppress(OSError):
             self.sock.shutdown(2)
-        except OSError:
-            pass
         self._thread.join(10)
         self.sock.close()
 
@@ -70,16 +68,21 @@ class ServingAgent(Agent):
                 return
             if frame is None:
                 return
-            frame_type, payload = frame
-            request_id, correlation_id, event = self.codec.decode_event(frame_type, payload)
-            if isinstance(event, Ping):
-                pong = pong_for(self.dialect, frame_type, payload)
-                assert pong is not None
-                self.send(pong)
-                continue
-            self.seen.append((request_id, correlation_id, event))
-            if not hasattr(event, "flag"):
-                continue  # A cancel, or a question about health.
-            response = self.decide(event)
-            if response is not None:
-                self.send(self.codec.encode_answer(response, request_id=request_id, correlation_id=correlation_id))
+            try:
+                self._answer(*frame)
+            except OSError:
+                return  # Closed by the test, or by the other side.
+
+    def _answer(self, frame_type: int, payload: bytes) -> None:
+        request_id, correlation_id, event = self.codec.decode_event(frame_type, payload)
+        if isinstance(event, Ping):
+            pong = pong_for(self.dialect, frame_type, payload)
+            assert pong is not None
+            self.send(pong)
+            return
+        self.seen.append((request_id, correlation_id, event))
+        if not hasattr(event, "flag"):
+            return  # A cancel, or a question about health.
+        response = self.decide(event)
+        if response is not None:
+            self.send(self.codec.encode_answer(response, request_id=request_id, correlation_id=correlation_id))
