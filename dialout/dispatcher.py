@@ -96,15 +96,10 @@ class Dispatcher:
                 request.channel = request.channel or chosen
             channel = request.channel
             frame = self._encode(request, event, deadline, flags)
-            future: asyncio.Future[Response] | None = None
             try:
-                future = channel.send(request.request_id, request.agent_id, frame, deadline)
-                response = await future
+                response = await channel.send(request.request_id, request.agent_id, frame, deadline)
             except asyncio.CancelledError:
-                if future is not None and future.done() and not future.cancelled():
-                    future.exception()  # It came too late to be seen; asyncio would complain.
                 request.cancel(CancelReason.CLIENT_DISCONNECT)
-                request.over = "it was cancelled"
                 raise
             except PoolError as error:
                 self._learn_from(error, channel, request)

@@ -31,8 +31,8 @@ class Exchange:
 
     Use it as an ``async with`` block: at its end the shard may forget where the request's events went.
     Every method returns the agent's answer, or raises a PoolError; ``timeout`` is seconds for each event.
-    After a RequestTimeout or a cancelled task the exchange takes no more events, since an answer that is
-    late must not be taken for the answer to another event.
+    After a RequestTimeout, or when a task was cancelled that waited for an answer, the exchange takes no
+    more events: an answer that is late must not be taken for the answer to another event.
     """
 
     __slots__ = ("_dispatcher", "_request")

@@ -552,6 +552,24 @@ def test_body_waits_while_its_shard_does_not_read(run: Run, folder: Path) -> Non
     run(main)
 
 
+def test_body_that_waits_fails_when_its_shard_is_lost(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder) as shard, PoolClient(folder) as client:
+            exchange = client.exchange("waf")
+            await exchange.request_headers(get())
+            shard.stop_reading()
+            big = RequestBodyChunk(0, bytes(3_000_000), True)
+            filler = asyncio.create_task(client.send_request_body_chunk("waf", big))
+            await asyncio.sleep(0.01)
+            body = asyncio.create_task(exchange.request_body(b"x" * 10))
+            await asyncio.sleep(0.01)
+            shard.drop()
+            results = await asyncio.gather(body, filler, return_exceptions=True)
+            assert [type(result) for result in results] == [ConnectionLost, ConnectionLost]
+
+    run(main)
+
+
 # --- where requests go --------------------------------------------------------------------------------
 
 
