@@ -1,0 +1,104 @@
+"""README keeps its word: its blocks run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.product import environment
+from support.waiting import wait_for
+
+README = Path(__file__).parent.parent / "README.md"
+TOUR = "/tmp/shardgate-tour"
+
+
+def block(name: str) -> str:
+    """The block of README behind the mark *name*."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README.read_text(), re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+@pytest.fixture
+def tour():
+    """A folder in place of the tour's, in which the environment is the one that runs the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="sg-"))
+    (folder / "env" / "bin").mkdir(parents=True)
+    launcher = folder / "env" / "bin" / "shardgate"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m shardgate "$@"\n')
+    launcher.chmod(0o755)
+    python = folder / "env" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "$@"\n')
+    python.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def start(script: str, tour: Path) -> "subprocess.Popen[str]":
+    """Run a block of README, with the tour's folder moved."""
+    return subprocess.Popen(
+        ["bash", "-euc", f"cd {README.parent}\n" + script.replace(TOUR, str(tour))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        process_group=0,
+    )
+
+
+def test_readme_tour_runs_as_it_is_written(tour):
+    listener = start(block("tour: listener"), tour)
+    agent = None
+    try:
+        wait_for((tour / "run" / "agents.sock").exists, "the listener's socket", timeout=20)
+        agent = start(block("tour: agent"), tour)
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "registered as demo-agent-conn-1\n"
+        client = start(
+            block("proxy: client")
+            .join(["python - <<'EOF'\n", "EOF\n"])
+            .replace("python -", f"{sys.executable} -P -", 1),
+            tour,
+        )
+        shown, _ = client.communicate(timeout=30)
+        assert "Block(status=403" in shown
+        assert "by demo-agent-conn-1 in shard" in shown
+        request = start(block("tour: request"), tour)
+        output, _ = request.communicate(timeout=60)
+        assert request.returncode == 0, output
+        assert "allow" in output
+        assert '"block"' in output
+        assert "demo-agent-conn-1" in output
+        assert listener.wait(20) == 0
+    finally:
+        for process in (listener, agent):
+            if process is not None:
+                if process.poll() is None:
+                    os.killpg(process.pid, 15)
+                process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("spelling", ["true", "#true"])
+def test_readme_configuration_is_accepted(tmp_path, spelling):
+    file = tmp_path / "listener.kdl"
+    file.write_text(block("config: all").replace(" true", f" {spelling}"))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "shardgate", "check", str(file)],
+        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_names_files_that_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        if not target.startswith("http") and (README.parent / "pyproject.toml").exists():
+            path = README.parent / target
+            if path.parts[len(README.parent.parts)] in ("examples", "dialout", "bench", "tests"):
+                assert path.exists(), target
