@@ -194,8 +194,10 @@ def test_limit_counts_from_accept_until_close_in_a_pool_or_not(path: Path, monke
 
             # One that hung up is not counted, although nobody has noticed yet: not in the pool, not before it.
             monkeypatch.setattr(embedded, "SECOND_LOOK", 3600)
+            # No turn of the loop in between, and the newcomer is seen first.
+            agents.agents.append(Agent(path))
+            agents.agents[-1].send(registration("waf-1"))
             in_pool.close()
-            await agents.register(path, "waf-1")
             third, _ = await listener.accept()
             assert listener.connections == 2
             agents.agents[1].close()
