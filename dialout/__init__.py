@@ -1,5 +1,7 @@
 """Both ends of Agent Protocol v2 reverse connections, without any I/O of its own choosing."""
 
+from typing import TYPE_CHECKING
+
 from dialout.answers import (
     RegistrationResponse,
     acceptance_frame,
@@ -82,6 +84,23 @@ from dialout.inbound import (
     Sample,
     Unreadable,
 )
+from dialout.pool_errors import (
+    AgentNotFound,
+    AgentUnavailable,
+    BadAnswer,
+    BadRequest,
+    CannotReceive,
+    CircuitOpen,
+    ConnectionLost,
+    FailureCode,
+    FlowControlPaused,
+    NoShard,
+    Overloaded,
+    PoolError,
+    RequestCancelled,
+    RequestTimeout,
+    ShuttingDown,
+)
 from dialout.registration import (
     MAX_METADATA_DEPTH,
     PROTOCOL_VERSION,
@@ -93,6 +112,11 @@ from dialout.registration import (
     scan_first_frame,
 )
 
+if TYPE_CHECKING:
+    from dialout.exchange import Exchange
+    from dialout.pool_client import PoolClient
+    from dialout.pool_response import Response
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -103,28 +127,38 @@ __all__ = [
     "NO_AUDIT",
     "PROTOCOL_VERSION",
     "AgentEvent",
+    "AgentNotFound",
     "AgentResponse",
+    "AgentUnavailable",
     "Allow",
     "Answer",
     "Audit",
+    "BadAnswer",
+    "BadRequest",
     "Block",
     "BodyMutation",
     "Cancel",
     "CancelAll",
     "CancelReason",
+    "CannotReceive",
     "Capabilities",
     "Challenge",
+    "CircuitOpen",
     "Codec",
     "ConfigUpdate",
     "Configure",
+    "ConnectionLost",
     "CoreFrame",
     "Decision",
     "Dialect",
     "DialoutError",
     "ErrorCode",
     "Event",
+    "Exchange",
+    "FailureCode",
     "FlowAction",
     "FlowControl",
+    "FlowControlPaused",
     "FrameDecoder",
     "FrameError",
     "FromProxy",
@@ -141,12 +175,16 @@ __all__ = [
     "Metrics",
     "MetricsRequest",
     "MutationAnswer",
+    "NoShard",
     "NotAgentProtocol",
     "NotInDialect",
     "NotUnderstood",
+    "Overloaded",
     "OversizedFrame",
     "Ping",
     "Pong",
+    "PoolClient",
+    "PoolError",
     "Redirect",
     "Registration",
     "RegistrationRequest",
@@ -154,13 +192,17 @@ __all__ = [
     "Rejection",
     "RemoteProtocolError",
     "RequestBodyChunk",
+    "RequestCancelled",
     "RequestComplete",
     "RequestHeaders",
     "RequestMetadata",
+    "RequestTimeout",
+    "Response",
     "ResponseBodyChunk",
     "ResponseHeaders",
     "Sample",
     "SdkFrame",
+    "ShuttingDown",
     "TruncatedFrame",
     "Unreadable",
     "UnreadableEvent",
@@ -182,3 +224,12 @@ __all__ = [
     "scan_first_frame",
     "to_json_value",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The only names with a loop behind them: whoever needs none does not pay for asyncio (70 ms).
+    if name not in {"Exchange", "PoolClient", "Response"}:
+        raise AttributeError(f"module 'dialout' has no attribute {name!r}")
+    from dialout import pool_client
+
+    return getattr(pool_client, name)

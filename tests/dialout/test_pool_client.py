@@ -5,13 +5,15 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 import uvloop
-from support.product import Product, short_folder
+from support.product import Product, environment, short_folder
 from support.serving import ServingAgent
 from support.stand_in_shard import until
 
@@ -154,7 +156,7 @@ def test_client_sends_every_kind_of_event(product: Product, waf: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("factory", LOOPS)
+@pytest.mark.parametrize("factory", LOOPS, ids=["asyncio", "uvloop"])
 def test_agent_of_one_shard_is_reached_through_both(
     product: Product, factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
@@ -310,7 +312,7 @@ def test_largest_answer_of_an_agent_arrives(product: Product, waf: str) -> None:
         talk(product, main)
 
 
-@pytest.mark.parametrize("factory", LOOPS)
+@pytest.mark.parametrize("factory", LOOPS, ids=["asyncio", "uvloop"])
 def test_mixed_load_gets_every_answer_to_its_request(
     product: Product, factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
@@ -390,3 +392,19 @@ def test_client_goes_on_while_a_shard_is_killed_and_comes_back(
             for name, decide in (("silent", lambda _: None), ("echo", echo))
         )
         talk(product, main)
+
+
+def test_asyncio_is_loaded_for_those_only_who_ask_for_the_client() -> None:
+    program = """
+import sys, dialout
+assert "asyncio" not in sys.modules
+assert dialout.PoolClient.__name__ == "PoolClient" and dialout.Response and dialout.Exchange
+assert "asyncio" in sys.modules
+try:
+    dialout.Poolclient
+except AttributeError as error:
+    assert "Poolclient" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=30)

@@ -224,9 +224,11 @@ def test_request_goes_to_another_shard_while_a_connection_is_being_closed(run: R
             [channel] = client._links.channels  # type: ignore[union-attr]  # it is open
             async with StandInShard(folder, 1):
                 await until(lambda: 1 in client.shards, "the other shard")
-                channel.close("for the test")
-                responses = await asyncio.gather(*(client.send_request_headers("waf", get()) for _ in range(4)))
-                assert {response.shard for response in responses} == {1}
+                tasks = [asyncio.create_task(client.send_request_headers("waf", get())) for _ in range(4)]
+                await asyncio.sleep(0)
+                assert client.shards[0] > 0
+                channel.close("between queueing and writing")
+                assert {(await task).shard for task in tasks} == {1}
                 assert closing.requests == []
 
     run(main)
