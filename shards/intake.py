@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 
+from dialout import ErrorCode, rejection_frame
 from ipc.handoff import (
     Commit,
     Declined,
@@ -20,14 +21,18 @@ from ipc.handoff import (
 )
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
+from ipc.version import __version__
 from shards.pool import AgentPool
+
+ORPHAN_SECONDS = 10.0
+"""How long prepared connections wait for the next supervisor."""
 
 
 class Intake:
     """Takes connections from a supervisor that connects to *listener*.
 
     There is one supervisor at a time: a new one that connects replaces the old channel. Prepared connections outlive
-    the channel; the next supervisor finds them in the snapshot and decides.
+    the channel; the next supervisor finds them in the snapshot and decides. When none comes, they are turned away.
     """
 
     def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello) -> None:
@@ -37,6 +42,7 @@ class Intake:
         self._hello = hello
         self._channel: HandoffChannel | None = None
         self._unanswered: list[Prepared | Declined] = []
+        self._orphan_timer: asyncio.TimerHandle | None = None
         self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -49,6 +55,8 @@ class Intake:
             self._listener.close()
         if self._channel is not None:
             self._channel.close()
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
         self._let_go(list(self.prepared))
 
     def _accept(self) -> None:
@@ -59,12 +67,36 @@ class Intake:
         if self._channel is not None:
             self._channel.close()
         self._unanswered.clear()
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
 
     def _on_lost(self, reason: str) -> None:
         self._channel = None
         self._log.warning("supervisor lost, serving on", reason=reason, prepared=len(self.prepared))
+        self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
+
+    def _give_up_orphans(self) -> None:
+        """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
+        self._orphan_timer = None
+        self._turn_away(
+            [
+                (
+                    number,
+                    rejection_frame(
+                        offer.dialect.answer_type,
+                        "the listener went away during the registration",
+                        ErrorCode.SHUTTING_DOWN,
+                        proxy_id=os.uname().nodename,
+                        proxy_version=__version__,
+                        retry_after_ms=1000,
+                    ),
+                )
+                for number, (offer, _) in self.prepared.items()
+            ]
+        )
 
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Prepare):

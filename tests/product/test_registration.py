@@ -317,3 +317,14 @@ def test_listener_never_replaces_a_file_that_is_no_socket(start_product, tmp_pat
     assert product.process.wait(15) == 1
     assert "is not a socket" in product.log.read_text()
     assert path.read_text() == "data"
+
+
+def test_agent_cannot_push_descriptors_into_the_listener(product):
+    with Agent(product.socket) as agent:
+        try:
+            agent.sock.getsockopt(socket.SOL_SOCKET, 83)
+        except OSError:
+            pytest.skip("SO_PASSRIGHTS came with Linux 6.16")
+        with pytest.raises(PermissionError):
+            socket.send_fds(agent.sock, [registration("pusher")], [agent.sock.fileno()])
+        assert agent.register("honest").accepted
