@@ -226,6 +226,11 @@ class HandoffChannel:
         else:
             self._lose(reason)
 
+    def take_the_rest(self) -> None:
+        """Take every message that has arrived, before the channel is closed for another one."""
+        while self._receive():
+            pass
+
     def _receive(self) -> bool:
         """Take what is there, up to the budget; whether there may be more."""
         for _ in range(RECEIVE_BUDGET):

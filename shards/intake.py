@@ -65,6 +65,10 @@ class Intake:
         except OSError:
             return
         if self._channel is not None:
+            # The old supervisor is gone, but not what it said last: a revocation that is lost here would leave two
+            # shards with one connection.
+            self._channel.take_the_rest()
+        if self._channel is not None:
             self._channel.close()
         self._unanswered.clear()
         if self._orphan_timer is not None:

@@ -7,7 +7,6 @@
       └────────────────┴────process ended─┴────────────────────────┘
 """
 
-import time
 from dataclasses import dataclass, field
 
 from ipc.status import ShardReport, ShardRow, ShardState
@@ -110,6 +109,6 @@ class Care:
             row.stale_s = round(now - self.heard_at, 1)
         return row
 
-    def note(self, event: str) -> None:
-        """Keep *event* as the newest thing that happened to the shard."""
-        self.last_event = f"{time.strftime('%H:%M:%S')} {event}"
+    def note(self, event: str, when: str) -> None:
+        """Keep *event* as the newest thing that happened to the shard; *when* is the time of day."""
+        self.last_event = f"{when} {event}"

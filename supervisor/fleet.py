@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import signal
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -24,10 +25,14 @@ TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
 
 
+ASK_AGAIN = 1.0
+"""Seconds after which a snapshot that has not come is asked for again."""
+
+
 class Member:
     """One shard's place in the fleet: what is known of it, and what is held open for it."""
 
-    __slots__ = ("believed", "care", "channel", "process", "request", "respawn")
+    __slots__ = ("asked_at", "believed", "care", "channel", "process", "request", "respawn")
 
     def __init__(self, shard: int) -> None:
         self.care = Care(shard)
@@ -36,6 +41,7 @@ class Member:
         self.respawn: asyncio.TimerHandle | None = None
         # The snapshot that is waited for (0: it is still to be asked for), and what was believed when it was asked for.
         self.request: int | None = None
+        self.asked_at = 0.0
         self.believed: set[tuple[int, str]] = set()
 
 
@@ -70,6 +76,7 @@ class Fleet:
         self._log = get_logger()
         self._members: dict[int, Member] = {}
         self._next_request = 1
+        self._found: list[tuple[int, int, str]] = []
         self._stopping = False
         self.ready = asyncio.Event()
         """Set once no shard is starting any more, and what living ones hold is in the ledger."""
@@ -157,7 +164,7 @@ class Fleet:
 
     def _watch(self, member: Member, process: ShardProcess, event: str) -> None:
         member.process = process
-        member.care.note(event)
+        member.care.note(event, _time_of_day())
         self._loop.add_reader(process.pidfd, self._ended, member)
         self._log.info("shard starting", shard=member.care.shard, pid=process.pid, epoch=member.care.epoch)
 
@@ -182,7 +189,7 @@ class Fleet:
             return
         delay = care.backoff.after_death(self._loop.time() - care.started_at)
         care.restarts += 1
-        care.note(f"pid {process.pid} {how}")
+        care.note(f"pid {process.pid} {how}", _time_of_day())
         self._log.error(
             "shard ended, starting it again",
             shard=care.shard, pid=process.pid, how=how, connections_lost=lost, in_s=delay,
@@ -203,6 +210,9 @@ class Fleet:
         if all(
             member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
         ):
+            found, self._found = self._found, []
+            for shard, number, agent_id in found:
+                self._decide_found(shard, number, agent_id)
             self.ready.set()
 
     async def _gone_within(self, seconds: float) -> bool:
@@ -291,10 +301,12 @@ class Fleet:
         if care.state is ShardState.UNHEALTHY:
             care.go(ShardState.RUNNING)
             care.aborted_at = None
-            care.note("answers again")
+            care.note("answers again", _time_of_day())
             self._log.info("shard answers again", shard=care.shard)
         self._handoffs.heard_from(care.shard)
         held = event.report.connections + event.report.prepared
+        if member.request is not None and self._loop.time() - member.asked_at > ASK_AGAIN:
+            self._ask_for_snapshot(member)
         if care.is_doubtful(self._ledger.load(care.shard) - held):
             self._log.warning("counts differ", shard=care.shard, shard_says=held, ledger=self._ledger.load(care.shard))
             self._ask_for_snapshot(member)
@@ -303,6 +315,7 @@ class Fleet:
         believed = self._ledger.live_numbers(member.care.shard)
         if self._send(member.care.shard, events.SnapshotRequest(self._next_request)):
             member.request, member.believed = self._next_request, believed
+            member.asked_at = self._loop.time()
             self._next_request += 1
 
     def _reconcile(self, member: Member, event: events.Snapshot) -> None:
@@ -317,14 +330,23 @@ class Fleet:
         )
         member.request, member.believed = None, set()
         self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
-        for number, agent_id in event.prepared:
-            if number < self._first_number:
-                self._decide_found(shard, number, agent_id)
+        self._found += [(shard, number, agent_id) for number, agent_id in event.prepared if number < self._first_number]
         self._look_whether_ready()
 
     def _decide_found(self, shard: int, number: int, agent_id: str) -> None:
-        """Commit or refuse what an earlier supervisor left prepared."""
-        if self._ledger.count(agent_id) < self._ledger.limit:
+        """Commit, revoke or refuse a connection that an earlier supervisor left prepared.
+
+        Decided when all shards have told what they hold: a stuck shard may have been passed over, and the same
+        connection be served by another one.
+        """
+        if shard not in self._members or self._members[shard].channel is None:
+            return
+        served_by = self._ledger.shard_of(agent_id, number)
+        if served_by == shard:
+            return  # Its commit is on the way.
+        if served_by is not None:
+            self._handoffs.revoke_found(shard, number)
+        elif self._ledger.count(agent_id) < self._ledger.limit:
             self._ledger.adopt(agent_id, number, shard)
             self._handoffs.commit_found(shard, number)
         else:
@@ -343,7 +365,7 @@ class Fleet:
                 self._connect(member)
             if care.is_silent(now):
                 care.go(ShardState.UNHEALTHY)
-                care.note("silent")
+                care.note("silent", _time_of_day())
                 self._log.error("shard is silent, it gets no connections", shard=care.shard, pid=process.pid)
                 self._handoffs.set_silent(care.shard)
             if care.is_lost(now):
@@ -358,3 +380,7 @@ class Fleet:
             process.send_signal(signal.SIGABRT)
         elif now - care.aborted_at > KILL_AFTER:
             process.send_signal(signal.SIGKILL)
+
+
+def _time_of_day() -> str:
+    return time.strftime("%H:%M:%S")

@@ -190,6 +190,7 @@ class Handoffs:
         shard = choose(self.placement, self._ledger, newcomer.offer.agent_id, usable)
         if shard is None:
             newcomer.shard = None
+            self._ledger.place(newcomer.offer.agent_id, newcomer.number, None)
             self._parked.append(newcomer)
             self._start_timer()
             return
@@ -211,6 +212,11 @@ class Handoffs:
     def refuse_found(self, shard: int, number: int, rejection: bytes) -> None:
         """Have a shard turn away a connection that it holds for a supervisor before this one."""
         self._links[shard].refusals.append((number, rejection))
+        self._touch(self._links[shard])
+
+    def revoke_found(self, shard: int, number: int) -> None:
+        """Have a shard close its copy of a connection that another one serves."""
+        self._links[shard].revoked.append(number)
         self._touch(self._links[shard])
 
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:

@@ -137,8 +137,8 @@ class Ledger:
         agent.put(number, _slot(None, False))
         return number
 
-    def place(self, agent_id: str, number: int, shard: int) -> None:
-        """Count a reserved slot on *shard* from now on, wherever it was before."""
+    def place(self, agent_id: str, number: int, shard: int | None) -> None:
+        """Count a reserved slot on *shard* from now on, wherever it was before; on none when no shard takes it now."""
         agent = self._agents[agent_id]
         slot = agent.slots[number]
         if slot.live:
@@ -146,7 +146,14 @@ class Ledger:
         if slot.shard is not None:
             self._count(agent, slot.shard, -1)
         agent.slots[number] = _slot(shard, False)
-        self._count(agent, shard, 1)
+        if shard is not None:
+            self._count(agent, shard, 1)
+
+    def shard_of(self, agent_id: str, number: int) -> int | None:
+        """The shard on which a slot is counted; None when it is on none, or free."""
+        agent = self._agents.get(agent_id)
+        slot = None if agent is None else agent.slots.get(number)
+        return None if slot is None else slot.shard
 
     def commit(self, agent_id: str, number: int) -> None:
         """Make a placed slot live."""

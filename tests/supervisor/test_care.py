@@ -153,9 +153,7 @@ def test_row_has_no_numbers_of_a_shard_that_is_down_or_has_not_reported() -> Non
 
 def test_note_replaces_the_event_before_it() -> None:
     care = Care(0)
-    care.note("started pid 1")
-    care.note("silent")
+    care.note("started pid 1", "12:00:00")
+    care.note("silent", "12:00:01")
 
-    assert care.last_event is not None
-    assert care.last_event.endswith(":" + care.last_event[6:8] + " silent")
-    assert len(care.last_event) == len("12:00:00 silent")
+    assert care.last_event == "12:00:01 silent"
