@@ -18,6 +18,7 @@ _COMMANDS = {
     "status": "status",
     "agents": "agents",
     "connections": "connections",
+    "send": "send",
     "reload": "reload",
     "stop": "stop",
 }

@@ -66,18 +66,18 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def print_json(value: Any, *, one_line: bool = False) -> None:
-    """Print *value* as JSON in ASCII, indented for people at a terminal.
+def print_json(value: Any, *, one_line: bool = False, err: bool = False) -> None:
+    """Print *value* as JSON in ASCII, indented for people at a terminal; on standard error with *err*.
 
     Agents' metadata may hold characters that terminals obey even outside ASCII (U+009B begins an escape sequence).
     """
     encoded = msgspec.json.encode(value)
-    if sys.stdout.isatty() and not one_line:
+    if (sys.stderr if err else sys.stdout).isatty() and not one_line:
         encoded = msgspec.json.format(encoded, indent=2)
     text = encoded.decode()
     if not text.isascii() or "\x7f" in text:
         text = re.sub(r"[^\x00-\x7e]", _json_escape, text)
-    click.echo(text)
+    click.echo(text, err=err)
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int | None, *, colour: bool) -> str:
