@@ -351,6 +351,7 @@ def test_shard_that_refuses_is_not_reachable_and_its_reason_is_said(start_produc
 
         def refuse() -> None:
             with listener.accept()[0] as connection:
+                connection.recv(4096)
                 connection.sendall(encode_refusal("protocol 9 \x1b[2J is spoken here"))
 
         thread = threading.Thread(target=refuse)
