@@ -62,7 +62,13 @@ class Intake:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors or memory: the listener stays readable, so looking again at once would spin.
+            self._log.error("cannot accept a supervisor", reason=error.strerror)
+            self._loop.remove_reader(self._listener.fileno())
+            self._loop.call_later(0.1, self._listen_again)
             return
         if self._channel is not None:
             # The old supervisor is gone, but not what it said last: a revocation that is lost here would leave two
@@ -76,6 +82,10 @@ class Intake:
             self._orphan_timer = None
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
+
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _on_lost(self, reason: str) -> None:
         self._channel = None
