@@ -26,6 +26,7 @@ from dialout import (
     ResponseBodyChunk,
     ResponseHeaders,
     encode_frame,
+    shard_links,
 )
 from dialout.pool_client import PoolClient
 from dialout.pool_errors import (
@@ -109,6 +110,22 @@ def test_client_uses_shards_that_come_later_and_come_back(run: Run, folder: Path
             async with StandInShard(folder, 0):
                 await until(lambda: client.shards == {0: 0}, "the first shard to be back")
                 assert (await client.send_request_headers("waf", get())).shard == 0
+
+    run(main)
+
+
+def test_client_finds_a_shard_that_was_away_for_long(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_links, "_LONGEST_PAUSE", 0.05)
+
+    async def main() -> None:
+        async with PoolClient(folder) as client:
+            links = client._links
+            assert links is not None
+            async with StandInShard(folder):
+                await until(lambda: client.shards, "the shard")
+            await until(lambda: not links._keepers, "the client to give it up")
+            async with StandInShard(folder):
+                await until(lambda: client.shards, "the shard to be back")
 
     run(main)
 
@@ -284,6 +301,22 @@ def test_client_that_is_closed_fails_what_is_in_flight(run: Run, folder: Path) -
     run(main)
 
 
+def test_client_that_is_closed_does_not_look_for_another_shard(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as shard:
+            async with PoolClient(folder, shard_wait=1000.0) as client:
+                shard.stop_reading()
+                big = RequestBodyChunk(0, bytes(3_000_000), True)
+                filler = asyncio.create_task(client.send_request_body_chunk("waf", big))
+                await asyncio.sleep(0.01)
+                unwritten = asyncio.create_task(client.send_request_headers("waf", get()))
+                await asyncio.sleep(0.01)
+            results = await asyncio.gather(filler, unwritten, return_exceptions=True)
+            assert [type(result) for result in results] == [ShuttingDown, ShuttingDown]
+
+    run(main)
+
+
 # --- retries ------------------------------------------------------------------------------------------
 
 
@@ -343,6 +376,37 @@ def test_failure_is_retried_once_and_only_when_asked_for(run: Run, folder: Path)
             assert await attempts(client.send_request_headers("waf", get(), retry=False)) == 1
             assert await attempts(client.send_request_body_chunk("waf", RequestBodyChunk(0, b"", True))) == 1
             assert await attempts(client.send_request_complete("waf", RequestComplete(200, 1))) == 1
+
+    run(main)
+
+
+def test_retry_goes_to_another_shard_though_the_agent_is_known_to_be_on_the_first(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as first, PoolClient(folder) as client:
+            await client.send_request_headers("waf", get())
+            async with StandInShard(folder, 1):
+                await until(lambda: 1 in client.shards, "the other shard")
+                first.reply = failing("overloaded", RETRY_SAFE)
+                assert (await client.send_request_headers("waf", get())).shard == 1
+                assert len(first.requests) == 2
+
+    run(main)
+
+
+def test_exchange_whose_first_event_reached_nobody_can_begin_again_elsewhere(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as first, PoolClient(folder) as client:
+            await client.send_request_headers("waf", get())
+            first.reply = failing("overloaded", RETRY_SAFE)
+            exchange = client.exchange("waf")
+            with pytest.raises(Overloaded):
+                await exchange.request_headers(get())
+            async with StandInShard(folder, 1):
+                await until(lambda: 1 in client.shards, "the other shard")
+                # Tried where the agent is known to be, and then, like any first event, at another shard.
+                assert (await exchange.request_headers(get())).shard == 1
+                assert len(first.requests) == 3
+                assert (await exchange.response_headers(ResponseHeaders(200, {}))).shard == 1
 
     run(main)
 
@@ -589,6 +653,47 @@ def test_client_remembers_which_shard_had_to_be_asked(run: Run, folder: Path) ->
             assert len(other.requests) + len(holder.requests) == 10
             assert responses[0].duration == 0.0015
             assert responses[0].connection_id == "on-1"
+
+    run(main)
+
+
+@pytest.mark.parametrize("code", ["agent_not_found", "agent_unavailable", "connection_lost"])
+def test_client_forgets_where_an_agent_was_when_it_is_not_there(run: Run, folder: Path, code: str) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as first, PoolClient(folder) as client:
+            await client.send_request_headers("waf", get())
+            first.reply = lambda _: None
+            held = asyncio.create_task(client.send_request_headers("silent", get()))
+            await until(lambda: len(first.requests) == 2, "the request that keeps the first shard busier")
+            async with StandInShard(folder, 1):
+                await until(lambda: 1 in client.shards, "the other shard")
+                first.reply = allowed
+                assert (await client.send_request_headers("waf", get())).shard == 0
+                first.reply = failing(code, 0)
+                with pytest.raises(PoolError):
+                    await client.send_request_headers("waf", get())
+                assert (await client.send_request_headers("waf", get())).shard == 1
+                held.cancel()
+                await asyncio.wait([held])
+
+    run(main)
+
+
+def test_client_forgets_what_was_on_a_shard_that_is_lost(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with StandInShard(folder, 0) as first, PoolClient(folder) as client:
+            await client.send_request_headers("waf", get())
+            first.drop()
+            await until(lambda: client.shards == {}, "the loss")
+            await until(lambda: client.shards == {0: 0}, "the shard to be back")
+            first.reply = lambda _: None
+            held = asyncio.create_task(client.send_request_headers("silent", get()))
+            await until(lambda: len(first.requests) == 2, "the request that keeps the first shard busier")
+            async with StandInShard(folder, 1):
+                await until(lambda: 1 in client.shards, "the other shard")
+                assert (await client.send_request_headers("waf", get())).shard == 1
+                held.cancel()
+                await asyncio.wait([held])
 
     run(main)
 
