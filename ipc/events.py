@@ -73,7 +73,14 @@ class FullDirectory(msgspec.Struct, array_like=True, frozen=True, tag=13):
     counts: dict[str, dict[int, int]]
 
 
-Command = Probe | SnapshotRequest | Stop | FullDirectory
+class PushConfig(msgspec.Struct, array_like=True, frozen=True, tag=14):
+    """Bring these agents their changed configuration, a JSON object, over each connection that can take it."""
+
+    config: bytes
+    agent_ids: list[str]
+
+
+Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig
 
 
 class Counts(msgspec.Struct, array_like=True, frozen=True):

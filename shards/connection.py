@@ -12,6 +12,7 @@ from dialout import (
     CancelReason,
     Capabilities,
     ConfigUpdate,
+    Configure,
     Dialect,
     FlowAction,
     FlowControl,
@@ -205,7 +206,8 @@ class Connection:
             self.errors = 0
             if self.agent.breaker is not None:
                 self.pool.judge(self.agent, failed=False)
-        elif outcome.code in _AGENTS_FAULT:
+        elif outcome.code in _AGENTS_FAULT and type(call.event) is not Configure:
+            # An agent that takes no word of its configuration decides as well as before.
             self.errors += 1
             self.pool.judge(self.agent, failed=True)
         if self.pending is not None and self.pending.get(call.key) is call:

@@ -17,6 +17,7 @@ from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
 from ipc.version import __version__
+from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
 from shards.intake import Intake
 from shards.pool import AgentPool
@@ -43,6 +44,7 @@ class Shard:
         self._cpu = CpuMeter()
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
+        self._configs = ConfigDelivery(self._pool)
         self._directory = Directory()
         self._directory_asked_at = 0.0
         self._relay = Relay(shard, rundir, self._directory)
@@ -80,6 +82,7 @@ class Shard:
             await self._ended
         finally:
             self._proxies.stopping = True
+            self._configs.close()
             self._pool.close("the shard stops")
             self._relay.close()
             self._proxies.close()
@@ -128,6 +131,8 @@ class Shard:
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)
+        elif isinstance(command, events.PushConfig):
+            self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.Stop):
             self.stop()
 

@@ -111,6 +111,14 @@ class Requests:
             self._send(call)
         return call
 
+    def begin_on(self, connection: "Connection") -> Exchange:
+        """An exchange of *connection* and no other; whoever chose it has seen that it has room."""
+        exchange = Exchange(connection.agent.agent_id)
+        exchange.connection = connection
+        exchange.request_id = next(self._ids)
+        exchange.correlation_id = f"{exchange.request_id:x}"
+        return exchange
+
     def cancel(self, call: Call, reason: CancelReason) -> None:
         """Give a call up; its outcome is `RequestCancelled`, and the agent is told where it can be."""
         if not call.done:

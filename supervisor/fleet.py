@@ -117,6 +117,10 @@ class Fleet:
         """Have a shard look at an agent's connections; False when it cannot be asked."""
         return self._send(shard, events.Probe(probe, agent_id))
 
+    def push_config(self, shard: int, config: bytes, agent_ids: list[str]) -> bool:
+        """Have a shard bring agents their configuration; False when it cannot be told."""
+        return self._send(shard, events.PushConfig(config, agent_ids))
+
     async def stop(self, grace: float) -> None:
         """End all shards and return when they are gone: asked first, SIGTERM after *grace* seconds, then SIGKILL."""
         self._stopping = True

@@ -27,6 +27,7 @@ from supervisor.admission import Admission
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
+from supervisor.config_push import ConfigPush
 from supervisor.farewell import Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
@@ -98,6 +99,7 @@ class Supervisor:
             log_level=logging[0],
             log_format=logging[1],
         )
+        self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
             listeners,
@@ -168,6 +170,7 @@ class Supervisor:
                 ErrorCode.SHUTTING_DOWN, "the listener is shutting down", newcomer.answer_type, retry_after_ms=1000
             )
 
+        self._config_push.close()
         self._acceptor.close()
         self._handshakes.reject_all(ErrorCode.SHUTTING_DOWN, "the listener is shutting down")
         self._admission.refuse_all(refusal)
@@ -263,7 +266,9 @@ class Supervisor:
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
         self._admission.policy = policy
-        self._admission.pushed = AgentConfig(config.agent_config)
+        if "agent_config" in changed:
+            old, self._admission.pushed = self._admission.pushed, AgentConfig(config.agent_config)
+            self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement

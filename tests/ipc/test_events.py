@@ -18,6 +18,7 @@ from ipc.events import (
     Heartbeat,
     Probe,
     Probed,
+    PushConfig,
     Snapshot,
     SnapshotRequest,
     Stop,
@@ -53,6 +54,7 @@ all_commands = st.one_of(
     st.builds(Probe, numbers, st.text(max_size=10)),
     st.builds(SnapshotRequest, numbers),
     st.builds(FullDirectory, numbers, counts),
+    st.builds(PushConfig, st.binary(max_size=20), st.lists(st.text(max_size=10), max_size=3)),
     st.just(Stop()),
 )
 BAD_UTF8 = b"\x93\x01\x00\x91\x92\x00\xa1\xff"

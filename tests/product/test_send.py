@@ -1,13 +1,10 @@
 """``shardgate send`` shows the decision that a proxy would get, whichever shard has the agent."""
 
 import contextlib
-import io
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 from support.agents import Agent
 from support.product import Product
+from support.sending import decided, send
 from support.serving import Decide, ServingAgent
 
 from dialout import (
@@ -35,7 +33,6 @@ from dialout import (
     RequestHeaders,
 )
 from dialout.proxy_wire import encode_refusal
-from supervisor.cli.main import main
 
 POLICY = {
     "fail_closed": "the proxy refuses the request itself",
@@ -51,22 +48,6 @@ def serving(product: Product, agent_id: str, decide: Decide, dialect: Dialect = 
         yield agent
     finally:
         agent.close()
-
-
-def send(product: Product, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run ``shardgate send`` in this process, which saves the start of an interpreter."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        code = main(["send", *arguments, "--runtime-dir", str(product.runtime_dir)])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
-def decided(product: Product, *arguments: str) -> Any:
-    """What ``shardgate send --json`` prints about a decision."""
-    done = send(product, *arguments, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
 
 
 def always(response: AgentResponse | None) -> Decide:
