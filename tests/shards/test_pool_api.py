@@ -1,13 +1,10 @@
 """The awaitable half of the pool: outcomes, cancellation, and the events of one request."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from support.product import short_folder
-from support.serving import EVERYTHING, Decide, ServingAgent, allow
+from support.pools import pool_with, run, until
+from support.serving import EVERYTHING, allow
 
 from dialout import (
     ALLOWED,
@@ -28,46 +25,9 @@ from dialout import (
 )
 from dialout.pool_errors import BadRequest, CannotReceive, ConnectionLost, RequestCancelled, RequestTimeout
 from ipc.options import PoolOptions
-from shards.pool import AgentPool
-from supervisor.embedded import ReverseConnectionConfig, ReverseConnectionListener
 
 HEADERS = RequestHeaders("POST", "/", {"host": ["example.com"]}, has_body=True)
 GET = RequestHeaders("GET", "/", {})
-
-
-@asynccontextmanager
-async def pool_with(
-    *agents: tuple[str, Dialect, Decide, Capabilities], options: PoolOptions | None = None
-) -> AsyncIterator[tuple[AgentPool, list[ServingAgent]]]:
-    """A pool with these agents in it."""
-    pool = AgentPool(options)
-    serving: list[ServingAgent] = []
-    with short_folder() as folder:
-        path = folder / "s"
-        async with await ReverseConnectionListener.bind_uds(path, ReverseConnectionConfig()) as listener:
-            for agent_id, dialect, decide, capabilities in agents:
-                started = asyncio.to_thread(ServingAgent, path, agent_id, dialect, decide, capabilities)
-                registering = asyncio.create_task(started)
-                client, registered = await listener.accept()
-                await pool.add_reverse_connection(agent_id, client, registered.capabilities)
-                serving.append(await registering)
-            try:
-                yield pool, serving
-            finally:
-                pool.close()
-                for agent in serving:
-                    await asyncio.to_thread(agent.close)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run it with a limit."""
-    asyncio.run(asyncio.wait_for(test(), 30))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until *condition* holds; the test has a limit."""
-    while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
-        await asyncio.sleep(0.005)
 
 
 def test_every_kind_of_event_gets_the_agents_answer() -> None:
