@@ -21,9 +21,9 @@ from typing import Final, TypeAlias
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import AgentResponse
 from dialout.dialects import Dialect
-from dialout.errors import NotInDialect, UnreadableEvent
+from dialout.errors import LocalProtocolError, NotInDialect, UnreadableEvent
 from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, FromProxy
-from dialout.frames import encode_frame
+from dialout.frames import HEADER, MAX_FRAME_LENGTH
 from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics, Ping, Pong
 from dialout.received import read_event, read_ids
 from dialout.responses import READ_ERRORS, why
@@ -80,7 +80,12 @@ class Codec:
         if write is None:
             raise NotInDialect(f"the {self.dialect} dialect has no frame for {type(event).__name__}")
         self._wire.check_ids(request_id, correlation_id)
-        return encode_frame(event.frame_type, encode_json(write(event, request_id, correlation_id, now)))
+        payload = encode_json(write(event, request_id, correlation_id, now))
+        length = len(payload) + 1
+        if length > MAX_FRAME_LENGTH:
+            raise LocalProtocolError(f"an event of {length - 1} bytes of JSON does not fit into a frame of 16 MiB")
+        # As encode_frame does it, without its other checks: this is for each of 60,000 requests a second.
+        return HEADER.pack(length, event.frame_type) + payload
 
     def encode_cancel(self, *, request_id: int, correlation_id: str, reason: CancelReason, timestamp_ms: int) -> bytes:
         """The frame that cancels one request; only for agents whose capabilities say ``cancellation``.

@@ -24,7 +24,7 @@ from dialout.events import (
     ResponseBodyChunk,
     ResponseHeaders,
 )
-from dialout.frames import encode_frame
+from dialout.frames import HEADER, encode_frame
 from dialout.inbound import Answer, Health, Ignored, Inbound, Metrics, MutationAnswer, NotUnderstood, Ping, Pong
 from dialout.received import WireIds
 from dialout.reports import read_sdk_health, read_sdk_metrics, sdk_health, sdk_metrics
@@ -32,7 +32,7 @@ from dialout.responding import sdk_response
 from dialout.responses import READ_ERRORS, Mutation, decode_response, read_response, unreadable
 from dialout.wire import Wire, checked, encode_json, report_reader
 
-__all__ = ["SDK", "check_ids"]
+__all__ = ["SDK", "check_ids", "forget_frame"]
 
 _MAX_ID: Final = 2**64 - 1
 _FLAG_EVENTS: Final = (
@@ -165,9 +165,17 @@ def check_ids(request_id: int, _: str) -> None:
         raise LocalProtocolError("a request_id is 1 to 2**64 - 1; 0 is what agents answer when they cannot read")
 
 
+def forget_frame(request_id: int) -> bytes:
+    """The cancel that makes an sdk agent forget a request that is over; for every request, so without checks."""
+    payload = b'{"request_id":%d,"reason":"manual"}' % request_id
+    return HEADER.pack(len(payload) + 1, 0x30) + payload
+
+
+_REASONS: Final = {reason: reason.name.lower().encode() for reason in CancelReason}
+
+
 def _cancel(request_id: int, _: str, reason: CancelReason, __: int) -> bytes:
-    payload = b'{"request_id":%d,"reason":"%b"}' % (request_id, reason.name.lower().encode())
-    return encode_frame(SdkFrame.CANCEL_REQUEST, payload)
+    return encode_frame(0x30, b'{"request_id":%d,"reason":"%b"}' % (request_id, _REASONS[reason]))
 
 
 def _cancel_all(reason: CancelReason | None) -> bytes:

@@ -1,37 +1,75 @@
 """Which of an agent's connections gets the next request. Pure."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from typing import Protocol, TypeVar
 
 from ipc.options import Strategy
 
 
 class Candidate(Protocol):
-    """What the choice looks at. *errors* are errors in a row, *served* all requests so far."""
+    """What the choice looks at.
 
+    *open* is false while the connection is paused, unhealthy or draining. *limit* is how many requests may be in
+    flight, *waiting_bytes* what the agent has not read yet, and *errors* counts those in a row.
+    """
+
+    open: bool
     in_flight: int
+    limit: int
+    waiting_bytes: int
     errors: int
-    served: int
+
+    @property
+    def receivable(self) -> Collection[type]:
+        """The kinds of event that the agent takes."""
 
 
 Chosen = TypeVar("Chosen", bound=Candidate)
 
 
-def choose(strategy: Strategy, candidates: Sequence[Chosen], turn: int) -> Chosen:
-    """One of *candidates*, which are all usable and at least one; *turn* counts the choices for this agent."""
-    if len(candidates) == 1:
-        return candidates[0]
+def choose(strategy: Strategy, candidates: Iterable[Chosen], kind: type, full_at: int) -> Chosen | None:
+    """The candidate that gets an event of *kind*; None when none can take it now.
+
+    *candidates* come in the order of their last use, the longest ago first: so the first of equals is the one whose
+    turn it is. Above *full_at* waiting bytes a connection is full.
+    """
     if strategy is Strategy.LEAST_CONNECTIONS:
-        # Rotated by the turn, so that idle connections share the load instead of the first one having it all.
-        start = turn % len(candidates)
-        best = candidates[start]
-        for candidate in (*candidates[start + 1 :], *candidates[:start]):
-            if candidate.in_flight < best.in_flight:
-                best = candidate
-        return best
+        return _least_loaded(candidates, kind, full_at)
+    usable = [c for c in candidates if is_usable(c, kind, full_at)]
+    if not usable:
+        return None
     if strategy is Strategy.ROUND_ROBIN:
-        return candidates[turn % len(candidates)]
+        return usable[0]
     if strategy is Strategy.HEALTH_BASED:
-        return min(candidates, key=lambda c: (c.errors, c.in_flight))
-    return random.choice(candidates)  # noqa: S311 - spreading load is no secret
+        return min(usable, key=lambda c: (c.errors, c.in_flight))
+    return random.choice(usable)  # noqa: S311 - spreading load is no secret
+
+
+def is_usable(candidate: Candidate, kind: type, full_at: int) -> bool:
+    """Whether the candidate can take an event of *kind* now."""
+    return (
+        candidate.open
+        and candidate.in_flight < candidate.limit
+        and kind in candidate.receivable
+        and candidate.waiting_bytes <= full_at
+    )
+
+
+def _least_loaded(candidates: Iterable[Chosen], kind: type, full_at: int) -> Chosen | None:
+    # The default, once for every request: written out, it takes 0.5 µs for four connections instead of 7.
+    chosen: Chosen | None = None
+    fewest = 0
+    for candidate in candidates:
+        in_flight = candidate.in_flight
+        if (
+            (chosen is None or in_flight < fewest)
+            and in_flight < candidate.limit
+            and candidate.open
+            and kind in candidate.receivable
+            and candidate.waiting_bytes <= full_at
+        ):
+            chosen, fewest = candidate, in_flight
+            if not in_flight:
+                break
+    return chosen

@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, get_args
 
 from dialout import (
     AgentEvent,
@@ -32,6 +33,7 @@ from dialout import (
     pong_for,
 )
 from dialout.pool_errors import FailureCode
+from dialout.wire_sdk import forget_frame
 from ipc.handoff import Offer
 from ipc.readiness import READ, WRITE
 from shards.calls import Call, Outcome
@@ -47,6 +49,12 @@ MOST_ABANDONED = 256
 
 _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
+
+
+@lru_cache
+def _kinds_in(mask: int) -> frozenset[type[AgentEvent]]:
+    """The classes of events in a mask: looking one up takes 30 ns, and an ``&`` of flags 700."""
+    return frozenset(kind for kind in get_args(AgentEvent) if int(kind.flag) & mask)
 
 
 class Connection:
@@ -70,10 +78,14 @@ class Connection:
         "frames_ignored",
         "health",
         "in_flight",
+        "is_core",
+        "keeps_requests",
+        "limit",
         "metadata",
         "number",
         "offset",
         "on_closed",
+        "open",
         "out",
         "paused",
         "pending",
@@ -95,7 +107,12 @@ class Connection:
         self.fd = fd
         self.codec = codec_for(offer.dialect)
         self.capabilities = capabilities
-        self.receivable = self.codec.receivable_events(capabilities)
+        self.receivable = _kinds_in(int(self.codec.receivable_events(capabilities)))
+        most, declared = pool.options.max_concurrent_per_connection, capabilities.max_concurrent
+        self.limit = most if declared is None else min(most, declared)
+        self.is_core = offer.dialect is Dialect.CORE
+        # Whether the agent remembers requests until they are cancelled, and can be told to forget.
+        self.keeps_requests = offer.dialect is Dialect.SDK and capabilities.cancellation
         self.transport = offer.transport
         self.metadata = offer.metadata
         self.connected_at = time.time()
@@ -118,6 +135,7 @@ class Connection:
         self.errors = 0
         self.health: HealthState | None = None
         self.paused = False
+        self.open = True
         self.pinged_at = 0.0
         self.ping_mark = 0
         self.answers_pings = False
@@ -132,11 +150,6 @@ class Connection:
         """What the agent speaks."""
         return self.codec.dialect
 
-    @property
-    def keeps_requests(self) -> bool:
-        """Whether the agent remembers requests until they are cancelled, and can be told to forget."""
-        return self.codec.dialect is Dialect.SDK and self.capabilities.cancellation
-
     # Being chosen.
 
     @property
@@ -150,14 +163,15 @@ class Connection:
     @property
     def has_room(self) -> bool:
         """Whether one more request may be in flight, and the agent reads what it is sent."""
-        most = self.pool.options.max_concurrent_per_connection
-        declared = self.capabilities.max_concurrent
-        limit = most if declared is None else min(most, declared)
-        return self.in_flight < limit and self.waiting_bytes <= self.pool.options.full_at
+        return self.in_flight < self.limit and self.waiting_bytes <= self.pool.options.full_at
 
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
-        return bool(event.flag & self.receivable)
+        return type(event) in self.receivable
+
+    def _look_whether_open(self) -> None:
+        """Set *open* anew, after anything that it depends on has changed."""
+        self.open = self.is_healthy and not self.paused
 
     def correlation_id_for(self, event: AgentEvent, request_id: int) -> str:
         """The correlation id of a new request: the caller's own where it is free here, so that logs match."""
@@ -189,7 +203,7 @@ class Connection:
         frame = self.codec.encode_event(
             call.event, request_id=call.request_id, correlation_id=call.correlation_id, now=now
         )
-        key: int | str = call.correlation_id if self.codec.dialect is Dialect.CORE else call.request_id
+        key: int | str = call.correlation_id if self.is_core else call.request_id
         call.key, call.connection = key, self
         if self.pending is None:
             self.pending = {}
@@ -203,12 +217,14 @@ class Connection:
         self.in_flight -= 1
         self.served += 1
         if isinstance(outcome, AgentResponse):
-            self.errors = 0
+            if self.errors:
+                self._forgive()
             if self.agent.breaker is not None:
                 self.pool.judge(self.agent, failed=False)
         elif outcome.code in _AGENTS_FAULT and type(call.event) is not Configure:
             # An agent that takes no word of its configuration decides as well as before.
             self.errors += 1
+            self._look_whether_open()
             self.pool.judge(self.agent, failed=True)
         if self.pending is not None and self.pending.get(call.key) is call:
             # Given up: its answer may still come.
@@ -227,6 +243,11 @@ class Connection:
                     timestamp_ms=time.time_ns() // 1_000_000,
                 )
             )
+
+    def forget(self, request_id: int) -> None:
+        """Have an agent that keeps requests until they are cancelled (see `keeps_requests`) forget one that is over."""
+        if self.fd >= 0:
+            self.send(forget_frame(request_id))
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; it leaves with everything else of this turn of the loop."""
@@ -379,10 +400,12 @@ class Connection:
                     self.send(pong)
             case Health(state):
                 self.health = state
+                self._look_whether_open()
             case FlowControl(action, None, buffer_available):
                 self.paused = action is FlowAction.PAUSE or (
                     action is FlowAction.UPDATE_CAPACITY and buffer_available == 0
                 )
+                self._look_whether_open()
             case Metrics():
                 pass
             case ConfigUpdate(kind):
@@ -402,7 +425,7 @@ class Connection:
         pending = self.pending
         if not pending:
             return None
-        key = correlation_id if self.codec.dialect is Dialect.CORE else request_id
+        key = correlation_id if self.is_core else request_id
         if key is None and correlation_id is not None:
             # A docs agent may repeat either id.
             key = next((k for k, call in pending.items() if call.correlation_id == correlation_id), None)
@@ -422,7 +445,7 @@ class Connection:
 
         Sdk agents answer in order, so it is the oldest. A core agent may work on several at once: then nobody can tell.
         """
-        if not self.pending or (self.codec.dialect is Dialect.CORE and len(self.pending) > 1):
+        if not self.pending or (self.is_core and len(self.pending) > 1):
             return None
         call = self.pending.pop(next(iter(self.pending)))
         if call.done:
@@ -438,5 +461,9 @@ class Connection:
         if mark == self.ping_mark:
             self.pinged_at = 0.0
             self.answers_pings = True
-            # It answers again, so it is used again; a request will tell whether it works.
-            self.errors = 0
+            self._forgive()
+
+    def _forgive(self) -> None:
+        """Forget the errors: the agent answers again, so it is used again."""
+        self.errors = 0
+        self._look_whether_open()

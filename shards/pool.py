@@ -22,7 +22,7 @@ from ipc.logs import get_logger
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
 from shards.affinity import RecentTable
-from shards.balance import choose
+from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
 from shards.calls import Call, Exchange, Outcome
 from shards.connection import Connection
@@ -38,13 +38,12 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class Agent:
     """An agent with at least one connection here. *breaker* is None while it has not failed."""
 
-    __slots__ = ("agent_id", "breaker", "connections", "turn")
+    __slots__ = ("agent_id", "breaker", "connections")
 
     def __init__(self, agent_id: str) -> None:
         self.agent_id = agent_id
         self.connections: dict[int, Connection] = {}
         self.breaker: Breaker | None = None
-        self.turn = 0
 
 
 class AgentPool(PoolApi):
@@ -67,6 +66,7 @@ class AgentPool(PoolApi):
         self.closed = False
         self.readiness = readiness or Readiness()
         self._owns_readiness = readiness is None
+        self._strategy, self._full_at = self.options.strategy, self.options.full_at
         self.requests = Requests(shard, self.options, self._select)
         self.agents: dict[str, Agent] = {}
         self.connections: dict[int, Connection] = {}
@@ -200,28 +200,19 @@ class AgentPool(PoolApi):
         if exchange.session is not None:
             stuck = self._sessions.get((exchange.agent_id, exchange.session), now)
             connection = None if stuck is None else agent.connections.get(stuck)
-            if connection is not None and self._is_usable(connection, call):
+            if connection is not None and is_usable(connection, type(call.event), self._full_at):
                 return connection
-        usable = [connection for connection in agent.connections.values() if self._is_usable(connection, call)]
-        if not usable:
+        chosen = choose(self._strategy, agent.connections.values(), type(call.event), self._full_at)
+        if chosen is None:
             return self._why_none(agent, call, now)
         if agent.breaker is not None and not agent.breaker.admits(now):
             after = agent.breaker.retry_after(now)
             return CircuitOpen(f"the agent failed too often; next trial in {after:.1f} s", agent_id=agent.agent_id)
-        agent.turn += 1
-        chosen = choose(self.options.strategy, usable, agent.turn)
+        # To the end, so that the table is in the order of last use.
+        agent.connections[chosen.number] = agent.connections.pop(chosen.number)
         if exchange.session is not None:
             self._sessions.put((exchange.agent_id, exchange.session), chosen.number, now)
         return chosen
-
-    @staticmethod
-    def _is_usable(connection: Connection, call: Call) -> bool:
-        return (
-            not connection.paused
-            and connection.has_room
-            and connection.is_healthy
-            and connection.can_receive(call.event)
-        )
 
     def _why_none(self, agent: Agent, call: Call, now: float) -> PoolError | float:
         """Why no connection of *agent* can take *call*, or the seconds after which to ask again."""

@@ -94,7 +94,7 @@ class Requests:
         """
         now = self._loop.time()
         seconds = self.options.request_timeout if timeout is None else timeout
-        call = Call(exchange, event, on_done, 0.0, now + seconds, final=final)
+        call = Call(exchange, event, on_done, now + seconds, final=final)
         self.total += 1
         self.in_flight += 1
         call.timeout = self._deadlines.put(call, seconds, now)
@@ -108,7 +108,7 @@ class Requests:
             exchange.waiting.append(call)
         else:
             exchange.current = call
-            self._send(call)
+            self._send(call, now)
         return call
 
     def begin_on(self, connection: "Connection") -> Exchange:
@@ -173,7 +173,7 @@ class Requests:
         if unseen and call.is_first and not call.retried:
             call.retried = True
             call.connection = exchange.connection = None
-            self._send(call)
+            self._send(call, self._loop.time())
             return
         self._finish(
             call, ConnectionLost(f"the connection was lost: {reason}", agent_id=exchange.agent_id, retry_safe=unseen)
@@ -186,12 +186,12 @@ class Requests:
 
     # Inside.
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: Call, now: float) -> None:
         """Hand *call* to a connection; fail it when there is none."""
         exchange = call.exchange
         connection = exchange.connection
         if connection is None:
-            found = self._select(call, self._loop.time())
+            found = self._select(call, now)
             if isinstance(found, float):
                 self._loop.call_later(found, self._send_again, call)
                 return
@@ -211,15 +211,14 @@ class Requests:
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
-        call.started = self._loop.time()
         try:
-            connection.carry(call, self._now())
+            connection.carry(call, self._timestamp(now))
         except LocalProtocolError as error:
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
 
     def _send_again(self, call: Call) -> None:
         if not call.done:
-            self._send(call)
+            self._send(call, self._loop.time())
 
     def _finish(self, call: Call, outcome: Outcome, *, over: bool = True) -> None:
         """End *call*, count it, tell its caller, and go on with what waits behind it."""
@@ -252,7 +251,7 @@ class Requests:
                 self._finish(following, exchange.over)
             else:
                 exchange.current = following
-                self._send(following)
+                self._send(following, self._loop.time())
 
     def _tell_cancelled(self, call: Call, reason: CancelReason) -> None:
         if call.connection is not None:
@@ -261,7 +260,7 @@ class Requests:
     def _free_agent_memory(self, exchange: Exchange) -> None:
         connection = exchange.connection
         if connection is not None and self.options.free_agent_memory and connection.keeps_requests:
-            connection.cancel(exchange.request_id, exchange.correlation_id, CancelReason.MANUAL)
+            connection.forget(exchange.request_id)
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -272,9 +271,8 @@ class Requests:
                 self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
         self._timer = self._loop.call_later(TICK, self._tick) if len(self._deadlines) else None
 
-    def _now(self) -> str:
+    def _timestamp(self, now: float) -> str:
         """The time for events' timestamps, RFC 3339, at most a tenth of a second old."""
-        now = self._loop.time()
         if now >= self._now_text_until:
             self._now_text = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             self._now_text_until = now + 0.1

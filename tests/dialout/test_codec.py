@@ -55,6 +55,7 @@ from dialout import (
     codec_for,
     pong_for,
 )
+from dialout.wire_sdk import forget_frame
 
 NOW = "2026-01-02T03:04:05Z"
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -394,3 +395,12 @@ def test_cancel_for_all_holds_even_when_payload_is_unreadable() -> None:
 def test_codec_is_one_object_for_each_dialect() -> None:
     assert [codec_for(dialect).dialect for dialect in Dialect] == list(Dialect)
     assert codec_for(Dialect.SDK) is codec_for(Dialect("sdk"))
+
+
+@given(st.integers(1, 2**53))
+def test_forget_frame_is_the_cancel_of_an_sdk_agent(request_id: int) -> None:
+    cancel = codec_for(Dialect.SDK).encode_cancel(
+        request_id=request_id, correlation_id="", reason=CancelReason.MANUAL, timestamp_ms=0
+    )
+
+    assert forget_frame(request_id) == cancel
