@@ -110,6 +110,7 @@ def test_reload_brings_the_new_configuration_to_every_connection_that_can_take_i
         wait_for(lambda agent=agent: configures(agent)[-1:] == [{}], "the empty configuration")
     wait_for(lambda: configures(crowd[-1])[-1:] == [{"extra": True}], "what is left")
     assert configures(unchanged) == []
+    assert logged(product, "agent did not take its configuration") == []
 
 
 def test_refusal_is_logged_with_the_connection_and_changes_nothing_else(

@@ -78,7 +78,9 @@ def test_connection_without_room_does_not_hold_up_others_and_gets_the_newest_lat
             assert configures(busy) == [{"v": 2}]
             assert configures(free) == [{"v": 1}]
             assert configures(gone) == []
-            assert delivery._waiting == {}
+            await until(lambda: not delivery._waiting)
+            delivery.push(b'{"v":3}', ["free"])
+            await until(lambda: configures(free) == [{"v": 1}, {"v": 3}])
             await asyncio.gather(*asking, return_exceptions=True)
             delivery.close()
 

@@ -89,15 +89,25 @@ def test_reload_in_the_middle_of_another_tells_everybody_the_newest_and_nobody_w
     run(test)
 
 
-def test_agent_with_a_newcomer_on_its_way_is_told_again_when_that_one_is_in_a_pool() -> None:
+def test_agent_with_a_newcomer_on_its_way_is_told_again_when_that_one_is_in_a_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config_push, "LATER", 0.01)
+    looks: list[str] = []
+
+    class Watched(Ledger):
+        def reserved(self, agent_id: str) -> bool:
+            looks.append(agent_id)
+            return super().reserved(agent_id)
+
     async def test() -> None:
-        ledger, told = Ledger(10), Told()
+        ledger, told = Watched(10), Told()
         push = ConfigPush(ledger, lambda *what: told.append(what) or True)
         join(ledger, "waf-1", 0)
         number = ledger.reserve("waf-1")
         first = ledger.reserve("waf-2")
         push.changed(config(waf=1), config(waf=2))
-        await until(lambda: told)
+        await until(lambda: looks.count("waf-1") == 5)
         assert told == [(0, b'{"v":2}', ["waf-1"])]
         ledger.release("waf-2", first)  # Refused: nobody to tell.
         ledger.place("waf-1", number, 1)
