@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,26 @@ def reload(product: Product) -> None:
 
 def fenced(product: Product, agent: ServingAgent) -> bool:
     """Send a request that any of the agent's connections may get; whether this one has got one by now."""
+    assert agent.connection_id is not None
     for shard in ("0", "1"):
         decided(product, agent.connection_id.rpartition("-conn-")[0], "--shard", shard)
     return any(isinstance(event, RequestHeaders) for _, _, event in agent.seen)
+
+
+def wait_for_configures(agent: ServingAgent, *expected: Any) -> None:
+    """Wait until these are the last configurations that the agent was brought."""
+    wait_for(lambda: configures(agent)[-len(expected) :] == list(expected), f"{expected} at {agent.connection_id}")
 
 
 def logged(product: Product, event: str) -> list[dict[str, Any]]:
     """What it logged under this name."""
     complete = product.log.read_text().rpartition("\n")[0].splitlines()
     return [line for line in map(json.loads, complete) if line["event"] == event]
+
+
+def reloads(product: Product, n: int) -> bool:
+    """Whether agents' configuration has changed *n* times."""
+    return len(logged(product, "configuration of agents changed")) == n
 
 
 def test_reload_brings_the_new_configuration_to_every_connection_that_can_take_it_and_to_no_other(
@@ -87,8 +99,8 @@ def test_reload_brings_the_new_configuration_to_every_connection_that_can_take_i
     )  # fmt: skip
     reload(product)
     for agent in crowd[:-1]:
-        wait_for(lambda agent=agent: configures(agent) == [{"rules_version": "2"}], "the new configuration")
-    wait_for(lambda: configures(crowd[-1]) == [{"rules_version": "2", "extra": True}], "the merged configuration")
+        wait_for_configures(agent, {"rules_version": "2"})
+    wait_for_configures(crowd[-1], {"rules_version": "2", "extra": True})
     versions = {event.config_version for agent in crowd for _, _, event in agent.seen if isinstance(event, Configure)}
     assert len(versions) == 2
 
@@ -99,7 +111,7 @@ def test_reload_brings_the_new_configuration_to_every_connection_that_can_take_i
 
     # A request behind it is a fence: what was not there before it does not come.
     for agent in [*unable, unchanged, nobody, late]:
-        wait_for(lambda agent=agent: fenced(product, agent), "a request at each connection")
+        wait_for(partial(fenced, product, agent), "a request at each connection")
     assert [configures(agent) for agent in [*unable, unchanged, nobody, late]] == [[]] * 7
     assert [len(configures(agent)) for agent in crowd] == [1] * 9
 
@@ -107,8 +119,8 @@ def test_reload_brings_the_new_configuration_to_every_connection_that_can_take_i
     write(file, 'agent-config "waf-2" { extra true }', 'agent-config "auth-*" { ttl 1 }')
     reload(product)
     for agent in [*crowd[:-1], late]:
-        wait_for(lambda agent=agent: configures(agent)[-1:] == [{}], "the empty configuration")
-    wait_for(lambda: configures(crowd[-1])[-1:] == [{"extra": True}], "what is left")
+        wait_for_configures(agent, {})
+    wait_for_configures(crowd[-1], {"extra": True})
     assert configures(unchanged) == []
     assert logged(product, "agent did not take its configuration") == []
 
@@ -157,7 +169,7 @@ def test_busy_agent_gets_the_newest_configuration_when_it_has_room(
     for version in (2, 3):
         write(file, f'agent-config "waf-*" {{ v {version} }}')
         reload(product)
-        wait_for(lambda n=version: len(logged(product, "configuration of agents changed")) == n - 1, "the reload")
+        wait_for(partial(reloads, product, version - 1), "the reload")
     go_on.set()
     wait_for(lambda: configures(agent), "the configuration")
     assert configures(agent) == [{"v": 3}]

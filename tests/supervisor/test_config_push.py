@@ -20,6 +20,16 @@ def config(**by_pattern: int) -> AgentConfig:
     return AgentConfig(AgentConfigRule((f"{prefix}-*",), {"v": v}) for prefix, v in by_pattern.items())
 
 
+def noting(told: Told) -> Callable[[int, bytes, list[str]], bool]:
+    """A way to tell shards that notes what they are told."""
+
+    def send(shard: int, text: bytes, agent_ids: list[str]) -> bool:
+        told.append((shard, text, agent_ids))
+        return True
+
+    return send
+
+
 def join(ledger: Ledger, agent_id: str, shard: int) -> int:
     """A live connection."""
     number = ledger.reserve(agent_id)
@@ -42,7 +52,7 @@ async def until(condition: Callable[[], object]) -> None:
 def test_agents_whose_configuration_changed_are_told_once_for_each_shard_and_text() -> None:
     async def test() -> None:
         ledger, told = Ledger(10), Told()
-        push = ConfigPush(ledger, lambda *what: told.append(what) or True)
+        push = ConfigPush(ledger, noting(told))
         for agent_id, shard in [("waf-1", 0), ("waf-1", 0), ("waf-1", 1), ("waf-2", 1), ("auth-1", 0), ("x-1", 0)]:
             join(ledger, agent_id, shard)
         push.changed(config(waf=1, auth=1, old=1), config(waf=2, auth=1, x=7))
@@ -102,7 +112,7 @@ def test_agent_with_a_newcomer_on_its_way_is_told_again_when_that_one_is_in_a_po
 
     async def test() -> None:
         ledger, told = Watched(10), Told()
-        push = ConfigPush(ledger, lambda *what: told.append(what) or True)
+        push = ConfigPush(ledger, noting(told))
         join(ledger, "waf-1", 0)
         number = ledger.reserve("waf-1")
         first = ledger.reserve("waf-2")
