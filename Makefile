@@ -32,8 +32,8 @@ root  := $(build)/$(VERSION)/root
 files = $(shell find $(abspath $(wildcard $(1))) -name __pycache__ -prune -o -print)
 packages := $(call files,dialout ipc shards supervisor) shardgate.py
 projects := pyproject.toml dialout/pyproject.toml
-texts    := $(wildcard README.md CHANGELOG.md LICENSE)
-tested   := $(wildcard tests bench examples deploy) dialout/README.md pyproject.toml $(texts)
+texts    := $(wildcard *.md dialout/*.md) LICENSE
+tested   := $(wildcard tests bench examples deploy) pyproject.toml $(texts)
 
 # One pip, in tools, installs into environments that have none: that saves seconds for each, and shows that the
 # product needs no pip.
@@ -125,8 +125,7 @@ $(check)/.tools: $(check)/.made | $(dist)/.built
 
 $(root)/.copied: $(call files,$(tested))
 	@rm -rf $(root)
-	@mkdir -p $(root)/dialout
-	@cp -R $(wildcard tests bench examples deploy) pyproject.toml $(texts) $(root)
-	@cp dialout/README.md $(root)/dialout
+	@mkdir -p $(root)
+	@cp -R --parents $(tested) $(root)
 	@find $(root) -name __pycache__ -prune -exec rm -rf {} +
 	@touch $@

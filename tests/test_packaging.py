@@ -113,7 +113,7 @@ def test_wheel_holds_its_packages_and_nothing_else(name: str, top_level: set[str
 def test_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(name: str) -> None:
     info = f"{name}-{__version__}.dist-info/"
     sources = {path.removeprefix("dialout/") for path in names_in_wheel(name) if not path.startswith(info)}
-    texts = {"LICENSE", "README.md", "CHANGELOG.md"} if name == "shardgate" else {"LICENSE", "README.md"}
+    texts = {"LICENSE", "README.md", "CHANGELOG.md" if name == "shardgate" else "PROXY_PROTOCOL.md"}
     assert names_in_sdist(name) == sources | texts | {"pyproject.toml", "PKG-INFO", ".gitignore"}
 
 
