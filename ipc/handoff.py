@@ -43,6 +43,11 @@ RECEIVE_BUDGET = 64
 
 ANCILLARY_SPACE = socket.CMSG_SPACE(MAX_BATCH * array.array("i").itemsize)
 
+# Plain integers: the socket module's are enum members, and each operation on one runs 1 µs of Python.
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED, _DESCRIPTORS_LOST = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
+
 BACK_PRESSURE = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 """A send that fails with one of these is tried again later.
 
@@ -177,7 +182,7 @@ class HandoffChannel:
             return False
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self._socket.sendmsg([encode(message)], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._socket.sendmsg([encode(message)], ancillary, _SEND_FLAGS)
         except OSError as error:
             if error.errno not in BACK_PRESSURE:
                 self._loop.call_soon(self._lose_after_reading, f"cannot send: {error.strerror}")
@@ -237,9 +242,7 @@ class HandoffChannel:
             if self.closed:
                 return False
             try:
-                size, ancillary, flags, _ = self._socket.recvmsg_into(
-                    [self._buffer], ANCILLARY_SPACE, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-                )
+                size, ancillary, flags, _ = self._socket.recvmsg_into([self._buffer], ANCILLARY_SPACE, _RECEIVE_FLAGS)
             except BlockingIOError:
                 return False
             except ConnectionResetError:
@@ -269,10 +272,10 @@ class HandoffChannel:
 
     def _checked(self, message: Message, descriptors: list[int], flags: int) -> Message | None:
         """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNCATED:
             raise ChannelError(f"handoff message of more than {MAX_MESSAGE} bytes")
         expected = len(message.offers) if isinstance(message, Prepare) else 0
-        if len(descriptors) == expected and not flags & socket.MSG_CTRUNC:
+        if len(descriptors) == expected and not flags & _DESCRIPTORS_LOST:
             return message
         # A receiver at its descriptor limit gets the message, some or none of the descriptors, MSG_CTRUNC and no error.
         close_all(descriptors)

@@ -37,11 +37,15 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
+def _nothing() -> None:
+    pass
+
+
 class Acceptor:
     """Accepts from all listeners. *begin* gets each newcomer.
 
     *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
-    being closed.
+    being closed. *gather* is called before a batch is accepted and *flush* after it.
     """
 
     def __init__(
@@ -54,7 +58,10 @@ class Acceptor:
         *,
         handshake_timeout: float,
         shards: int,
+        gather: Callable[[], None] = _nothing,
+        flush: Callable[[], None] = _nothing,
     ) -> None:
+        self._gather, self._flush = gather, flush
         self.handshake_timeout = handshake_timeout
         self._listeners = listeners
         self._begin = begin
@@ -99,11 +106,18 @@ class Acceptor:
             # Half of the reserve may go to refused agents that have yet to read their answer.
             self._turn_one_away(listener, linger=room > -DescriptorBudget.RESERVE // 2)
             return
+        self._gather()
+        try:
+            self._accept_batch(listener, min(BATCH, room))
+        finally:
+            self._flush()
+
+    def _accept_batch(self, listener: Listener, most: int) -> None:
         # socket.accept() would make an object and ask the kernel twice more, 4 µs of 6; a descriptor is all we need.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         kind, is_tcp = listener.kind, listener.kind == "tcp"
         deadline = self._loop.time() + self.handshake_timeout
-        for _ in range(min(BATCH, room)):
+        for _ in range(most):
             try:
                 fd, _address = accept()
             except BlockingIOError:

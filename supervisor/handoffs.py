@@ -131,6 +131,7 @@ class Handoffs:
         self._usable: list[int] = []
         self._parked: deque[Newcomer] = deque()
         self._dirty: list[ShardLink] = []
+        self._gathering = False
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
         # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
@@ -299,11 +300,17 @@ class Handoffs:
     def _touch(self, link: ShardLink) -> None:
         if not link.dirty:
             link.dirty = True
-            if not self._dirty:
-                self._loop.call_soon(self._flush_dirty)
+            if not self._dirty and not self._gathering:
+                self._loop.call_soon(self.flush)
             self._dirty.append(link)
 
-    def _flush_dirty(self) -> None:
+    def gather(self) -> None:
+        """Let offers gather until `flush`, which the caller promises to call before its turn of the loop is over."""
+        self._gathering = True
+
+    def flush(self) -> None:
+        """Send what has gathered in this turn of the loop."""
+        self._gathering = False
         links, self._dirty = self._dirty, []
         for link in links:
             link.dirty = False

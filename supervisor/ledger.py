@@ -17,9 +17,11 @@ No clock, no socket: tests drive it through every interleaving.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
+
+_NOWHERE: dict[int, int] = {}
 
 
 class LimitReached(Exception):
@@ -71,7 +73,8 @@ class Ledger:
         self.limit = limit
         self.next_number = first_number
         self._agents: dict[str, _Agent] = {}
-        self._load: dict[int, int] = {}
+        self.loads: dict[int, int] = {}
+        """Slots on each shard, reserved and live, of all agents; to be read only."""
         self.live_total = 0
         self.changed: set[str] = set()
         """Agents whose live connections have changed; whoever publishes the counts empties it."""
@@ -83,7 +86,15 @@ class Ledger:
 
     def load(self, shard: int) -> int:
         """Slots on the shard, reserved and live, of all agents."""
-        return self._load.get(shard, 0)
+        return self.loads.get(shard, 0)
+
+    def counts_by_shard(self, agent_id: str) -> Mapping[int, int]:
+        """Slots of the agent on each shard, reserved and live; to be read only.
+
+        Empty for an agent with one slot: that of a newcomer, which is on no shard, or on one that did not take it.
+        """
+        agent = self._agents.get(agent_id)
+        return _NOWHERE if agent is None or agent.by_shard is None else agent.by_shard
 
     def count_on(self, agent_id: str, shard: int) -> int:
         """Slots of the agent on the shard, reserved and live."""
@@ -236,7 +247,7 @@ class Ledger:
         assert all(slot.shard is not None for _, slot in slots if slot.live), "a live slot is on no shard"
         assert self.live_total == sum(slot.live for _, slot in slots), "live_total is wrong"
         load = Counter(slot.shard for _, slot in slots if slot.shard is not None)
-        assert Counter(self._load) == load, "the load of a shard is wrong"
+        assert Counter(self.loads) == load, "the load of a shard is wrong"
         for agent in self._agents.values():
             assert agent.slots, "an agent without slots was kept"
             assert agent.by_shard is not None or len(agent.slots) == 1, "a second slot is not counted by shard"
@@ -244,6 +255,6 @@ class Ledger:
             assert agent.by_shard is None or Counter(agent.by_shard) == by_shard, "an agent's count on a shard is wrong"
 
     def _count(self, agent: _Agent, shard: int, by: int) -> None:
-        self._load[shard] = self._load.get(shard, 0) + by
+        self.loads[shard] = self.loads.get(shard, 0) + by
         if agent.by_shard is not None:
             agent.by_shard[shard] = agent.by_shard.get(shard, 0) + by

@@ -109,6 +109,8 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
+            gather=self._handoffs.gather,
+            flush=self._handoffs.flush,
         )
         self._record_numbers()
         rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
