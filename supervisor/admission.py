@@ -70,6 +70,18 @@ class Admission:
         if done is not None:
             self._decide(done)
 
+    def freed(self, agent_id: str) -> None:
+        """Give a slot that has become free to whoever has waited longest for one, without waiting for the probe."""
+        # A limit that was lowered meanwhile may leave no room although a slot was freed.
+        if not len(self._probes) or self._ledger.count(agent_id) >= self._ledger.limit:
+            return
+        newcomer = self._probes.first(agent_id)
+        if newcomer is None:
+            return
+        registration = newcomer.registration
+        assert registration is not None
+        self._offer(newcomer, registration, self._ledger.reserve(agent_id))
+
     def shard_gone(self, shard: int) -> None:
         """Expect no more answers from a shard; its slots have been freed before."""
         for done in self._probes.shard_gone(shard):

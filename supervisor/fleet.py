@@ -48,9 +48,9 @@ class Member:
 class Fleet:
     """All shards of this supervisor.
 
-    *on_probed* gets a shard's answer to a probe, *on_gone* the number of a shard whose process has ended, both after
-    the ledger was told. *refusal* makes the frame for a connection that an earlier supervisor left prepared and that is
-    over the limit now.
+    *on_freed* is told of each agent that a slot became free for, *on_probed* gets a shard's answer to a probe,
+    *on_gone* the number of a shard whose process has ended, both after the ledger was told. *refusal* makes the frame
+    for a connection that an earlier supervisor left prepared and that is over the limit now.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Fleet:
         handoffs: Handoffs,
         *,
         on_probed: Callable[[int, int], None],
+        on_freed: Callable[[str], None],
         on_gone: Callable[[int], None],
         refusal: Callable[[], bytes],
         pool: PoolOptions,
@@ -69,7 +70,7 @@ class Fleet:
         self._rundir = rundir
         self._ledger = ledger
         self._handoffs = handoffs
-        self._on_probed, self._on_gone, self._refusal = on_probed, on_gone, refusal
+        self._on_probed, self._on_freed, self._on_gone, self._refusal = on_probed, on_freed, on_gone, refusal
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._first_number = ledger.next_number
         self._loop = asyncio.get_running_loop()
@@ -289,7 +290,8 @@ class Fleet:
         shard = member.care.shard
         if isinstance(event, events.Closed):
             for number, agent_id in event.connections:
-                self._ledger.release_live(agent_id, number, shard)
+                if self._ledger.release_live(agent_id, number, shard):
+                    self._on_freed(agent_id)
         elif isinstance(event, events.Heartbeat):
             self._heartbeat(member, event)
         elif isinstance(event, events.Probed):

@@ -93,6 +93,7 @@ class Supervisor:
             self._ledger,
             self._handoffs,
             on_probed=self._admission.probed,
+            on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
             refusal=self._limit_refusal,
             pool=config.pool,

@@ -39,6 +39,8 @@ class ProbeBook(Generic[Waiter]):
         self._next_probe = 1
 
     def __len__(self) -> int:
+        if not self._rounds and not self._later:
+            return 0
         return sum(len(r.waiters) for r in self._rounds.values()) + sum(map(len, self._later.values()))
 
     def wait(self, agent_id: str, waiter: Waiter, now: float) -> Round[Waiter] | None:
@@ -94,6 +96,19 @@ class ProbeBook(Generic[Waiter]):
             return None
         waiters = self._later.pop(agent_id, None)
         return None if waiters is None else self._open(agent_id, waiters, now)
+
+    def first(self, agent_id: str) -> Waiter | None:
+        """Take out who has waited longest for a slot of the agent; None when nobody waits."""
+        current = self._by_agent.get(agent_id)
+        if current is not None and current.waiters:
+            return current.waiters.pop(0)
+        later = self._later.get(agent_id)
+        if not later:
+            return None
+        waiter = later.pop(0)
+        if not later:
+            del self._later[agent_id]
+        return waiter
 
     def take_all(self) -> list[Waiter]:
         """Everybody who waits; the book is empty after that."""

@@ -78,6 +78,15 @@ class ProbeMachine(RuleBasedStateMachine):
         assert (opened is None) == is_open
         self.opened(opened)
 
+    @rule(agent_id=agents)
+    def free_a_slot(self, agent_id: str) -> None:
+        waiting = [waiter for waiter, name in self.waiting.items() if name == agent_id]
+        waiter = self.book.first(agent_id)
+        assert waiter == (min(waiting) if waiting else None)
+        if waiter is not None:
+            del self.waiting[waiter]
+            self.decided.add(waiter)
+
     @precondition(lambda self: any(model.asked_at is None for model in self.open.values()))
     @rule(data=st.data(), asked=st.sets(shards))
     def ask(self, data: st.DataObject, asked: set[int]) -> None:
