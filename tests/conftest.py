@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,13 +13,11 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support.fences import descriptors, new_descriptors
-from support.product import Product, short_folder
+from support.product import Product, StartProduct, short_folder
 
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=False)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-StartProduct = Callable[..., Product]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def block(name: str) -> str:
 
 
 @pytest.fixture
-def tour():
+def tour() -> Iterator[Path]:
     """A folder in place of the tour's, in which the environment is the one that runs the tests."""
     folder = Path(tempfile.mkdtemp(prefix="sg-"))
     (folder / "env" / "bin").mkdir(parents=True)
@@ -53,7 +54,7 @@ def start(script: str, tour: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_readme_tour_runs_as_it_is_written(tour):
+def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
     listener = start(block("tour: listener"), tour)
     agent = None
     try:
@@ -86,7 +87,7 @@ def test_readme_tour_runs_as_it_is_written(tour):
 
 
 @pytest.mark.parametrize("spelling", ["true", "#true"])
-def test_readme_configuration_is_accepted(tmp_path, spelling):
+def test_readme_configuration_is_accepted(tmp_path: Path, spelling: str) -> None:
     file = tmp_path / "listener.kdl"
     file.write_text(block("config: all").replace(" true", f" {spelling}"))
     done = subprocess.run(
@@ -96,7 +97,7 @@ def test_readme_configuration_is_accepted(tmp_path, spelling):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_readme_names_files_that_exist():
+def test_readme_names_files_that_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
         if not target.startswith("http") and (README.parent / "pyproject.toml").exists():
             path = README.parent / target

@@ -130,7 +130,7 @@ while True:
         "newer": msgspec.msgpack.encode({"result": 1, "color": "blue"}),
         "garbage": b"\\xc1",
         "text": b"\\x81" + msgspec.msgpack.encode("error") + b"\\xa1\\xff",
-        "deep": b"\\x81" + msgspec.msgpack.encode("result") + b"\\x91" * 9000 + b"\\xc0",
+        "deep": b"\\x81" + msgspec.msgpack.encode("result") + b"\\x91" * 100_000 + b"\\xc0",
     }
     router.send_multipart([identity, answers[method]])
 """

@@ -5,11 +5,12 @@ import resource
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 from support.agents import Agent, registration
 from support.fences import descriptors, sockets
-from support.product import Product
+from support.product import Product, StartProduct
 from support.waiting import wait_for
 
 from ipc.process import DescriptorBudget
@@ -90,7 +91,7 @@ def at_rest(product: Product) -> dict[int, int]:
     return product.sockets()
 
 
-def test_agents_are_accepted_or_told_why_when_a_shard_is_killed_as_they_register(start_product):
+def test_agents_are_accepted_or_told_why_when_a_shard_is_killed_as_they_register(start_product: StartProduct) -> None:
     product = start_product()
     with Crowd(product, 40) as warm:
         warm.join()
@@ -135,7 +136,7 @@ def test_agents_are_accepted_or_told_why_when_a_shard_is_killed_as_they_register
     wait_for(lambda: max(at_rest(product).values()) <= max(rest.values()), "the shards' sockets")
 
 
-def test_agents_feel_nothing_when_the_other_shard_is_killed(start_product):
+def test_agents_feel_nothing_when_the_other_shard_is_killed(start_product: StartProduct) -> None:
     product = start_product()
     with Crowd(product, 40) as crowd:
         crowd.join()
@@ -146,7 +147,7 @@ def test_agents_feel_nothing_when_the_other_shard_is_killed(start_product):
         assert on_first == 20
 
 
-def test_stopped_shard_is_passed_over_and_serves_again(start_product):
+def test_stopped_shard_is_passed_over_and_serves_again(start_product: StartProduct) -> None:
     product = start_product()
     stopped = product.shard_pid(0)
     os.kill(stopped, signal.SIGSTOP)
@@ -174,7 +175,7 @@ def test_stopped_shard_is_passed_over_and_serves_again(start_product):
     assert product.shard_pid(0) == stopped
 
 
-def test_shard_at_its_descriptor_limit_is_passed_over(start_product):
+def test_shard_at_its_descriptor_limit_is_passed_over(start_product: StartProduct) -> None:
     product = start_product("--max-connections-per-agent", "1000")
     pid = product.shard_pid(0)
     limit = len(descriptors(pid)) + DescriptorBudget.RESERVE + 4
@@ -190,7 +191,7 @@ def test_shard_at_its_descriptor_limit_is_passed_over(start_product):
     wait_for(lambda: product.counts() == [0, 0], "all slots to be free")
 
 
-def test_agents_are_told_when_no_shard_has_a_descriptor_left(start_product):
+def test_agents_are_told_when_no_shard_has_a_descriptor_left(start_product: StartProduct) -> None:
     product = start_product()
     for shard in (0, 1):
         pid = product.shard_pid(shard)
@@ -205,7 +206,7 @@ def test_agents_are_told_when_no_shard_has_a_descriptor_left(start_product):
     assert [row["restarts"] for row in product.status()["shards"]] == [0, 0]
 
 
-def test_listener_out_of_descriptors_answers_and_recovers(start_product):
+def test_listener_out_of_descriptors_answers_and_recovers(start_product: StartProduct) -> None:
     product = start_product()
     pid = product.process.pid
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -223,17 +224,22 @@ def test_listener_out_of_descriptors_answers_and_recovers(start_product):
         assert agent.register("lucky").accepted
 
 
-def test_shard_that_dies_again_and_again_is_started_with_growing_delays(start_product):
+def has_restarted(product: Product, times: int) -> bool:
+    """Whether shard 1 has been started again so many times."""
+    return bool(product.query("status")["shards"][1]["restarts"] == times)
+
+
+def test_shard_that_dies_again_and_again_is_started_with_growing_delays(start_product: StartProduct) -> None:
     product = start_product()
     for restarts in (1, 2, 3):
         os.kill(product.shard_pid(1), signal.SIGKILL)
-        wait_for(lambda n=restarts: product.query("status")["shards"][1]["restarts"] == n, "the death to be noticed")
+        wait_for(partial(has_restarted, product, restarts), "the death to be noticed")
         with Agent(product.socket) as agent:
             assert agent.register(f"meanwhile-{restarts}").accepted
         wait_for(lambda: product.query("status")["shards"][1]["state"] == "running", "the shard to be back")
 
 
-def test_next_supervisor_adopts_living_shards_and_what_they_hold(start_product):
+def test_next_supervisor_adopts_living_shards_and_what_they_hold(start_product: StartProduct) -> None:
     product = start_product()
     with Crowd(product, 30) as crowd:
         crowd.join()
@@ -264,7 +270,7 @@ def test_next_supervisor_adopts_living_shards_and_what_they_hold(start_product):
             agent.close()
 
 
-def test_stop_is_orderly_and_a_second_one_is_fast(start_product):
+def test_stop_is_orderly_and_a_second_one_is_fast(start_product: StartProduct) -> None:
     product = start_product()
     with Crowd(product, 10) as crowd, Agent(product.socket) as waiting:
         crowd.join()
@@ -285,7 +291,7 @@ def test_stop_is_orderly_and_a_second_one_is_fast(start_product):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_open_after_many_connections(start_product, number):
+def test_nothing_is_left_open_after_many_connections(start_product: StartProduct, number: signal.Signals) -> None:
     product = start_product()
     with Crowd(product, 100) as crowd:
         crowd.join()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.agents import Agent, registration
-from support.product import Product
+from support.product import Product, StartProduct
 from support.waiting import wait_for
 
 from dialout import Dialect, encode_frame
@@ -28,9 +28,9 @@ def tcp_address(product: Product) -> tuple[str, int]:
     raise AssertionError("it has no TCP listener")
 
 
-def test_agents_of_every_dialect_register_over_every_transport_and_are_in_the_pool(start_product):
+def test_agents_of_every_dialect_register_over_every_transport_and_are_in_the_pool(start_product: StartProduct) -> None:
     product = start_product("--tcp", "127.0.0.1:0", "--tcp", "[::1]:0")
-    addresses = [product.socket]
+    addresses: list[Path | tuple[str, int]] = [product.socket]
     for listener in product.query("status")["supervisor"]["listeners"]:
         if listener["kind"] == "tcp":
             host, _, port = listener["address"].rpartition(":")
@@ -80,7 +80,9 @@ def test_agents_of_every_dialect_register_over_every_transport_and_are_in_the_po
         ("x_first_frame_decision", 0x04, "bad_registration"),
     ],
 )
-def test_listener_answers_a_bad_first_frame_with_a_reason_and_closes(product, name, answer_type, error_code):
+def test_listener_answers_a_bad_first_frame_with_a_reason_and_closes(
+    product: Product, name: str, answer_type: int | None, error_code: str | None
+) -> None:
     with Agent(product.socket) as agent:
         agent.send(bytes.fromhex(VECTORS[name]["hex"]))
         frame = agent.frame()
@@ -112,7 +114,9 @@ def test_listener_answers_a_bad_first_frame_with_a_reason_and_closes(product, na
         (b'{"protocol_version":2,"agent_id":"a","capabilities":7}', "bad_registration"),
     ],
 )
-def test_listener_names_what_is_wrong_in_a_registration(product, payload, error_code):
+def test_listener_names_what_is_wrong_in_a_registration(
+    product: Product, payload: bytes, error_code: str | None
+) -> None:
     with Agent(product.socket) as agent:
         agent.send(encode_frame(0x03, payload) if payload else b"\0\0\0\1\3")
         answer = agent.answer()
@@ -122,27 +126,27 @@ def test_listener_names_what_is_wrong_in_a_registration(product, payload, error_
 
 
 @pytest.mark.parametrize("name", ["x_http", "x_tls_client_hello"])
-def test_listener_closes_other_protocols_without_a_frame(product, name):
+def test_listener_closes_other_protocols_without_a_frame(product: Product, name: str) -> None:
     with Agent(product.socket) as agent:
         agent.send(bytes.fromhex(VECTORS[name]["hex"]))
         assert agent.frame() is None
 
 
-def test_agent_that_closes_inside_its_registration_is_told_so(product):
+def test_agent_that_closes_inside_its_registration_is_told_so(product: Product) -> None:
     with Agent(product.socket) as agent:
         agent.send(registration("half")[:40])
         agent.sock.shutdown(socket.SHUT_WR)
         assert agent.answer().error_code == "bad_registration"
 
 
-def test_agent_over_tcp_reads_its_refusal_although_it_sent_more(product):
+def test_agent_over_tcp_reads_its_refusal_although_it_sent_more(product: Product) -> None:
     """Unread bytes at close would make TCP reset the answer away."""
     with Agent(tcp_address(product)) as agent:
         agent.send(encode_frame(0x03, b"{}") + b"x" * 100_000)
         assert agent.answer().error_code == "version_mismatch"
 
 
-def test_agent_that_sends_nothing_or_too_slowly_is_told_of_the_timeout(start_product):
+def test_agent_that_sends_nothing_or_too_slowly_is_told_of_the_timeout(start_product: StartProduct) -> None:
     product = start_product("--handshake-timeout", "400ms")
     with Agent(product.socket) as silent, Agent(product.socket) as slow:
         frame = registration("slow")
@@ -168,14 +172,14 @@ def test_agent_that_sends_nothing_or_too_slowly_is_told_of_the_timeout(start_pro
     assert product.query("status")["supervisor"]["rejected_total"]["timeout"] == 2
 
 
-def test_registration_cut_into_single_bytes_is_accepted(product):
+def test_registration_cut_into_single_bytes_is_accepted(product: Product) -> None:
     with Agent(product.socket) as agent:
         for byte in registration("bytewise"):
             agent.send(bytes([byte]))
         assert agent.answer().accepted
 
 
-def test_frames_sent_behind_the_registration_travel_with_the_connection(product):
+def test_frames_sent_behind_the_registration_travel_with_the_connection(product: Product) -> None:
     with Agent(product.socket) as agent:
         pings = [encode_frame(0xF0, b'{"timestamp":%d}' % n) for n in range(200)]
         agent.send(registration("eager") + b"".join(pings))
@@ -183,7 +187,7 @@ def test_frames_sent_behind_the_registration_travel_with_the_connection(product)
         assert [agent.frame() for _ in pings] == [(0xF1, ping[5:]) for ping in pings]
 
 
-def test_assigned_ids_are_never_repeated(product):
+def test_assigned_ids_are_never_repeated(product: Product) -> None:
     seen = set()
     for _ in range(20):
         with Agent(product.socket) as agent:
@@ -192,7 +196,7 @@ def test_assigned_ids_are_never_repeated(product):
     assert all(name is not None and name.startswith("again-conn-") for name in seen)
 
 
-def test_malformed_frame_after_registration_closes_that_connection_alone(product):
+def test_malformed_frame_after_registration_closes_that_connection_alone(product: Product) -> None:
     with Agent(product.socket) as good, Agent(product.socket) as bad:
         assert good.register("pair").accepted
         assert bad.register("pair").accepted
@@ -201,7 +205,7 @@ def test_malformed_frame_after_registration_closes_that_connection_alone(product
         assert good.ping(Dialect.SDK) == (0xF1, b'{"timestamp":7}')
 
 
-def test_frames_without_a_meaning_are_counted_and_the_stream_stays_in_step(product):
+def test_frames_without_a_meaning_are_counted_and_the_stream_stays_in_step(product: Product) -> None:
     with Agent(product.socket) as agent:
         agent.register("talker")
         agent.send(encode_frame(0x77, b"x" * 1000) * 3)
@@ -210,7 +214,7 @@ def test_frames_without_a_meaning_are_counted_and_the_stream_stays_in_step(produ
         assert (row["frames"], row["frames_ignored"]) == (4, 3)
 
 
-def test_200_registrations_at_once_fill_the_limit_exactly(start_product):
+def test_200_registrations_at_once_fill_the_limit_exactly(start_product: StartProduct) -> None:
     product = start_product()
     agents = [Agent(product.socket) for _ in range(200)]
     for agent in agents:
@@ -231,7 +235,9 @@ def test_200_registrations_at_once_fill_the_limit_exactly(start_product):
 
 
 @pytest.mark.parametrize("transport", ["uds", "tcp"])
-def test_agent_at_its_limit_that_closes_one_registers_again_at_once(start_product, transport):
+def test_agent_at_its_limit_that_closes_one_registers_again_at_once(
+    start_product: StartProduct, transport: str
+) -> None:
     product = start_product("--tcp", "127.0.0.1:0")
     address = product.socket if transport == "uds" else tcp_address(product)
     held = []
@@ -250,7 +256,7 @@ def test_agent_at_its_limit_that_closes_one_registers_again_at_once(start_produc
         agent.close()
 
 
-def test_silent_connections_do_not_keep_a_good_one_waiting(start_product):
+def test_silent_connections_do_not_keep_a_good_one_waiting(start_product: StartProduct) -> None:
     product = start_product()
     silent = [Agent(product.socket) for _ in range(2000)]
     try:
@@ -270,7 +276,7 @@ def test_silent_connections_do_not_keep_a_good_one_waiting(start_product):
     wait_for(lambda: product.query("status")["supervisor"]["held_descriptors"] == 0, "nothing to be held")
 
 
-def test_slow_agent_whose_frame_has_arrived_is_not_pushed_out(start_product):
+def test_slow_agent_whose_frame_has_arrived_is_not_pushed_out(start_product: StartProduct) -> None:
     product = start_product("--max-handshakes", "4", "--max-handshakes-per-peer", "4")
     first = Agent(product.socket)
     frame = registration("first")
@@ -284,7 +290,7 @@ def test_slow_agent_whose_frame_has_arrived_is_not_pushed_out(start_product):
         agent.close()
 
 
-def test_socket_has_its_mode_and_goes_with_the_listener(start_product):
+def test_socket_has_its_mode_and_goes_with_the_listener(start_product: StartProduct) -> None:
     product = start_product("--socket-mode", "0600")
     assert stat.S_IMODE(product.socket.stat().st_mode) == 0o600
     product.process.terminate()
@@ -292,7 +298,7 @@ def test_socket_has_its_mode_and_goes_with_the_listener(start_product):
     assert not product.socket.exists()
 
 
-def test_listener_replaces_a_stale_socket_and_leaves_a_living_one(start_product):
+def test_listener_replaces_a_stale_socket_and_leaves_a_living_one(start_product: StartProduct) -> None:
     product = start_product()
     other = start_product("--uds", str(product.socket), uds=False, wait=False)
     assert other.process.wait(15) == 1
@@ -310,7 +316,7 @@ def test_listener_replaces_a_stale_socket_and_leaves_a_living_one(start_product)
     assert not stale.exists()
 
 
-def test_listener_never_replaces_a_file_that_is_no_socket(start_product, tmp_path):
+def test_listener_never_replaces_a_file_that_is_no_socket(start_product: StartProduct, tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     product = start_product("--uds", str(path), uds=False, wait=False)
@@ -319,7 +325,7 @@ def test_listener_never_replaces_a_file_that_is_no_socket(start_product, tmp_pat
     assert path.read_text() == "data"
 
 
-def test_agent_cannot_push_descriptors_into_the_listener(product):
+def test_agent_cannot_push_descriptors_into_the_listener(product: Product) -> None:
     with Agent(product.socket) as agent:
         try:
             agent.sock.getsockopt(socket.SOL_SOCKET, 83)

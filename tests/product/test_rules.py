@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 from support.agents import Agent
+from support.product import StartProduct
 from support.waiting import wait_for
 
 from dialout import Dialect
@@ -21,7 +22,7 @@ def error_code(socket: Path, agent_id: str, token: str | None = None) -> str | N
         return agent.register(agent_id, auth_token=token).error_code
 
 
-def test_agents_need_a_token_that_is_good_for_their_id(start_product, tmp_path):
+def test_agents_need_a_token_that_is_good_for_their_id(start_product: StartProduct, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text(f"auth-* sha256:{hash_token('second').hex()}\n")
     tokens.chmod(0o600)
@@ -70,7 +71,9 @@ def test_agents_need_a_token_that_is_good_for_their_id(start_product, tmp_path):
     assert "tokens:1" in product.status()["supervisor"]["config_error"]
 
 
-def test_agents_of_every_dialect_get_their_config_with_their_acceptance(start_product, tmp_path):
+def test_agents_of_every_dialect_get_their_config_with_their_acceptance(
+    start_product: StartProduct, tmp_path: Path
+) -> None:
     file = tmp_path / "a.kdl"
     write(
         file,
@@ -90,7 +93,7 @@ def test_agents_of_every_dialect_get_their_config_with_their_acceptance(start_pr
         assert agent.register("other").config is None
 
 
-def test_reload_changes_limits_and_names_what_needs_a_restart(start_product, tmp_path):
+def test_reload_changes_limits_and_names_what_needs_a_restart(start_product: StartProduct, tmp_path: Path) -> None:
     file = tmp_path / "a.kdl"
     write(file, "max-connections-per-agent 2")
     product = start_product("--config", str(file))
@@ -115,7 +118,7 @@ def test_reload_changes_limits_and_names_what_needs_a_restart(start_product, tmp
     assert product.command("reload").returncode == 0
 
 
-def test_only_the_uids_that_are_allowed_may_register_over_the_unix_socket(start_product):
+def test_only_the_uids_that_are_allowed_may_register_over_the_unix_socket(start_product: StartProduct) -> None:
     product = start_product("--allow-uid", "4242424", "--tcp", "127.0.0.1:0")
     assert error_code(product.socket, "a") == "not_allowed"
     host, _, port = product.query("status")["supervisor"]["listeners"][1]["address"].rpartition(":")

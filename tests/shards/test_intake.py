@@ -84,7 +84,7 @@ def shard() -> Iterator[Shard]:
             assert [path.name for path in folder.iterdir() if path.is_socket()] == []
 
 
-def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard):
+def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard: Shard) -> None:
     (agent,) = shard.prepare(1)
     agent.sendall(encode_frame(0xF0, b'{"timestamp":1}'))
     assert shard.receive() == Prepared(1)
@@ -104,7 +104,7 @@ def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard
     wait_for(lambda: shard.report("connections") == 0, "the close to be noticed")
 
 
-def test_shard_serves_the_residue_before_what_comes_later(shard):
+def test_shard_serves_the_residue_before_what_comes_later(shard: Shard) -> None:
     (agent,) = shard.prepare(5, residue=encode_frame(0xF0, b'{"timestamp":1}')[:7])
     agent.sendall(encode_frame(0xF0, b'{"timestamp":1}')[7:])
     assert shard.receive() == Prepared(5)
@@ -117,7 +117,7 @@ def test_shard_serves_the_residue_before_what_comes_later(shard):
     agent.close()
 
 
-def test_shard_closes_a_revoked_connection_untouched_and_writes_to_a_refused_one(shard):
+def test_shard_closes_a_revoked_connection_untouched_and_writes_to_a_refused_one(shard: Shard) -> None:
     revoked, refused = shard.prepare(1, 2)
     assert shard.receive() == Prepared(1)
     shard.send(Revoke([1]))
@@ -131,7 +131,7 @@ def test_shard_closes_a_revoked_connection_untouched_and_writes_to_a_refused_one
     refused.close()
 
 
-def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_them(shard):
+def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_them(shard: Shard) -> None:
     (agent,) = shard.prepare(3)
     assert shard.receive() == Prepared(3)
     shard.channel.close()
@@ -142,7 +142,7 @@ def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_
     agent.close()
 
 
-def test_shard_declines_what_it_has_no_descriptors_for(shard):
+def test_shard_declines_what_it_has_no_descriptors_for(shard: Shard) -> None:
     import resource
 
     limit = len(os.listdir(f"/proc/{shard.process.pid}/fd")) + DescriptorBudget.RESERVE - 16  # noqa: PTH208
@@ -155,7 +155,7 @@ def test_shard_declines_what_it_has_no_descriptors_for(shard):
     agent.close()
 
 
-def test_a_second_supervisor_replaces_the_first(shard):
+def test_a_second_supervisor_replaces_the_first(shard: Shard) -> None:
     first = shard.channel
     shard.connect()
     assert first.recv(100) == b""
@@ -165,7 +165,7 @@ def test_a_second_supervisor_replaces_the_first(shard):
     agent.close()
 
 
-def test_garbage_on_the_channel_loses_the_channel_and_nothing_else(shard):
+def test_garbage_on_the_channel_loses_the_channel_and_nothing_else(shard: Shard) -> None:
     (agent,) = shard.prepare(6)
     assert shard.receive() == Prepared(6)
     shard.send(Commit([6]))

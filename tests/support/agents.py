@@ -3,7 +3,7 @@
 import socket
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -37,7 +37,7 @@ class Agent:
         self.decoder = FrameDecoder()
         self.frames: list[tuple[int, bytes]] = []
 
-    def __enter__(self) -> "Agent":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,11 @@ class Product:
             self._arguments += ["--uds", str(self.socket)]
         self.process = self.start()
         if wait:
-            self.wait_until_running()
+            try:
+                self.wait_until_running()
+            except BaseException:
+                self.end()
+                raise
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start it, or start it again after it ended."""
@@ -125,6 +129,15 @@ class Product:
         answers = query.ask_many(paths, "status", timeout=2.0)
         return [answers[path]["report"][0] for path in paths if path in answers]
 
+    def in_flight(self) -> list[int]:
+        """Requests in flight in each shard, by its own word."""
+        from ipc import query
+        from ipc.rundir import RuntimeDir
+
+        rundir = RuntimeDir(self.runtime_dir)
+        paths = [rundir.shard_query(shard) for shard in rundir.recorded_shards()]
+        return [answer["report"][2] for answer in query.ask_many(paths, "status", timeout=2.0).values()]
+
     def wait_until_running(self) -> None:
         """Wait until the supervisor and all shards are running."""
 
@@ -179,3 +192,7 @@ class Product:
         ]
         print(f"---- log of {self.folder} ----\n{text}")
         return leftovers
+
+
+StartProduct = Callable[..., Product]
+"""What the fixture ``start_product`` is: options of ``shardgate run`` to a running one."""
