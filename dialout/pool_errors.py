@@ -23,7 +23,7 @@ policy of the proxy (fail closed, or open).
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from dialout.errors import DialoutError
 
@@ -36,6 +36,7 @@ __all__ = [
     "CircuitOpen",
     "ConnectionLost",
     "FailureCode",
+    "FailurePolicy",
     "FlowControlPaused",
     "NoShard",
     "Overloaded",
@@ -66,17 +67,23 @@ class FailureCode(StrEnum):
     """Never on the wire: only a client that found nobody to ask says so."""
 
 
+FailurePolicy: TypeAlias = Literal["open", "closed"]
+"""Whether a request without a decision may pass."""
+
+
 class PoolError(DialoutError):
     """Base of everything that keeps a request from its answer.
 
     ``code`` is a ``FailureCode``, or the text of one that is newer than this library; ``retry_safe`` says
     that the agent has certainly not seen the event, so that sending it again cannot make it count twice
     (left out, it is what the class says: true for those that are raised before anything is sent);
-    ``agent_id`` and ``shard`` are None where they are not known.
+    ``agent_id`` and ``shard`` are None where they are not known. ``policy`` is what the host's operator has
+    configured for this failure, "open" to let the request pass; None leaves it to the proxy's own policy.
     """
 
     code: FailureCode | str = ""
     retry_safe: bool = False
+    policy: FailurePolicy | None = None
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class PoolError(DialoutError):
         retry_safe: bool | None = None,
         shard: int | None = None,
         code: FailureCode | str | None = None,
+        policy: FailurePolicy | None = None,
     ) -> None:
         super().__init__(message)
         self.agent_id = agent_id
@@ -94,6 +102,8 @@ class PoolError(DialoutError):
             self.retry_safe = retry_safe
         if code is not None:
             self.code = code
+        if policy is not None:
+            self.policy = policy
 
 
 class AgentNotFound(PoolError):
@@ -117,7 +127,7 @@ class RequestTimeout(PoolError):
 
 
 class FlowControlPaused(PoolError):
-    """The agent has asked for a pause, and the pool fails closed."""
+    """The agent has asked for a pause. ``policy`` is "open" where the pool's ``flow-control`` is ``fail-open``."""
 
     code = FailureCode.FLOW_CONTROL_PAUSED
     retry_safe = True
@@ -191,9 +201,10 @@ def pool_error(
     agent_id: str | None = None,
     retry_safe: bool | None = None,
     shard: int | None = None,
+    policy: FailurePolicy | None = None,
 ) -> PoolError:
     """The exception of that code; a plain PoolError for a code that is newer than this library."""
     kind = _CLASSES.get(code)
     if kind is None:
-        return PoolError(message, agent_id=agent_id, retry_safe=retry_safe, shard=shard, code=code)
-    return kind(message, agent_id=agent_id, retry_safe=retry_safe, shard=shard)
+        return PoolError(message, agent_id=agent_id, retry_safe=retry_safe, shard=shard, code=code, policy=policy)
+    return kind(message, agent_id=agent_id, retry_safe=retry_safe, shard=shard, policy=policy)

@@ -9,6 +9,7 @@ from dialout.decisions import AgentResponse
 from dialout.errors import RemoteProtocolError
 from dialout.events import AgentEvent, CancelReason
 from dialout.frames import MAX_FRAME_LENGTH
+from dialout.pool_errors import FailurePolicy
 
 __all__ = [
     "FINAL",
@@ -145,7 +146,10 @@ class Answer(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True, gc=False):
-    """No decision on one event. ``error_code`` is a FailureCode, or one that is newer than this library."""
+    """No decision on one event. ``error_code`` is a FailureCode, or one that is newer than this library.
+
+    ``policy`` is what the pool's configuration makes of it, None where that is the proxy's own affair.
+    """
 
     request_id: int
     duration_us: int
@@ -153,6 +157,7 @@ class Failure(Struct, frozen=True, gc=False):
     error_code: str
     error: str
     shard: int | None
+    policy: FailurePolicy | None = None
 
 
 class Welcome(Struct, frozen=True, gc=False):

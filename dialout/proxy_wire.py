@@ -38,6 +38,7 @@ from dialout.events import (
 )
 from dialout.frames import MAX_FRAME_LENGTH, encode_frame
 from dialout.nesting import MAX_DEPTH, is_too_deep
+from dialout.pool_errors import FailurePolicy
 from dialout.proxy_frames import (
     FINAL,
     MAX_ANSWER_LENGTH,
@@ -153,6 +154,8 @@ class _WireFailure(Struct, gc=False):
     error_code: str
     error: str = ""
     shard: int | None = None
+    # Any value: one that is newer than this library must not cost the whole failure.
+    policy: Any = None
 
 
 _decode_cancel: Final = Decoder(_Cancel).decode
@@ -237,7 +240,8 @@ def _read_result(frame_type: int, payload: bytes) -> Answer | Failure:
             response = read_response(wire, text)
             return Answer(request_id, duration_us, flags, response, wire.agent_id, wire.connection_id, wire.shard)
         failure = _decode_failure(text)
-        return Failure(request_id, duration_us, flags, failure.error_code, failure.error, failure.shard)
+        policy = failure.policy if failure.policy in ("open", "closed") else None
+        return Failure(request_id, duration_us, flags, failure.error_code, failure.error, failure.shard, policy)
     except READ_ERRORS as error:
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} cannot be read: {why(error)}", request_id) from None
 
@@ -311,10 +315,18 @@ def _written_answer(response: AgentResponse, agent_id: str, connection_id: str, 
 
 
 def encode_failure(
-    request_id: int, error_code: str, error: str, *, shard: int | None, duration_us: int = 0, flags: int = 0
+    request_id: int,
+    error_code: str,
+    error: str,
+    *,
+    shard: int | None,
+    duration_us: int = 0,
+    flags: int = 0,
+    policy: FailurePolicy | None = None,
 ) -> bytes:
     """The frame that says why the oldest event of that request without an answer gets none."""
-    text = _json({"error_code": error_code, "error": error, "shard": shard})
+    fields = {"error_code": error_code, "error": error, "shard": shard}
+    text = _json(fields if policy is None else fields | {"policy": policy})
     return _to_proxy(ProxyFrame.FAILURE, request_id, duration_us, flags, text)
 
 

@@ -270,6 +270,7 @@ class ShardChannel(asyncio.Protocol):
                 agent_id=waiter.agent_id,
                 retry_safe=bool(failure.flags & RETRY_SAFE),
                 shard=self.shard if failure.shard is None else failure.shard,
+                policy=failure.policy,
             )
             _fail(waiter, error)
 

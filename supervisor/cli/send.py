@@ -272,8 +272,12 @@ def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
     text = output.safe(str(error), 500)
     if as_json:
         fields = {"error": text, "error_code": str(error.code), "agent_id": agent_id, "shard": error.shard}
-        output.print_json(fields | {"retry_safe": error.retry_safe, "failure_policy": _POLICY}, err=True)
+        policy = {} if error.policy is None else {"policy": error.policy}
+        output.print_json(fields | {"retry_safe": error.retry_safe, **policy, "failure_policy": _POLICY}, err=True)
         return ExitCode.FAILED
     output.note(f"shardgate: no decision of the agent: {text} (error_code {output.safe(str(error.code))})")
-    output.note(f"fail-closed: {_POLICY['fail_closed']}; fail-open: {_POLICY['fail_open']}")
+    if error.policy is None:
+        output.note(f"fail-closed: {_POLICY['fail_closed']}; fail-open: {_POLICY['fail_open']}")
+    else:
+        output.note(f"the pool is set to fail-{error.policy}: {_POLICY[f'fail_{error.policy}']}")
     return ExitCode.FAILED

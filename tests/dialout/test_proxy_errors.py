@@ -45,4 +45,4 @@ def test_error_tree_in_docstring_is_the_real_one() -> None:
 
     drawn = {word for word in (pool_errors.__doc__ or "").split() if word in vars(pool_errors)}
     assert drawn == classes | {"DialoutError", "PoolError"}
-    assert classes | {"FailureCode", "PoolError", "pool_error"} == set(pool_errors.__all__)
+    assert classes | {"FailureCode", "FailurePolicy", "PoolError", "pool_error"} == set(pool_errors.__all__)
