@@ -19,7 +19,8 @@ class Exchange:
 
     One event is in flight at a time and the next ones wait, in order: core agents know an event by nothing but the
     request's correlation id. Once a call of an exchange has failed the exchange is *over*, and the later ones fail for
-    the same reason: a late answer to the failed one can then never be taken for the answer to another.
+    the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
+    that the agent was told to forget the request.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
     """
@@ -30,6 +31,8 @@ class Exchange:
     current: "Call | None" = None
     waiting: "deque[Call] | None" = None
     over: PoolError | None = None
+    going_on = False
+    forgotten = False
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:
         self.agent_id = agent_id
@@ -37,7 +40,7 @@ class Exchange:
 
 
 class Call:
-    """One event on its way: *on_done* is called exactly once, with the call and its outcome.
+    """One event on its way since *began*: *on_done* is called exactly once, with the call and its outcome.
 
     *key* finds the call among its connection's: the request id, or the correlation id of a core agent. *end_offset* is
     how many bytes the connection has written when all of this call's frame is written.
@@ -57,7 +60,7 @@ class Call:
         exchange: Exchange,
         event: AgentEvent,
         on_done: "Callable[[Call, Outcome], None]",
-        deadline: float,
+        began: float,
         *,
         final: bool,
     ) -> None:
@@ -65,5 +68,5 @@ class Call:
         self.event = event
         self.on_done = on_done
         self.timeout = 0.0
-        self.deadline = deadline
+        self.began = began
         self.final = final

@@ -94,7 +94,6 @@ class Connection:
         "pool",
         "receivable",
         "sending",
-        "served",
         "transport",
         "waiting_bytes",
         "wants_write",
@@ -130,7 +129,6 @@ class Connection:
         self.pending: dict[int | str, Call] | None = None
         self.in_flight = 0
         self.abandoned = 0
-        self.served = 0
         # Health: errors in a row, what the agent said of itself, and pings.
         self.errors = 0
         self.health: HealthState | None = None
@@ -173,12 +171,18 @@ class Connection:
         """Set *open* anew, after anything that it depends on has changed."""
         self.open = self.is_healthy and not self.paused
 
-    def correlation_id_for(self, event: AgentEvent, request_id: int) -> str:
-        """The correlation id of a new request: the caller's own where it is free here, so that logs match."""
-        wanted = event.metadata.correlation_id if isinstance(event, RequestHeaders) else ""
-        if wanted and (self.pending is None or wanted not in self.pending):
+    def correlation_id_for(self, call: Call, request_id: int) -> str:
+        """The correlation id of a new request, which no other request that lives bears on this connection.
+
+        The caller's own where that is certain, so that logs match: of a request of one event, while no other by that
+        name is in flight. Clients may choose it (X-Request-Id): whoever repeats the id of another's request must not
+        get that one's answers. What we make up has a ``#`` in it, and what we take over has none.
+        """
+        event = call.event
+        wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
+        if wanted and call.final and "#" not in wanted and (self.pending is None or wanted not in self.pending):
             return wanted
-        return f"{wanted}#{request_id:x}" if wanted else f"{request_id:x}"
+        return f"{wanted}#{request_id:x}"
 
     # Serving.
 
@@ -215,7 +219,6 @@ class Connection:
     def settled(self, call: Call, outcome: Outcome) -> None:
         """Note the outcome of a call that this connection carried."""
         self.in_flight -= 1
-        self.served += 1
         if isinstance(outcome, AgentResponse):
             if self.errors:
                 self._forgive()

@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+LONGEST = 2**32 / 1000
+"""Seconds, seven weeks: what is above, infinity too, is as long as this."""
+
 
 class Deadlines(Generic[Item]):
     """Items with a timeout; the clock comes in as an argument and must not go backwards.
@@ -54,7 +57,8 @@ class Deadlines(Generic[Item]):
 
 
 def rounded(timeout: float) -> float:
-    """*timeout* rounded up, to 10 ms or two digits, whichever is coarser."""
+    """*timeout* rounded up, to 10 ms or two digits, whichever is coarser; 10 ms for what is no positive number."""
+    timeout = min(timeout, LONGEST)
     step = 0.01
     while timeout >= step * 100:
         step *= 10

@@ -12,6 +12,7 @@ from dialout.pool_errors import (
     AgentUnavailable,
     CannotReceive,
     CircuitOpen,
+    FailurePolicy,
     FlowControlPaused,
     Overloaded,
     PoolError,
@@ -31,6 +32,10 @@ from shards.requests import Requests
 
 UPKEEP_SECONDS = 1.0
 """Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
+
+MOST_BREAKERS = 10_000
+BREAKER_IDLE = 3600.0
+"""Seconds for which the failures of an agent are remembered while it is not connected."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -80,7 +85,7 @@ class AgentPool(PoolApi):
             self.options.most_sticky, self.options.sticky_idle
         )
         # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
-        self._tripped: dict[str, Breaker] = {}
+        self._breakers: RecentTable[str, Breaker] = RecentTable(MOST_BREAKERS, BREAKER_IDLE)
         self._capabilities: dict[Capabilities, Capabilities] = {}
         self._to_write: list[Connection] = []
         self._sequence = itertools.count(1)
@@ -97,7 +102,7 @@ class AgentPool(PoolApi):
         agent = self.agents.get(offer.agent_id)
         if agent is None:
             agent = self.agents[offer.agent_id] = Agent(offer.agent_id)
-            agent.breaker = self._tripped.get(offer.agent_id)
+            agent.breaker = self._breakers.get(offer.agent_id, self._loop.time())
         # Agents of one kind have equal capabilities; a copy for each would be a large part of a connection's memory.
         capabilities = self._capabilities.setdefault(offer.capabilities, offer.capabilities)
         connection = Connection(self, agent, offer, capabilities, fd)
@@ -183,12 +188,13 @@ class AgentPool(PoolApi):
             if breaker is not None:
                 breaker.succeeded()
                 agent.breaker = None
-                self._tripped.pop(agent.agent_id, None)
+                self._breakers.pop(agent.agent_id)
             return
+        now = self._loop.time()
         if breaker is None:
             breaker = agent.breaker = Breaker(self.options.breaker_threshold, self.options.breaker_open_for)
-        if breaker.failed(self._loop.time()):
-            self._tripped[agent.agent_id] = breaker
+        self._breakers.put(agent.agent_id, breaker, now)
+        if breaker.failed(now):
             self.log.warning("circuit opened", agent_id=agent.agent_id, for_s=self.options.breaker_open_for)
 
     def _select(self, call: Call, now: float) -> Connection | PoolError | float:
@@ -197,12 +203,13 @@ class AgentPool(PoolApi):
         agent = self.agents.get(exchange.agent_id)
         if agent is None:
             return AgentNotFound("the agent is not connected here", agent_id=exchange.agent_id)
+        kind = type(call.event)
+        chosen: Connection | None = None
         if exchange.session is not None:
             stuck = self._sessions.get((exchange.agent_id, exchange.session), now)
-            connection = None if stuck is None else agent.connections.get(stuck)
-            if connection is not None and is_usable(connection, type(call.event), self._full_at):
-                return connection
-        chosen = choose(self._strategy, agent.connections.values(), type(call.event), self._full_at)
+            chosen = None if stuck is None else agent.connections.get(stuck)
+        if chosen is None or not is_usable(chosen, kind, self._full_at):
+            chosen = choose(self._strategy, agent.connections.values(), kind, self._full_at)
         if chosen is None:
             return self._why_none(agent, call, now)
         if agent.breaker is not None and not agent.breaker.admits(now):
@@ -217,8 +224,8 @@ class AgentPool(PoolApi):
     def _why_none(self, agent: Agent, call: Call, now: float) -> PoolError | float:
         """Why no connection of *agent* can take *call*, or the seconds after which to ask again."""
         agent_id = agent.agent_id
-        connections = agent.connections.values()
-        if not any(c.can_receive(call.event) for c in connections):
+        connections = [c for c in agent.connections.values() if c.can_receive(call.event)]
+        if not connections:
             return CannotReceive(f"the agent takes no {type(call.event).__name__}", agent_id=agent_id)
         healthy = [c for c in connections if c.is_healthy]
         if not healthy:
@@ -226,10 +233,11 @@ class AgentPool(PoolApi):
                 return CircuitOpen("the agent failed too often", agent_id=agent_id)
             return AgentUnavailable(f"all {len(connections)} connections are unhealthy", agent_id=agent_id)
         if all(c.paused for c in healthy):
-            waited = now - (call.deadline - call.timeout)
+            waited = now - call.began
             if self.options.flow_control is FlowControlMode.WAIT and waited < self.options.flow_control_wait:
                 return 0.01
-            return FlowControlPaused("the agent asked for a pause", agent_id=agent_id)
+            policy: FailurePolicy = "open" if self.options.flow_control is FlowControlMode.FAIL_OPEN else "closed"
+            return FlowControlPaused("the agent asked for a pause", agent_id=agent_id, policy=policy)
         return Overloaded("the agent has all that it can work on", agent_id=agent_id)
 
     # What is told.
@@ -288,6 +296,7 @@ class AgentPool(PoolApi):
             elif connection.pinged_at == 0:
                 connection.ping(next(self._sequence), now)
         self._sessions.sweep(now)
+        self._breakers.sweep(now)
 
 
 def _describe(connection: Connection) -> dict[str, Any]:

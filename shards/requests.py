@@ -30,6 +30,7 @@ from dialout.pool_errors import (
     BadRequest,
     CannotReceive,
     ConnectionLost,
+    FailureCode,
     PoolError,
     RequestCancelled,
     RequestTimeout,
@@ -94,7 +95,7 @@ class Requests:
         """
         now = self._loop.time()
         seconds = self.options.request_timeout if timeout is None else timeout
-        call = Call(exchange, event, on_done, now + seconds, final=final)
+        call = Call(exchange, event, on_done, now, final=final)
         self.total += 1
         self.in_flight += 1
         call.timeout = self._deadlines.put(call, seconds, now)
@@ -102,7 +103,9 @@ class Requests:
             self._timer = self._loop.call_later(TICK, self._tick)
         if exchange.over is not None:
             self._finish(call, exchange.over)
-        elif exchange.current is not None:
+            if final and exchange.current is None:
+                self._free_agent_memory(exchange)
+        elif exchange.current is not None or exchange.waiting:
             if exchange.waiting is None:
                 exchange.waiting = deque()
             exchange.waiting.append(call)
@@ -116,7 +119,7 @@ class Requests:
         exchange = Exchange(connection.agent.agent_id)
         exchange.connection = connection
         exchange.request_id = next(self._ids)
-        exchange.correlation_id = f"{exchange.request_id:x}"
+        exchange.correlation_id = f"#{exchange.request_id:x}"
         return exchange
 
     def cancel(self, call: Call, reason: CancelReason) -> None:
@@ -127,10 +130,10 @@ class Requests:
 
     def finish(self, exchange: Exchange) -> None:
         """Note that no further event of *exchange* comes; what is in flight of it goes on."""
-        if exchange.current is None:
+        last = exchange.waiting[-1] if exchange.waiting else exchange.current
+        if last is None:
             self._free_agent_memory(exchange)
         else:
-            last = exchange.current if not exchange.waiting else exchange.waiting[-1]
             last.final = True
 
     # For connections.
@@ -196,12 +199,13 @@ class Requests:
                 self._loop.call_later(found, self._send_again, call)
                 return
             if isinstance(found, PoolError):
-                self._finish(call, found)
+                # An agent that does not take this event may take the next one.
+                self._finish(call, found, over=found.code is not FailureCode.CANNOT_RECEIVE)
                 return
             connection = exchange.connection = found
             call.is_first = True
             exchange.request_id = next(self._ids)
-            exchange.correlation_id = connection.correlation_id_for(call.event, exchange.request_id)
+            exchange.correlation_id = connection.correlation_id_for(call, exchange.request_id)
         elif connection.fd < 0:
             self._finish(call, ConnectionLost("the exchange's connection was lost", agent_id=exchange.agent_id))
             return
@@ -240,36 +244,61 @@ class Requests:
             if call.final and not exchange.waiting:
                 self._free_agent_memory(exchange)
         call.on_done(call, outcome)
-        self._go_on(exchange)
+        if exchange.waiting:
+            self._go_on(exchange)
 
     def _go_on(self, exchange: Exchange) -> None:
-        while exchange.waiting and exchange.current is None:
-            following = exchange.waiting.popleft()
-            if following.done:
-                continue
-            if exchange.over is not None:
-                self._finish(following, exchange.over)
-            else:
+        """Send what waits, or fail it, until one is in flight.
+
+        A loop and never a recursion: thousands may wait, and each of them may end at once.
+        """
+        if exchange.going_on:
+            return
+        exchange.going_on = True
+        try:
+            while exchange.waiting and exchange.current is None:
+                following = exchange.waiting.popleft()
+                if following.done:
+                    if following.final and not exchange.waiting:
+                        self._free_agent_memory(exchange)
+                    continue
                 exchange.current = following
-                self._send(following, self._loop.time())
+                if exchange.over is not None:
+                    self._finish(following, exchange.over)
+                else:
+                    self._send(following, self._loop.time())
+        finally:
+            exchange.going_on = False
 
     def _tell_cancelled(self, call: Call, reason: CancelReason) -> None:
         if call.connection is not None:
+            # This frees the agent's memory, too.
+            call.exchange.forgotten = True
             call.connection.cancel(call.request_id, call.correlation_id, reason)
 
     def _free_agent_memory(self, exchange: Exchange) -> None:
         connection = exchange.connection
-        if connection is not None and self.options.free_agent_memory and connection.keeps_requests:
+        if (
+            connection is not None
+            and self.options.free_agent_memory
+            and connection.keeps_requests
+            and not exchange.forgotten
+        ):
+            exchange.forgotten = True
             connection.forget(exchange.request_id)
 
     def _tick(self) -> None:
+        # Before anything that can fail: without its clock no request would ever time out again.
+        self._timer = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
         for call in self._deadlines.expired(now):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
                 seconds = f"{call.timeout:g} s"
                 self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
-        self._timer = self._loop.call_later(TICK, self._tick) if len(self._deadlines) else None
+        if not len(self._deadlines):
+            self._timer.cancel()
+            self._timer = None
 
     def _timestamp(self, now: float) -> str:
         """The time for events' timestamps, RFC 3339, at most a tenth of a second old."""
