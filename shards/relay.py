@@ -2,7 +2,7 @@
 
 It needs no supervisor: the counts that were heard last say where an agent is, and when nobody has told, the sibling
 that is there is asked. A relayed event carries a flag, and is never relayed again, so there are no loops; its time
-limit is what is left of the first one.
+limit is what is left of the first one. The sibling keeps it; this side guards against a sibling that has stopped.
 """
 
 import asyncio
@@ -18,10 +18,19 @@ from dialout import (
     FrameError,
     LocalProtocolError,
 )
-from dialout.pool_errors import BadRequest, ConnectionLost, PoolError, pool_error
+from dialout.pool_errors import (
+    BadAnswer,
+    BadRequest,
+    ConnectionLost,
+    Overloaded,
+    PoolError,
+    RequestTimeout,
+    pool_error,
+)
 from dialout.proxy_wire import (
     FINAL,
     MAX_ANSWER_LENGTH,
+    MAX_TIMEOUT_MS,
     RELAYED,
     RETRY_SAFE,
     Answer,
@@ -36,6 +45,7 @@ from dialout.proxy_wire import (
 )
 from ipc.rundir import RuntimeDir
 from ipc.version import __version__
+from shards.deadlines import Deadlines
 from shards.directory import Directory
 
 MOST_WAITING = 16 * 1024 * 1024
@@ -46,19 +56,41 @@ NEWS_WAIT = 0.1
 
 MOST_MISSED = 10_000
 
+MARGIN = 0.1
+"""Seconds that a sibling gets beyond a deadline to say so itself."""
+
+SWEEP = 0.05
+"""Seconds between looks at deadlines, while there are any."""
+
 OnRelayed = Callable[[Answer | PoolError], None]
+
+
+class _Asked:
+    """One event that a sibling was asked about; *on_done* is None once it was given up."""
+
+    __slots__ = ("on_done", "timeout")
+
+    def __init__(self, on_done: OnRelayed) -> None:
+        self.on_done: OnRelayed | None = on_done
+        self.timeout = 0.0
 
 
 class Link(asyncio.Protocol):
     """The connection to one sibling; made when it is needed first, made anew when it is lost."""
 
-    def __init__(self, shard: int, on_lost: "Callable[[Link], None]") -> None:
+    def __init__(self, shard: int, sibling: int, on_lost: "Callable[[Link], None]") -> None:
         self._shard = shard
+        self._sibling = sibling
         self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder(MAX_ANSWER_LENGTH)
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
-        self._waiting: dict[int, deque[OnRelayed]] = {}
+        self._early_bytes = 0
+        self._asked: dict[int, deque[_Asked]] = {}
+        self._deadlines: Deadlines[_Asked] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what was asked for while connecting."""
@@ -66,6 +98,7 @@ class Link(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(b"".join([encode_hello(f"shard-{self._shard}", __version__), *self._early]))
         self._early.clear()
+        self._early_bytes = 0
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Fail everything that waits for the sibling."""
@@ -75,53 +108,100 @@ class Link(asyncio.Protocol):
         """Give answers to those who wait for them."""
         try:
             for frame_type, payload in self._decoder.feed(data):
-                result = decode_from_shard(frame_type, payload)
-                if isinstance(result, Answer | Failure):
-                    self._give(result)
-                elif isinstance(result, Welcome) and result.error:
-                    self.fail(f"refused by shard {self._shard}: {result.error}")
+                self._serve(frame_type, payload)
         except (FrameError, ProxyWireError) as error:
-            self.fail(f"shard {self._shard} sent what makes no sense: {error}")
+            self.fail(f"shard {self._sibling} sent what makes no sense: {error}")
 
-    def ask(self, request_id: int, frame: bytes, on_done: OnRelayed) -> None:
-        """Send an event; *on_done* gets its answer."""
-        self._waiting.setdefault(request_id, deque()).append(on_done)
+    def ask(self, request_id: int, frame: bytes, on_done: OnRelayed, seconds: float) -> None:
+        """Send an event; *on_done* gets its answer, or its failure after *seconds* and a margin at the latest."""
+        if self._failed:
+            on_done(ConnectionLost(self._failed, shard=self._sibling, retry_safe=True))
+            return
+        asked = _Asked(on_done)
+        asked.timeout = self._deadlines.put(asked, seconds + MARGIN, self._loop.time())
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP, self._sweep)
+        self._asked.setdefault(request_id, deque()).append(asked)
         self.tell(frame)
 
     def tell(self, frame: bytes) -> None:
         """Send a frame that has no answer."""
+        if self._failed:
+            return
         if self._transport is None:
             self._early.append(frame)
+            self._early_bytes += len(frame)
         else:
             self._transport.write(frame)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes that the sibling has not taken yet."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._early_bytes if self._transport is None else self._transport.get_write_buffer_size()
 
     def fail(self, reason: str) -> None:
-        """Close the link and fail everything that waits for the sibling."""
+        """Close the link and fail everything that waits for the sibling. Again, it does nothing."""
+        if self._failed:
+            return
+        self._failed = reason
         self._on_lost(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        # What was never written has certainly been seen by nobody.
+        unseen = self._transport is None
         if self._transport is not None:
             self._transport.abort()
-        waiting, self._waiting = self._waiting, {}
-        for callbacks in waiting.values():
-            for on_done in callbacks:
-                on_done(ConnectionLost(reason, shard=self._shard))
+        everything, self._asked = self._asked, {}
+        for queue in everything.values():
+            for asked in queue:
+                if asked.on_done is not None:
+                    asked.on_done(ConnectionLost(reason, shard=self._sibling, retry_safe=unseen))
 
-    def _give(self, result: Answer | Failure) -> None:
-        callbacks = self._waiting.get(result.request_id)
-        if not callbacks:
+    def _serve(self, frame_type: int, payload: bytes) -> None:
+        try:
+            result = decode_from_shard(frame_type, payload)
+        except ProxyWireError as error:
+            if error.request_id is None:
+                raise
+            self._give(error.request_id, BadAnswer(str(error), shard=self._sibling))
             return
-        on_done = callbacks.popleft()
-        if not callbacks:
-            del self._waiting[result.request_id]
         if isinstance(result, Answer):
-            on_done(result)
-        else:
-            safe = bool(result.flags & RETRY_SAFE)
-            on_done(pool_error(result.error_code, result.error, retry_safe=safe, shard=result.shard))
+            self._give(result.request_id, result)
+        elif isinstance(result, Failure):
+            self._give(
+                result.request_id,
+                pool_error(
+                    result.error_code,
+                    result.error,
+                    retry_safe=bool(result.flags & RETRY_SAFE),
+                    shard=result.shard,
+                    policy=result.policy,
+                ),
+            )
+        elif isinstance(result, Welcome) and result.error:
+            self.fail(f"refused by shard {self._sibling}: {result.error}")
+
+    def _give(self, request_id: int, result: Answer | PoolError) -> None:
+        queue = self._asked.get(request_id)
+        if not queue:
+            return
+        asked = queue.popleft()
+        if not queue:
+            del self._asked[request_id]
+        self._deadlines.remove(asked, asked.timeout)
+        if asked.on_done is not None:
+            asked.on_done(result)
+
+    def _sweep(self) -> None:
+        """Give up what is overdue. It keeps its place, so that a late answer is not taken for that of another event."""
+        self._timer = self._loop.call_later(SWEEP, self._sweep)
+        for asked in self._deadlines.expired(self._loop.time()):
+            on_done, asked.on_done = asked.on_done, None
+            if on_done is not None:
+                on_done(RequestTimeout(f"no answer in time, and no word from shard {self._sibling}"))
+        if not len(self._deadlines):
+            self._timer.cancel()
+            self._timer = None
 
 
 class Relay:
@@ -170,7 +250,7 @@ class Relay:
         """The link to a sibling, connected or on its way."""
         link = self._links.get(shard)
         if link is None:
-            link = self._links[shard] = Link(self._shard, self._forget)
+            link = self._links[shard] = Link(self._shard, shard, self._forget)
             task = self._loop.create_task(self._connect(link, self._rundir.shard_proxy(shard)))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
@@ -208,7 +288,7 @@ class RelayedExchange:
     def submit(self, event: AgentEvent, on_done: OnRelayed, seconds: float, *, final: bool) -> None:
         """Send *event* with the time that is left for it."""
         if self.link.waiting_bytes > MOST_WAITING:
-            on_done(pool_error("overloaded", "the other shard does not read", agent_id=self.agent_id))
+            on_done(Overloaded("the other shard does not read", agent_id=self.agent_id))
             return
         flags = RELAYED | (FINAL if final else 0)
         try:
@@ -216,14 +296,14 @@ class RelayedExchange:
                 event,
                 request_id=self.request_id,
                 agent_id=self.agent_id,
-                timeout_ms=max(1, int(seconds * 1000)),
+                timeout_ms=min(max(1, int(seconds * 1000)), MAX_TIMEOUT_MS),
                 flags=flags,
             )
         except LocalProtocolError as error:
             on_done(BadRequest(str(error), agent_id=self.agent_id))
             return
         self.relay.total += 1
-        self.link.ask(self.request_id, frame, on_done)
+        self.link.ask(self.request_id, frame, on_done, seconds)
 
     def cancel(self, reason: CancelReason) -> None:
         """Give the exchange up; what waits still gets its failure."""
