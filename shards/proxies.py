@@ -11,8 +11,16 @@ import time
 from functools import partial
 from typing import cast
 
-from dialout import CancelReason, FrameDecoder, FrameError, LocalProtocolError
-from dialout.pool_errors import BadRequest, FailureCode, PoolError, ShuttingDown
+from dialout import AgentResponse, CancelReason, FrameDecoder, FrameError, LocalProtocolError
+from dialout.pool_errors import (
+    BadAnswer,
+    BadRequest,
+    FailureCode,
+    Overloaded,
+    PoolError,
+    RequestCancelled,
+    ShuttingDown,
+)
 from dialout.proxy_wire import (
     FINAL,
     PROXY_PROTOCOL,
@@ -49,6 +57,9 @@ shard may be asked for before the word of it is here."""
 MOST_IN_FLIGHT = 50_000
 """Events of one proxy connection without an answer; beyond it they fail as overloaded."""
 
+LINGER = 2.0
+"""Seconds in which a proxy that was refused may read why."""
+
 _ELSEWHERE = frozenset(
     {
         FailureCode.AGENT_NOT_FOUND,
@@ -63,18 +74,48 @@ _ELSEWHERE = frozenset(
 class _Entry:
     """One request of a proxy: the exchange that serves it, here or elsewhere, and what is in flight of it.
 
-    *waiting* counts its events without an answer, *calls* are those of them that are in this shard's pool. After the
-    answer to a final event the entry goes.
+    Of its events *begun* have come, and the first *ended* of these have their answer or failure written; what is ready
+    before its turn waits in *early*. *calls* are those in this shard's pool, *held* those that wait while the first one
+    looks for its agent. Once an event was not served the request is *broken*, and what follows fails for the same
+    reason: no agent must see a body with a hole in it. After the answer to a final event the entry goes.
     """
 
-    __slots__ = ("agent_id", "calls", "exchange", "is_final", "waiting")
+    __slots__ = ("agent_id", "begun", "broken", "calls", "cancelled", "early", "ended", "exchange", "held", "is_final")
 
     def __init__(self, agent_id: str, exchange: Exchange | RelayedExchange) -> None:
         self.agent_id = agent_id
         self.exchange = exchange
         self.calls: list[Call] = []
-        self.waiting = 0
+        self.begun = 0
+        self.ended = 0
+        self.early: dict[int, bytes] | None = None
+        self.held: list[_Event] | None = None
+        self.broken: PoolError | None = None
+        self.cancelled = False
         self.is_final = False
+
+
+class _Event:
+    """Event number *index* of its request, with *seconds* of time since *started*."""
+
+    __slots__ = ("entry", "index", "request", "seconds", "started")
+
+    def __init__(self, request: ProxyRequest, entry: _Entry, seconds: float) -> None:
+        self.request = request
+        self.entry = entry
+        self.index = entry.begun
+        self.seconds = seconds
+        self.started = time.monotonic()  # uvloop's own clock has milliseconds.
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of its time."""
+        return self.seconds - (time.monotonic() - self.started)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is the first of its request, and none has followed yet."""
+        return not self.index and self.entry.begun == 1
 
 
 class ProxyConnection(asyncio.Protocol):
@@ -87,6 +128,7 @@ class ProxyConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._greeted = False
         self._out: list[bytes] = []
+        self._closing = False
         self._in_flight = 0
         options = server.pool.options
         self._entries: RecentTable[int, _Entry] = RecentTable(options.most_affinities, options.affinity_idle)
@@ -109,12 +151,12 @@ class ProxyConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read no more events from a proxy that does not read its answers."""
-        if self._transport is not None:
+        if self._transport is not None and not self._closing:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
-        if self._transport is not None:
+        if self._transport is not None and not self._closing:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
@@ -132,13 +174,16 @@ class ProxyConnection(asyncio.Protocol):
     # Frames.
 
     def _serve(self, frame_type: int, payload: bytes) -> None:
+        if self._closing:
+            return
         try:
             frame = decode_from_proxy(frame_type, payload)
         except ProxyWireError as error:
-            if error.request_id is None:
+            if error.request_id is None or not self._greeted:
                 self.refuse(str(error))
             else:
-                self._fail(error.request_id, BadRequest(str(error)), None)
+                entry = self._entries.get(error.request_id, self._loop.time())
+                self._not_served(error.request_id, entry, BadRequest(str(error)))
             return
         if type(frame) is ProxyRequest and self._greeted:
             self._request(frame)
@@ -169,26 +214,44 @@ class ProxyConnection(asyncio.Protocol):
 
     def _request(self, request: ProxyRequest) -> None:
         now = self._loop.time()
-        if self._server.stopping:
-            self._fail(request.request_id, ShuttingDown("the shard stops", retry_safe=True), None)
+        server, flags = self._server, request.flags
+        entry = self._entries.get(request.request_id, now)
+        if server.stopping:
+            self._not_served(request.request_id, entry, ShuttingDown("the shard stops", retry_safe=True))
             return
         if self._in_flight >= MOST_IN_FLIGHT:
-            code = FailureCode.OVERLOADED
-            self._write(encode_failure(request.request_id, code, "too many in flight", shard=self._server.shard))
+            self._not_served(request.request_id, entry, Overloaded("too many in flight"))
             return
-        entry = self._entries.get(request.request_id, now)
         if entry is None:
             entry = _Entry(request.agent_id, self._exchange(request))
             self._entries.put(request.request_id, entry, now)
-        elif entry.agent_id != request.agent_id:
-            error = BadRequest("the request began with another agent", agent_id=request.agent_id)
-            self._fail(request.request_id, error, None)
+        entry.is_final = bool(flags & FINAL)
+        if entry.broken is not None:
+            self._not_served(request.request_id, entry, entry.broken)
             return
+        if entry.agent_id != request.agent_id:
+            error = BadRequest("the request began with another agent", agent_id=request.agent_id)
+            self._not_served(request.request_id, entry, error)
+            return
+        seconds = request.timeout_ms / 1000 if request.timeout_ms else server.pool.options.request_timeout
+        event = _Event(request, entry, seconds)
+        entry.begun += 1
         self._in_flight += 1
-        entry.waiting += 1
-        entry.is_final = bool(request.flags & FINAL)
-        seconds = request.timeout_ms / 1000 if request.timeout_ms else self._server.pool.options.request_timeout
-        self._submit(request, entry, time.monotonic(), seconds)
+        self._submit(event, seconds)
+
+    def _not_served(self, request_id: int, entry: _Entry | None, error: PoolError) -> None:
+        """Fail an event that goes to no agent, in its turn, and with it what follows of its request."""
+        frame = self._failure(request_id, error)
+        if entry is None:
+            self._write(frame)
+            return
+        if self._in_flight >= 2 * MOST_IN_FLIGHT:
+            self.refuse("far too many events without an answer")
+            return
+        entry.broken = error
+        entry.begun += 1
+        self._in_flight += 1
+        self._settle(request_id, entry, entry.begun - 1, frame)
 
     def _exchange(self, request: ProxyRequest) -> Exchange | RelayedExchange:
         """Where the request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
@@ -198,96 +261,122 @@ class ProxyConnection(asyncio.Protocol):
                 return self._server.relay.begin(shard, request.agent_id)
         return Exchange(request.agent_id)
 
-    def _submit(self, request: ProxyRequest, entry: _Entry, started: float, seconds: float) -> None:
+    def _submit(self, event: _Event, seconds: float) -> None:
+        request, entry = event.request, event.entry
+        if entry.held is not None:
+            entry.held.append(event)
+            return
         final = bool(request.flags & FINAL)
         exchange = entry.exchange
         if isinstance(exchange, RelayedExchange):
-            exchange.submit(request.event, partial(self._relayed, request, entry, started), seconds, final=final)
+            exchange.submit(request.event, partial(self._relayed, event), seconds, final=final)
             return
-        done = partial(self._done, request, entry, started, seconds)
-        call = self._server.pool.submit(exchange, request.event, done, seconds, final=final)
+        call = self._server.pool.submit(exchange, request.event, partial(self._done, event), seconds, final=final)
         if not call.done:
             entry.calls.append(call)
 
-    def _done(
-        self, request: ProxyRequest, entry: _Entry, started: float, seconds: float, call: Call, outcome: Outcome
-    ) -> None:
-        if entry.calls and entry.calls[0] is call:
-            del entry.calls[0]
-        elif call in entry.calls:
-            entry.calls.remove(call)
+    def _done(self, event: _Event, call: Call, outcome: Outcome) -> None:
+        calls = event.entry.calls
+        if calls and calls[0] is call:
+            del calls[0]
+        elif call in calls:
+            calls.remove(call)
         if isinstance(outcome, PoolError):
-            if not self._hand_on(request, entry, started, seconds, call, outcome):
-                self._settle(request, entry)
-                self._fail(request.request_id, outcome, started)
+            if not self._hand_on(event, call, outcome):
+                self._fail(event, outcome)
             return
-        self._settle(request, entry)
         connection = call.connection
         assert connection is not None
-        try:
-            frame = encode_answer(
-                request.request_id,
-                outcome,
-                agent_id=request.agent_id,
-                connection_id=connection.connection_id,
-                shard=self._server.shard,
-                duration_us=_microseconds_since(started),
-            )
-        except LocalProtocolError as error:
-            self._fail(request.request_id, BadRequest(f"the answer cannot be passed on: {error}"), started)
-            return
-        self._write(frame)
+        self._answer(event, outcome, event.request.agent_id, connection.connection_id, self._server.shard)
 
-    def _hand_on(
-        self, request: ProxyRequest, entry: _Entry, started: float, seconds: float, call: Call, error: PoolError
-    ) -> bool:
+    def _hand_on(self, event: _Event, call: Call, error: PoolError) -> bool:
         """Relay the first event of a request that nobody here can serve, or try it again; whether that was done."""
-        if request.flags & RELAYED or call.connection is not None or error.code not in _ELSEWHERE or entry.calls:
+        request, entry = event.request, event.entry
+        if event.index or entry.calls or call.connection is not None or error.code not in _ELSEWHERE:
             return False
-        waited = time.monotonic() - started
-        left = seconds - waited
-        if left <= 0 or self._transport is None:
+        if request.flags & RELAYED or entry.cancelled:
             return False
-        relay = self._server.relay
-        shard = relay.holder(request.agent_id)
-        if shard is None:
-            if error.code != FailureCode.AGENT_NOT_FOUND or not relay.may_be_news(request.agent_id, waited):
-                return False
-            entry.exchange = self._exchange(request)
-            self._loop.call_later(NEWS_PAUSE, self._try_again, request, entry, started, seconds)
-            return True
+        left = event.seconds_left
+        shard = self._server.relay.holder(request.agent_id)
+        if left <= 0 or shard is None:
+            return error.code == FailureCode.AGENT_NOT_FOUND and self._wait_for_news(event)
         entry.exchange = exchange = self._server.relay.begin(shard, request.agent_id)
         final = bool(request.flags & FINAL)
-        exchange.submit(request.event, partial(self._relayed, request, entry, started), left, final=final)
+        exchange.submit(request.event, partial(self._relayed, event), left, final=final)
         return True
 
-    def _try_again(self, request: ProxyRequest, entry: _Entry, started: float, seconds: float) -> None:
-        entry.exchange = self._exchange(request)
-        self._submit(request, entry, started, seconds)
-
-    def _relayed(self, request: ProxyRequest, entry: _Entry, started: float, result: Answer | PoolError) -> None:
-        self._settle(request, entry)
-        if isinstance(result, PoolError):
-            self._fail(request.request_id, result, started)
+    def _relayed(self, event: _Event, result: Answer | PoolError) -> None:
+        if not isinstance(result, PoolError):
+            self._answer(event, result.response, result.agent_id, result.connection_id, result.shard, RELAYED)
             return
-        self._write(
-            encode_answer(
-                request.request_id,
-                result.response,
-                agent_id=result.agent_id,
-                connection_id=result.connection_id,
-                shard=result.shard,
-                duration_us=_microseconds_since(started),
-                flags=RELAYED,
-            )
-        )
+        # The other shard may not have heard of it either, or the agent has moved on.
+        if result.code == FailureCode.AGENT_NOT_FOUND and event.is_alone and self._wait_for_news(event):
+            return
+        self._fail(event, result, RELAYED)
 
-    def _settle(self, request: ProxyRequest, entry: _Entry) -> None:
-        """Note that an event of *entry* has its answer, or failure."""
+    def _wait_for_news(self, event: _Event) -> bool:
+        """Look again in a moment where the agent is, if there is any sense in that; whether there is."""
+        entry = event.entry
+        waited = time.monotonic() - event.started
+        if entry.cancelled or waited >= event.seconds or not self._server.relay.may_be_news(entry.agent_id, waited):
+            return False
+        entry.held = [event]
+        self._loop.call_later(NEWS_PAUSE, self._try_again, entry)
+        return True
+
+    def _try_again(self, entry: _Entry) -> None:
+        held, entry.held = entry.held, None
+        if held:
+            entry.exchange = self._exchange(held[0].request)
+            for event in held:
+                self._submit(event, max(0.001, event.seconds_left))
+
+    # Outcomes.
+
+    def _answer(
+        self, event: _Event, response: AgentResponse, agent_id: str, connection_id: str, shard: int, flags: int = 0
+    ) -> None:
+        try:
+            frame = encode_answer(
+                event.request.request_id,
+                response,
+                agent_id=agent_id,
+                connection_id=connection_id,
+                shard=shard,
+                duration_us=_microseconds_since(event.started),
+                flags=flags,
+            )
+        except LocalProtocolError as error:
+            self._fail(event, BadAnswer(f"the answer cannot be passed on: {error}", agent_id=agent_id), flags)
+            return
+        self._settle(event.request.request_id, event.entry, event.index, frame)
+
+    def _fail(self, event: _Event, error: PoolError, flags: int = 0) -> None:
+        if event.is_alone and error.retry_safe:
+            # No agent has seen anything of the request, so that it may begin anew, and somewhere else.
+            event.entry.is_final = True
+        request_id = event.request.request_id
+        frame = self._failure(request_id, error, _microseconds_since(event.started), flags)
+        self._settle(request_id, event.entry, event.index, frame)
+
+    def _settle(self, request_id: int, entry: _Entry, index: int, frame: bytes) -> None:
+        """Write the answer or failure of an event, after those of the events before it."""
+        if index != entry.ended:
+            if entry.early is None:
+                entry.early = {}
+            entry.early[index] = frame
+            return
+        self._write(frame)
+        entry.ended += 1
         self._in_flight -= 1
-        entry.waiting -= 1
-        if entry.is_final and not entry.waiting:
-            self._entries.pop(request.request_id)
+        while entry.early and entry.ended in entry.early:
+            self._write(entry.early.pop(entry.ended))
+            entry.ended += 1
+            self._in_flight -= 1
+        if entry.is_final and entry.ended == entry.begun:
+            self._entries.pop(request_id)
+            if entry.broken is not None:
+                self._finish(entry)
 
     def _finish(self, entry: _Entry) -> None:
         if isinstance(entry.exchange, RelayedExchange):
@@ -296,6 +385,10 @@ class ProxyConnection(asyncio.Protocol):
             self._server.pool.requests.finish(entry.exchange)
 
     def _give_up(self, entry: _Entry, reason: CancelReason) -> None:
+        entry.cancelled = True
+        held, entry.held = entry.held, None
+        for event in held or ():
+            self._fail(event, RequestCancelled(f"cancelled: {reason.name.lower()}", agent_id=entry.agent_id))
         if isinstance(entry.exchange, RelayedExchange):
             entry.exchange.cancel(reason)
             return
@@ -305,16 +398,15 @@ class ProxyConnection(asyncio.Protocol):
 
     # Writing.
 
-    def _fail(self, request_id: int, error: PoolError, started: float | None) -> None:
-        self._write(
-            encode_failure(
-                request_id,
-                error.code,
-                str(error),
-                shard=self._server.shard if error.shard is None else error.shard,
-                duration_us=0 if started is None else _microseconds_since(started),
-                flags=RETRY_SAFE if error.retry_safe else 0,
-            )
+    def _failure(self, request_id: int, error: PoolError, duration_us: int = 0, flags: int = 0) -> bytes:
+        return encode_failure(
+            request_id,
+            error.code,
+            str(error),
+            shard=self._server.shard if error.shard is None else error.shard,
+            duration_us=duration_us,
+            flags=flags | (RETRY_SAFE if error.retry_safe else 0),
+            policy=error.policy,
         )
 
     def _write(self, frame: bytes) -> None:
@@ -328,12 +420,17 @@ class ProxyConnection(asyncio.Protocol):
             self._transport.write(b"".join(out))
 
     def refuse(self, reason: str) -> None:
-        """Say what is wrong and close the connection."""
+        """Say what is wrong and close the connection; what it sent behind that is not looked at."""
+        if self._closing:
+            return
+        self._closing = True
         get_logger().warning("proxy connection closed", proxy=self.name, reason=printable(reason, 200))
         self._write(encode_refusal(reason))
         self._flush()
         if self._transport is not None:
             self._transport.close()
+            # One that does not read would stay, with all that it waits for.
+            self._loop.call_later(LINGER, self._transport.abort)
 
     def sweep(self, now: float) -> None:
         """Forget requests that were idle for too long."""
