@@ -5,6 +5,7 @@ what a heap would, at the cost of a dictionary entry: put and remove take 0.1 µ
 once. A heap or a wheel with lazy removal would hold every request for its whole 30 s: 1.8 million at 60,000 a second.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -58,8 +59,11 @@ class Deadlines(Generic[Item]):
 
 def rounded(timeout: float) -> float:
     """*timeout* rounded up, to 10 ms or two digits, whichever is coarser; 10 ms for what is no positive number."""
-    timeout = min(timeout, LONGEST)
-    step = 0.01
-    while timeout >= step * 100:
+    if not timeout > 0:
+        return 0.01
+    # In whole hundredths: 1.1 is more than 11 times 0.1 to a computer. A millionth of one is no time.
+    hundredths = max(1, math.ceil(min(timeout, LONGEST) * 100 - 1e-6))
+    step = 1
+    while hundredths >= step * 100:
         step *= 10
-    return round(-(-timeout // step) * step, 6) if timeout > 0 else 0.01
+    return -(-hundredths // step) * step / 100
