@@ -222,12 +222,10 @@ class OpenExchange:
     def cancel(self, reason: CancelReason = CancelReason.MANUAL) -> None:
         """Give up the events that have no answer yet, and end the exchange. Again, it does nothing."""
         exchange = self._exchange
-        if exchange.over is None and exchange.current is None:
-            self._pool.requests.finish(exchange)
-        else:
-            for call in (exchange.current, *(exchange.waiting or ())):
-                if call is not None:
-                    self._pool.requests.cancel(call, reason)
+        for call in (exchange.current, *(exchange.waiting or ())):
+            if call is not None:
+                self._pool.requests.cancel(call, reason)
+        self._pool.requests.finish(exchange)
         self._end()
 
     def _end(self) -> None:
