@@ -42,8 +42,8 @@ CANDIDATES = st.lists(
         Candidate,
         open_=st.sampled_from([True, True, True, False]),
         in_flight=st.integers(0, 5),
-        limit=st.integers(0, 5),
-        waiting_bytes=st.sampled_from([0, FULL_AT, FULL_AT + 1]),
+        limit=st.sampled_from([0, 1, 4, 9, 9, 9]),
+        waiting_bytes=st.sampled_from([0, 0, 0, FULL_AT, FULL_AT + 1]),
         errors=st.integers(0, 3),
         receivable=st.sampled_from([frozenset({RequestHeaders}), frozenset({RequestHeaders, ResponseHeaders})]),
     ),
@@ -122,3 +122,8 @@ def test_order_of_last_use_shares_idle_connections_evenly(strategy: Strategy, co
         order.append(chosen)
         used.append(names[id(chosen)])
     assert used == list(range(count)) * rounds
+
+
+def test_health_based_prefers_health_to_idleness() -> None:
+    tired, busy, busier = Candidate(errors=1), Candidate(in_flight=2), Candidate(in_flight=3)
+    assert pick(Strategy.HEALTH_BASED, [tired, busier, busy]) is busy
