@@ -122,7 +122,9 @@ class Bus:
         self._watch()
 
     def send(self, *parts: bytes) -> bool:
-        """Send one message of *parts* without blocking; False when no peer can take it."""
+        """Send one message of *parts* without blocking; False when no peer can take it, or the socket is closed."""
+        if self._socket.closed:
+            return False
         try:
             self._socket.send_multipart(parts, zmq.DONTWAIT, copy=True)
         except zmq.Again:

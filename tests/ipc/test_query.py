@@ -95,7 +95,7 @@ UNREADABLE = [
     msgspec.msgpack.encode({"method": "echo", "arguments": [1]}),
     msgspec.msgpack.encode({"method": "echo"})[:-1],
     b"\x81" + msgspec.msgpack.encode("method") + b"\xa1\xff",
-    b"\x82" + b"".join(map(msgspec.msgpack.encode, ("method", "echo", "more"))) + b"\x91" * 9000 + b"\xc0",
+    b"\x82" + b"".join(map(msgspec.msgpack.encode, ("method", "echo", "more"))) + b"\x91" * 100_000 + b"\xc0",
     json.dumps({"method": "echo"}).encode(),
 ]
 
