@@ -1,6 +1,7 @@
 """Requests go through the real product to real agents, and decisions come back."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -464,15 +465,17 @@ def test_mixed_load_is_matched_request_by_request_while_agents_restart(start_pro
     async def ask() -> None:
         loop = asyncio.get_running_loop()
         async with PoolClient(product.runtime_dir) as client:
-            numbers = iter(range(total))
+            numbers, served = iter(range(total)), asyncio.Event()
 
             async def worker() -> None:
                 for number in numbers:
                     await mixed(client, names[number % len(names)], number, outcome)
 
             async def restart() -> None:
-                for turn in range(6):
+                for turn in itertools.count():
                     await asyncio.sleep(0.1)
+                    if served.is_set():
+                        return
                     index = turn % len(agents)
                     name = names[index // 2]
                     await loop.run_in_executor(None, agents[index].close)
@@ -480,7 +483,10 @@ def test_mixed_load_is_matched_request_by_request_while_agents_restart(start_pro
                         None, ServingAgent, product.socket, name, Dialect(name.split("-")[0]), echo
                     )
 
-            await asyncio.gather(restart(), *(worker() for _ in range(32)))
+            restarting = asyncio.create_task(restart())
+            await asyncio.gather(*(worker() for _ in range(32)))
+            served.set()
+            await restarting
 
     run(ask())
     print(dict(outcome))
