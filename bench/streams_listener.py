@@ -1,8 +1,8 @@
 """The comparison: a reverse-connection listener as one would write it with asyncio streams, in one process.
 
-It does the same handshake: one registration frame under a timeout, version, agent id and a limit per agent
-checked, the answer written, then frames read until the agent leaves. One task and one pair of streams for
-each connection, nothing tuned but the backlog and the descriptor limit, without which it could not be measured.
+It does the same handshake, with dialout's own functions: one registration frame under a timeout, read and checked, a
+limit per agent, the answer written, then frames read until the agent leaves. One task and one pair of streams for each
+connection, nothing tuned but the backlog and the descriptor limit, without which it could not be measured.
 
     python -m bench.streams_listener --loop asyncio|uvloop --uds PATH
 
@@ -12,7 +12,6 @@ It prints READY when it listens, and answers each line `count` on stdin with one
 
 import argparse
 import asyncio
-import re
 import resource
 import sys
 from pathlib import Path
@@ -20,31 +19,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-REGISTRATION, REGISTRATION_ACK = 0x03, 0x04
+from dialout import ErrorCode, Rejection, acceptance_frame, parse_registration, rejection_frame
+
 MAX_REGISTRATION_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 HANDSHAKE_TIMEOUT_S = 10.0
 BACKLOG = 1024
-AGENT_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-
-
-class Registration(msgspec.Struct):
-    """What an agent says of itself, as far as this listener looks at it."""
-
-    protocol_version: int
-    agent_id: str
-
-
-class Answer(msgspec.Struct, omit_defaults=True):
-    """The answer to a registration, in the form that agents of every dialect can read."""
-
-    accepted: bool
-    success: bool
-    proxy_id: str
-    proxy_version: str
-    connection_id: str
-    assigned_id: str = ""
-    error: str = ""
 
 
 class Count(msgspec.Struct):
@@ -74,8 +54,7 @@ class StreamsListener:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 kind, payload = await read_frame(reader, MAX_REGISTRATION_BYTES)
                 answer, agent_id = self._admit(kind, payload)
-                body = msgspec.json.encode(answer)
-                writer.write((len(body) + 1).to_bytes(4) + bytes([REGISTRATION_ACK]) + body)
+                writer.write(answer)
                 await writer.drain()
             while agent_id:
                 await read_frame(reader, MAX_FRAME_BYTES)
@@ -86,25 +65,31 @@ class StreamsListener:
                 self._leave(agent_id)
             writer.close()
 
-    def _admit(self, kind: int, payload: bytes) -> tuple[Answer, str]:
+    def _admit(self, kind: int, payload: bytes) -> tuple[bytes, str]:
         """The answer to a registration, and the agent's id, counted, when it is an acceptance."""
-        registration = msgspec.json.decode(payload, type=Registration)
+        try:
+            registration = parse_registration(kind, payload)
+        except Rejection as error:
+            answer = rejection_frame(
+                error.answer_type, error.message, error.error_code, proxy_id="streams", proxy_version="1"
+            )
+            return answer, ""
         agent_id = registration.agent_id
         owned = self._per_agent.get(agent_id, 0)
-        if kind != REGISTRATION:
-            error = "expected a registration"
-        elif registration.protocol_version != 2:
-            error = "unsupported protocol version"
-        elif not AGENT_ID.fullmatch(agent_id):
-            error = "invalid agent id"
-        elif owned >= self._limit:
-            error = "too many connections"
-        else:
-            self._per_agent[agent_id] = owned + 1
-            self._accepted_total += 1
-            name = f"{agent_id}-{self._accepted_total}"
-            return Answer(True, True, "streams", "1", connection_id=name, assigned_id=name), agent_id
-        return Answer(False, False, "streams", "1", connection_id="", error=error), ""
+        if owned >= self._limit:
+            answer = rejection_frame(
+                registration.answer_type,
+                "too many connections",
+                ErrorCode.CONNECTION_LIMIT,
+                proxy_id="streams",
+                proxy_version="1",
+            )
+            return answer, ""
+        self._per_agent[agent_id] = owned + 1
+        self._accepted_total += 1
+        name = f"{agent_id}-conn-{self._accepted_total}"
+        answer = acceptance_frame(registration.answer_type, name, proxy_id="streams", proxy_version="1")
+        return answer, agent_id
 
     def _leave(self, agent_id: str) -> None:
         self._per_agent[agent_id] -= 1

@@ -21,8 +21,8 @@ import msgspec
 import uvloop
 
 from bench.closed_loop import NotTheAnswerError, Run, converse, run_tasks
-from bench.streams_listener import MAX_FRAME_BYTES, MAX_REGISTRATION_BYTES, REGISTRATION_ACK, Answer, read_frame
-from dialout import RequestHeaders
+from bench.streams_listener import MAX_FRAME_BYTES, MAX_REGISTRATION_BYTES, read_frame
+from dialout import RequestHeaders, acceptance_frame
 
 REQUEST_HEADERS, DECISION = 0x10, 0x20
 REQUEST_TIMEOUT_S = 30.0
@@ -66,7 +66,7 @@ class StreamsPool:
         try:
             await read_frame(reader, MAX_REGISTRATION_BYTES)
             name = f"streams-{len(self.connections)}"
-            writer.write(_frame(REGISTRATION_ACK, Answer(True, True, "streams", "1", name, name)))
+            writer.write(acceptance_frame(0x04, name, proxy_id="streams", proxy_version="1"))
             await writer.drain()
             self.connections.append(connection)
             while True:

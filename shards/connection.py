@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
 
 from dialout import (
@@ -51,10 +50,24 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
-@lru_cache
-def _kinds_in(mask: int) -> frozenset[type[AgentEvent]]:
-    """The classes of events in a mask: looking one up takes 30 ns, and an ``&`` of flags 700."""
-    return frozenset(kind for kind in get_args(AgentEvent) if int(kind.flag) & mask)
+class Kind:
+    """What all connections of one dialect and the same capabilities have in common, worked out once.
+
+    *receivable* are the classes of events that such an agent takes: looking one up takes 30 ns, and an ``&`` of flags
+    700. *keeps_requests* says that it remembers requests until they are cancelled, and can be told to forget.
+    """
+
+    __slots__ = ("can_cancel", "codec", "is_core", "keeps_requests", "limit", "receivable")
+
+    def __init__(self, dialect: Dialect, capabilities: Capabilities, most: int) -> None:
+        self.codec = codec_for(dialect)
+        events = int(self.codec.receivable_events(capabilities))
+        self.receivable = frozenset(event for event in get_args(AgentEvent) if int(event.flag) & events)
+        declared = capabilities.max_concurrent
+        self.limit = most if declared is None else min(most, declared)
+        self.can_cancel = capabilities.cancellation
+        self.is_core = dialect is Dialect.CORE
+        self.keeps_requests = dialect is Dialect.SDK and capabilities.cancellation
 
 
 class Connection:
@@ -68,7 +81,7 @@ class Connection:
         "abandoned",
         "agent",
         "answers_pings",
-        "capabilities",
+        "can_cancel",
         "codec",
         "connected_at",
         "decoder",
@@ -99,19 +112,17 @@ class Connection:
         "wants_write",
     )
 
-    def __init__(self, pool: "AgentPool", agent: "Agent", offer: Offer, capabilities: Capabilities, fd: int) -> None:
+    def __init__(self, pool: "AgentPool", agent: "Agent", offer: Offer, kind: "Kind", fd: int) -> None:
         self.pool = pool
         self.agent = agent
         self.number = offer.number
         self.fd = fd
-        self.codec = codec_for(offer.dialect)
-        self.capabilities = capabilities
-        self.receivable = _kinds_in(int(self.codec.receivable_events(capabilities)))
-        most, declared = pool.options.max_concurrent_per_connection, capabilities.max_concurrent
-        self.limit = most if declared is None else min(most, declared)
-        self.is_core = offer.dialect is Dialect.CORE
-        # Whether the agent remembers requests until they are cancelled, and can be told to forget.
-        self.keeps_requests = offer.dialect is Dialect.SDK and capabilities.cancellation
+        self.codec = kind.codec
+        self.can_cancel = kind.can_cancel
+        self.receivable = kind.receivable
+        self.limit = kind.limit
+        self.is_core = kind.is_core
+        self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
         self.connected_at = time.time()
@@ -237,7 +248,7 @@ class Connection:
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
         """Tell the agent that a request is over, if it wants to know."""
-        if self.fd >= 0 and self.capabilities.cancellation:
+        if self.fd >= 0 and self.can_cancel:
             self.send(
                 self.codec.encode_cancel(
                     request_id=request_id,

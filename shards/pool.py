@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable
 from typing import Any
 
-from dialout import AgentEvent, Capabilities
+from dialout import AgentEvent, Capabilities, Dialect
 from dialout.pool_errors import (
     AgentNotFound,
     AgentUnavailable,
@@ -26,7 +26,7 @@ from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
 from shards.calls import Call, Exchange, Outcome
-from shards.connection import Connection
+from shards.connection import Connection, Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
 
@@ -36,6 +36,9 @@ UPKEEP_SECONDS = 1.0
 MOST_BREAKERS = 10_000
 BREAKER_IDLE = 3600.0
 """Seconds for which the failures of an agent are remembered while it is not connected."""
+
+MOST_KINDS = 1000
+"""Kinds of agents that are remembered. There are few, unless somebody makes them up."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -86,7 +89,7 @@ class AgentPool(PoolApi):
         )
         # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
         self._breakers: RecentTable[str, Breaker] = RecentTable(MOST_BREAKERS, BREAKER_IDLE)
-        self._capabilities: dict[Capabilities, Capabilities] = {}
+        self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
         self._to_write: list[Connection] = []
         self._sequence = itertools.count(1)
         self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
@@ -103,9 +106,13 @@ class AgentPool(PoolApi):
         if agent is None:
             agent = self.agents[offer.agent_id] = Agent(offer.agent_id)
             agent.breaker = self._breakers.get(offer.agent_id, self._loop.time())
-        # Agents of one kind have equal capabilities; a copy for each would be a large part of a connection's memory.
-        capabilities = self._capabilities.setdefault(offer.capabilities, offer.capabilities)
-        connection = Connection(self, agent, offer, capabilities, fd)
+        named = (offer.dialect, offer.capabilities)
+        kind = self._kinds.get(named)
+        if kind is None:
+            if len(self._kinds) >= MOST_KINDS:
+                self._kinds.clear()
+            kind = self._kinds[named] = Kind(*named, self.options.max_concurrent_per_connection)
+        connection = Connection(self, agent, offer, kind, fd)
         agent.connections[offer.number] = self.connections[offer.number] = connection
         connection.on_closed = on_closed
         self.adopted_total += 1
@@ -119,8 +126,6 @@ class AgentPool(PoolApi):
         del agent.connections[connection.number]
         if not agent.connections:
             del self.agents[agent.agent_id]
-        if not self.agents:
-            self._capabilities.clear()
         self.closed_total += 1
         self.log.debug("connection closed", connection_id=connection.connection_id, reason=reason)
         if self._on_closed is not None:
