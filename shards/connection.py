@@ -1,6 +1,5 @@
 """One agent's connection, from commit to close."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
@@ -16,8 +15,6 @@ from dialout import (
     Dialect,
     FlowAction,
     FlowControl,
-    FrameDecoder,
-    FrameError,
     Health,
     HealthState,
     Inbound,
@@ -34,14 +31,11 @@ from dialout import (
 from dialout.pool_errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.handoff import Offer
-from ipc.readiness import READ, WRITE
 from shards.calls import Call, Outcome
+from shards.stream import Stream
 
 if TYPE_CHECKING:
     from shards.pool import Agent, AgentPool
-
-READ_SIZE = 65536
-"""Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
 
 MOST_ABANDONED = 256
 """Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
@@ -70,11 +64,10 @@ class Kind:
         self.keeps_requests = dialect is Dialect.SDK and capabilities.cancellation
 
 
-class Connection:
-    """An agent's connection in the pool: the only owner of its descriptor.
+class Connection(Stream):
+    """An agent's connection in the pool: what its frames mean, what is in flight on it, and how it is.
 
-    Frames of one turn of the loop leave in one write. The object exists once for every idle connection, so it has
-    slots, and no containers while nothing is in flight or buffered.
+    The object exists once for every idle connection, so it has slots, and no containers while nothing is in flight.
     """
 
     __slots__ = (
@@ -84,9 +77,7 @@ class Connection:
         "can_cancel",
         "codec",
         "connected_at",
-        "decoder",
         "errors",
-        "fd",
         "frames",
         "frames_ignored",
         "health",
@@ -96,27 +87,22 @@ class Connection:
         "limit",
         "metadata",
         "number",
-        "offset",
         "on_closed",
         "open",
-        "out",
         "paused",
         "pending",
         "ping_mark",
         "pinged_at",
         "pool",
         "receivable",
-        "sending",
         "transport",
-        "waiting_bytes",
-        "wants_write",
     )
 
     def __init__(self, pool: "AgentPool", agent: "Agent", offer: Offer, kind: "Kind", fd: int) -> None:
+        super().__init__(pool, fd)
         self.pool = pool
         self.agent = agent
         self.number = offer.number
-        self.fd = fd
         self.codec = kind.codec
         self.can_cancel = kind.can_cancel
         self.receivable = kind.receivable
@@ -126,16 +112,9 @@ class Connection:
         self.transport = offer.transport
         self.metadata = offer.metadata
         self.connected_at = time.time()
-        self.decoder = FrameDecoder()
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
         self.frames_ignored = 0
-        # What waits to be written: the frames of this turn, and what an earlier write left over.
-        self.out: list[bytes] | None = None
-        self.sending: memoryview | None = None
-        self.waiting_bytes = 0
-        self.offset = 0
-        self.wants_write = False
         # Calls in the order in which their frames went out. Those that were given up stay until they are answered.
         self.pending: dict[int | str, Call] | None = None
         self.in_flight = 0
@@ -197,22 +176,6 @@ class Connection:
 
     # Serving.
 
-    def start(self, acceptance: bytes, residue: bytes) -> None:
-        """Tell the agent that it is accepted, serve what it sent early, and begin to read."""
-        self.pool.readiness.watch(self.fd, self)
-        try:
-            sent = os.write(self.fd, acceptance)
-        except OSError as error:
-            self.close(f"gone before its acceptance: {error.strerror}")
-            return
-        self.offset += sent
-        if sent < len(acceptance):
-            self.sending = memoryview(acceptance)[sent:]
-            self.waiting_bytes = len(self.sending)
-            self._want_write(wanted=True)
-        if residue:
-            self._take(residue)
-
     def carry(self, call: Call, now: str) -> None:
         """Send a call's event and keep the call until its answer; LocalProtocolError when it cannot be encoded."""
         frame = self.codec.encode_event(
@@ -263,18 +226,6 @@ class Connection:
         if self.fd >= 0:
             self.send(forget_frame(request_id))
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame; it leaves with everything else of this turn of the loop."""
-        if self.out is None:
-            self.out = [frame]
-            if self.sending is None:
-                self.pool.write_soon(self)
-        else:
-            self.out.append(frame)
-        self.waiting_bytes += len(frame)
-        if self.waiting_bytes > self.pool.options.close_at:
-            self.pool.close_soon(self, f"the agent does not read: {self.waiting_bytes} bytes wait for it")
-
     def ping(self, sequence: int, now: float) -> None:
         """Ask the agent for a sign of life."""
         timestamp_ms = time.time_ns() // 1_000_000
@@ -294,15 +245,7 @@ class Connection:
             and now - self.pinged_at > self.pool.options.ping_timeout
         )
 
-    def close(self, reason: str) -> None:
-        """Close the descriptor, leave the pool, and fail what is in flight. Closing again does nothing."""
-        fd = self.fd
-        if fd < 0:
-            return
-        self.pool.readiness.forget(fd)
-        self.fd = -1
-        os.close(fd)
-        self.out = self.sending = None
+    def _closed(self, reason: str) -> None:
         self.pool.remove(self, reason)
         if self.pending is not None:
             pending, self.pending = self.pending, None
@@ -311,75 +254,7 @@ class Connection:
             for call in pending.values():
                 self.pool.requests.lost(call, reason, unseen=call.end_offset > self.offset)
 
-    # Readiness.
-
-    def on_ready(self, _events: int) -> None:
-        """Write what waits, then read once."""
-        if self.wants_write:
-            self.flush()
-        if self.fd >= 0:
-            self.read()
-
-    def read(self) -> None:
-        """Read once and serve the frames that are complete by that; close at the end of the stream."""
-        try:
-            data = os.read(self.fd, READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.close(f"read failed: {error.strerror}")
-            return
-        if data:
-            self._take(data)
-            return
-        try:
-            self.decoder.feed_eof()
-        except FrameError as error:
-            self.close(str(error))
-        else:
-            self.close("closed by the agent")
-
-    def flush(self) -> None:
-        """Write what waits, as far as the agent takes it."""
-        if self.fd < 0:
-            return
-        if self.sending is None:
-            if self.out is None:
-                return
-            frames, self.out = self.out, None
-            data: bytes | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
-        else:
-            data = self.sending
-        try:
-            sent = os.write(self.fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self.close(f"write failed: {error.strerror}")
-            return
-        self.offset += sent
-        self.waiting_bytes -= sent
-        # A view, not a copy of the rest: a frame of 16 MiB leaves in hundreds of writes.
-        self.sending = memoryview(data)[sent:] if sent < len(data) else None
-        self._want_write(wanted=self.sending is not None or self.out is not None)
-
-    def _want_write(self, *, wanted: bool) -> None:
-        if self.wants_write != wanted:
-            self.wants_write = wanted
-            self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
-
     # Frames from the agent.
-
-    def _take(self, data: bytes) -> None:
-        try:
-            frames = self.decoder.feed(data)
-        except FrameError as error:
-            for frame_type, payload in error.frames:
-                self._serve(frame_type, payload)
-            self.close(str(error))
-            return
-        for frame_type, payload in frames:
-            self._serve(frame_type, payload)
 
     def _serve(self, frame_type: int, payload: bytes) -> None:
         if self.fd < 0:

@@ -29,6 +29,7 @@ from shards.calls import Call, Exchange, Outcome
 from shards.connection import Connection, Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
+from shards.stream import Stream
 
 UPKEEP_SECONDS = 1.0
 """Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
@@ -90,7 +91,7 @@ class AgentPool(PoolApi):
         # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
         self._breakers: RecentTable[str, Breaker] = RecentTable(MOST_BREAKERS, BREAKER_IDLE)
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
-        self._to_write: list[Connection] = []
+        self._to_write: list[Stream] = []
         self._sequence = itertools.count(1)
         self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
         self._upkeep_round = 0
@@ -152,15 +153,15 @@ class AgentPool(PoolApi):
                 connection.close("it does not answer pings")
         return self.closed_total > before
 
-    def write_soon(self, connection: Connection) -> None:
-        """Have *connection* flushed at the end of this turn of the loop."""
+    def write_soon(self, stream: Stream) -> None:
+        """Have *stream* flushed at the end of this turn of the loop."""
         if not self._to_write:
             self._loop.call_soon(self._write_all)
-        self._to_write.append(connection)
+        self._to_write.append(stream)
 
-    def close_soon(self, connection: Connection, reason: str) -> None:
-        """Close *connection*, but not under the feet of whoever is just using it."""
-        self._loop.call_soon(connection.close, reason)
+    def close_soon(self, stream: Stream, reason: str) -> None:
+        """Close *stream*, but not under the feet of whoever is just using it."""
+        self._loop.call_soon(stream.close, reason)
 
     def close(self, reason: str = "the pool is closed") -> None:
         """Close every connection, which fails what is in flight, and stop the clock."""
@@ -275,9 +276,9 @@ class AgentPool(PoolApi):
     # Inside.
 
     def _write_all(self) -> None:
-        connections, self._to_write = self._to_write, []
-        for connection in connections:
-            connection.flush()
+        streams, self._to_write = self._to_write, []
+        for stream in streams:
+            stream.flush()
 
     @staticmethod
     def _read_to_the_end(connection: Connection) -> None:
