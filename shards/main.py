@@ -21,7 +21,7 @@ from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
 from shards.intake import Intake
 from shards.pool import AgentPool
-from shards.proxies import ProxyServer
+from shards.proxy_server import ProxyServer
 from shards.relay import Relay
 from shards.reporter import CpuMeter, Reporter
 

@@ -5,11 +5,9 @@ events. An event for an agent that has no usable connection here goes to a shard
 """
 
 import asyncio
-import os
-import socket
 import time
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dialout import AgentResponse, CancelReason, FrameDecoder, FrameError, LocalProtocolError
 from dialout.pool_errors import (
@@ -41,14 +39,13 @@ from dialout.proxy_wire import (
     encode_welcome,
 )
 from ipc.logs import get_logger, printable
-from ipc.rundir import RuntimeDir
 from ipc.version import __version__
 from shards.affinity import RecentTable
 from shards.calls import Call, Exchange, Outcome
-from shards.pool import AgentPool
-from shards.relay import Relay, RelayedExchange
+from shards.relay import RelayedExchange
 
-SWEEP_SECONDS = 5.0
+if TYPE_CHECKING:
+    from shards.proxy_server import ProxyServer
 
 NEWS_PAUSE = 0.02
 """Seconds after which a request for an unknown agent is tried again: an agent that has just been accepted by another
@@ -441,49 +438,3 @@ class ProxyConnection(asyncio.Protocol):
 def _microseconds_since(started: float) -> int:
     # uvloop's own clock has milliseconds.
     return int((time.monotonic() - started) * 1_000_000)
-
-
-class ProxyServer:
-    """Takes proxies' connections for one shard."""
-
-    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir, pool: AgentPool, relay: Relay) -> None:
-        self.shard = shard
-        self.epoch = epoch
-        self.pool = pool
-        self.relay = relay
-        self.stopping = False
-        self.connections: set[ProxyConnection] = set()
-        self._path = rundir.shard_proxy(shard)
-        self._server: asyncio.Server | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-
-    async def start(self) -> None:
-        """Listen, in place of a dead predecessor."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._path.unlink(missing_ok=True)
-            previous = os.umask(0o177)
-            try:
-                sock.bind(os.fspath(self._path))
-            finally:
-                os.umask(previous)
-            self._server = await self._loop.create_unix_server(lambda: ProxyConnection(self), sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-
-    def close(self) -> None:
-        """Take no more connections and no more events, and close the connections after what they were told."""
-        self.stopping = True
-        self._timer.cancel()
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self.connections):
-            connection.refuse("the shard stops")
-
-    def _sweep(self) -> None:
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        now = self._loop.time()
-        for connection in self.connections:
-            connection.sweep(now)

@@ -16,17 +16,13 @@ import asyncio
 import resource
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from dialout import ErrorCode, Rejection
 from ipc.handoff import (
-    BATCH_BYTES,
-    MAX_BATCH,
     Commit,
     Declined,
     HandoffChannel,
     Message,
-    Offer,
     Prepare,
     Prepared,
     Refuse,
@@ -35,11 +31,9 @@ from ipc.handoff import (
 from ipc.logs import get_logger
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
+from supervisor.links import Batch, ShardLink, next_batch
 from supervisor.newcomer import Newcomer
 from supervisor.placement import choose
-
-ANSWER_TIMEOUT = 0.5
-"""Seconds a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
 
 TICK = 0.05
 """Seconds between looks at the age of offers, while there are any."""
@@ -49,64 +43,6 @@ DECLINED_PAUSE = 1.0
 
 WIDEST_WINDOW = 256
 """Unanswered offers for one shard. Descriptors in flight count against RLIMIT_NOFILE of the user (unix(7))."""
-
-
-class Batch(NamedTuple):
-    """The newcomers of one Prepare that has left and is not answered."""
-
-    sent_at: float
-    newcomers: list[Newcomer]
-
-
-class ShardLink:
-    """The supervisor's end of one shard's handoff channel, with the newcomers on their way through it.
-
-    *pending* counts offers that the shard has not answered, sent or not.
-    """
-
-    __slots__ = (
-        "channel",
-        "committing",
-        "dirty",
-        "next_batch",
-        "offered",
-        "paused_until",
-        "pending",
-        "refusals",
-        "revoked",
-        "shard",
-        "silent",
-        "unsent",
-    )
-
-    def __init__(self, shard: int, channel: HandoffChannel) -> None:
-        self.shard = shard
-        self.channel = channel
-        self.unsent: deque[Newcomer] = deque()
-        self.offered: dict[int, Batch] = {}
-        self.next_batch = 1
-        self.pending = 0
-        self.committing: list[Newcomer] = []
-        self.revoked: list[int] = []
-        self.refusals: list[tuple[int, bytes]] = []
-        self.paused_until = 0.0
-        self.silent = False
-        self.dirty = False
-
-    @property
-    def newcomers(self) -> list[Newcomer]:
-        """Everybody on the way, in the order of offering."""
-        return [*self.committing, *self.unanswered]
-
-    @property
-    def unanswered(self) -> list[Newcomer]:
-        """Everybody whom the shard has not answered for, in the order of offering."""
-        return [*(n for batch in self.offered.values() for n in batch.newcomers), *self.unsent]
-
-    def is_late(self, now: float) -> bool:
-        """Whether a Prepare has been out for too long."""
-        oldest = next(iter(self.offered.values()), None)
-        return oldest is not None and now - oldest.sent_at > ANSWER_TIMEOUT
 
 
 class Handoffs:
@@ -350,7 +286,7 @@ class Handoffs:
 
     def _flush_offers(self, link: ShardLink) -> bool:
         while link.unsent:
-            newcomers, offers = _next_batch(link.unsent)
+            newcomers, offers = next_batch(link.unsent)
             if not link.channel.try_send(Prepare(link.next_batch, offers), [n.fd for n in newcomers]):
                 return False
             for _ in newcomers:
@@ -397,21 +333,6 @@ class Handoffs:
             if not self._usable:
                 return
             self.offer(self._parked.popleft())
-
-
-def _next_batch(unsent: deque[Newcomer]) -> tuple[list[Newcomer], list[Offer]]:
-    batch: list[Newcomer] = []
-    offers: list[Offer] = []
-    size = 0
-    for newcomer in unsent:
-        offer = newcomer.offer
-        assert offer is not None
-        size += len(offer.acceptance) + len(offer.metadata) + len(offer.residue) + 256
-        if batch and (size > BATCH_BYTES or len(batch) == MAX_BATCH):
-            break
-        batch.append(newcomer)
-        offers.append(offer)
-    return batch, offers
 
 
 def _overloaded(newcomer: Newcomer, message: str) -> Rejection:
