@@ -218,6 +218,8 @@ class Requests:
         try:
             connection.carry(call, self._timestamp(now))
         except LocalProtocolError as error:
+            if call.is_first:
+                exchange.connection = None  # It has seen nothing that it could be told to forget.
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
 
     def _send_again(self, call: Call) -> None:
