@@ -120,7 +120,7 @@ class World:
     def look(self) -> None:
         """Have every agent read what has come."""
         for end, events in self.unanswered.items():
-            events += [seen for seen in end.read() if hasattr(seen.event, "flag")]
+            events += [seen for seen in end.read() if seen.is_event]
 
     def check(self) -> None:
         """What holds at every moment."""

@@ -5,7 +5,7 @@ import itertools
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import uvloop
 
@@ -43,13 +43,22 @@ class Seen:
         self.correlation_id = correlation_id
         self.event = event
 
+    @property
+    def is_event(self) -> bool:
+        """Whether it wants an answer."""
+        return hasattr(self.event, "flag")
+
     def __repr__(self) -> str:
         return f"Seen({self.request_id}, {self.correlation_id}, {self.event})"
 
 
 class PairedAgent:
-    """The agent's end of one connection of *pool*; what it gets is read when it is asked for."""
+    """The agent's end of one connection of *pool*; what it gets is read when it is asked for.
 
+    `pool_of_this_loop` closes it at last.
+    """
+
+    all_ends: ClassVar[list["PairedAgent"]] = []
     _numbers = itertools.count(1)
 
     def __init__(
@@ -74,6 +83,7 @@ class PairedAgent:
         acceptance = acceptance_frame(dialect.answer_type, f"{agent_id}-conn-{number}", proxy_id="p", proxy_version="1")
         offer = Offer(number, agent_id, dialect, capabilities, "uds", b"", b"", acceptance)
         self.connection = pool.adopt(offer, theirs.detach())
+        self.all_ends.append(self)
 
     def frames(self) -> list[tuple[int, bytes]]:
         """All frames that have come; *at_end* is set at the end of the stream."""
@@ -198,6 +208,8 @@ def pool_of_this_loop(options: PoolOptions | None = None, **keywords: Any) -> It
         yield pool
     finally:
         pool.close()
+        while PairedAgent.all_ends:
+            PairedAgent.all_ends.pop().close()
     assert (pool.connections, pool.agents) == ({}, {})
 
 
