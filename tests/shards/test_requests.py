@@ -437,6 +437,31 @@ def test_sdk_agent_is_told_once_that_a_request_is_over(
     run(test)
 
 
+def test_sdk_agent_is_told_that_a_request_is_over_whose_last_event_never_went_out() -> None:
+    async def test() -> None:
+        with pool_of_this_loop() as pool:
+            agent = PairedAgent(pool)
+            # The last event comes after the failure, or gives up while it waits.
+            failed, waiting = Exchange("waf"), Exchange("waf")
+            first = Asked(pool, failed, headers("first", has_body=True))
+            agent.frame(0x20, b"{}")
+            await all_done(first)
+            assert isinstance(Asked(pool, failed, chunk(), final=True).outcome, BadAnswer)
+            second = Asked(pool, waiting, headers("second", has_body=True))
+            last = Asked(pool, waiting, chunk(), 0.01, final=True)
+            await all_done(last)
+            await turns()
+            *_, seen = agent.read()
+            agent.answer(seen)
+            await all_done(second)
+            pool.requests.finish(waiting)
+            await turns()
+            assert len(cancels(agent)) == 1
+            assert (failed.forgotten, waiting.forgotten) == (True, True)
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("dialect", "cancellation", "expected"),
     [(Dialect.CORE, True, [CancelReason.MANUAL]), (Dialect.CORE, False, []), (Dialect.SDK, False, [])],
@@ -488,24 +513,39 @@ def test_only_what_the_agent_has_certainly_not_seen_goes_to_a_sibling_and_only_o
             waiting = [Asked(pool, "waf", headers(f"waiting {n}")) for n in range(3)]
             later = Asked(pool, exchange, chunk("later"))
             await turns()
-            sibling = PairedAgent(pool)
+            sibling = PairedAgent(pool, send_buffer=4096)
             deaf.close()
             await all_done(seen, later)
             assert isinstance(seen.outcome, ConnectionLost)
             assert not seen.error.retry_safe, "it was written: a rate limiter may have counted it"
             assert isinstance(later.outcome, ConnectionLost)
             assert later.error.retry_safe, "the agent has not seen it, but it belongs to what was said before"
-            got: list[Seen] = []
-            while len(got) < 4:
-                await turns()
-                got += sibling.read()
-            assert [tag_of(found.event) for found in got] == [tag_of(one.event) for one in (partly, *waiting)]
+            assert [len(one.outcomes) for one in (partly, *waiting)] == [0] * 4
+            assert sibling.connection.in_flight == 4
             third = PairedAgent(pool)
             sibling.close()
             await all_done(partly, *waiting)
-            assert {type(one.outcome) for one in (partly, *waiting)} == {ConnectionLost}
+            assert {(type(one.outcome), one.error.retry_safe) for one in (partly, *waiting)} == {(ConnectionLost, True)}
             await turns()
             assert third.read() == [], "once, and not from one to the next"
+            assert_nothing_left(pool)
+
+    run(test)
+
+
+def test_what_goes_to_a_sibling_is_answered_there() -> None:
+    async def test() -> None:
+        with pool_of_this_loop() as pool:
+            first = PairedAgent(pool)
+            asked = [Asked(pool, "waf", headers(str(n))) for n in range(3)]
+            sibling = PairedAgent(pool)
+            first.connection.close("before anything was written")
+            await turns()
+            assert (first.read(), first.at_end) == ([], True)
+            for seen in sibling.read():
+                sibling.answer(seen)
+            await all_done(*asked)
+            assert [answered_tag(one.outcome) for one in asked] == ["0", "1", "2"]
             assert_nothing_left(pool)
 
     run(test)
