@@ -121,6 +121,7 @@ class ProxySession:
                 answer.error or answer.error_code,
                 agent_id=self.agent_id,
                 retry_safe=bool(answer.flags & RETRY_SAFE),
+                policy=answer.policy,
                 shard=self.shard if answer.shard is None else answer.shard,
             )
         assert isinstance(answer, Answer)
