@@ -454,7 +454,6 @@ def test_sdk_agent_is_told_that_a_request_is_over_whose_last_event_never_went_ou
             *_, seen = agent.read()
             agent.answer(seen)
             await all_done(second)
-            pool.requests.finish(waiting)
             await turns()
             assert len(cancels(agent)) == 1
             assert (failed.forgotten, waiting.forgotten) == (True, True)

@@ -1,0 +1,132 @@
+"""Shards without processes, on the test's loop: pool, relay and socket for proxies; and proxies that speak frames."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from dialout import AgentEvent, FrameDecoder
+from dialout.proxy_wire import (
+    FINAL,
+    MAX_ANSWER_LENGTH,
+    Answer,
+    Failure,
+    FromShardFrame,
+    Welcome,
+    decode_from_shard,
+    encode_hello,
+    encode_request,
+)
+from ipc.options import PoolOptions
+from ipc.rundir import RuntimeDir, record_of_this_process
+from shards.directory import Directory
+from shards.pool import AgentPool
+from shards.proxy_server import ProxyServer
+from shards.relay import Relay
+from support.engine import pool_of_this_loop
+from support.pools import until
+
+
+class LocalShard:
+    """A shard's pool, directory, relay and proxies' socket."""
+
+    def __init__(self, shard: int, rundir: RuntimeDir, pool: AgentPool) -> None:
+        self.shard = shard
+        self.pool = pool
+        self.directory = Directory()
+        self.directory.replace(0, {})
+        self.relay = Relay(shard, rundir, self.directory)
+        self.server = ProxyServer(shard, f"e{shard}", rundir, pool, self.relay)
+        self.path = rundir.shard_proxy(shard)
+
+    def hears(self, agent_id: str, counts: dict[int, int]) -> None:
+        """Tell it where an agent is."""
+        self.directory.change(self.directory._sequence + 1, {agent_id: counts})
+
+
+@asynccontextmanager
+async def local_shard(folder: Path, shard: int = 0, options: PoolOptions | None = None) -> AsyncIterator[LocalShard]:
+    """A shard in this process, with its socket and its record in *folder*."""
+    rundir = RuntimeDir(folder)
+    rundir.create()
+    with pool_of_this_loop(options, shard=shard) as pool:
+        local = LocalShard(shard, rundir, pool)
+        await local.server.start()
+        rundir.write_shard(shard, record_of_this_process(f"e{shard}", "0"))
+        try:
+            yield local
+        finally:
+            local.server.stopping = True
+            pool.close()
+            local.relay.close()
+            local.server.close()
+            rundir.forget_shard(shard)
+            for connection in list(local.server.connections):
+                if connection._transport is not None:
+                    connection._transport.abort()
+            await until(lambda: not local.server.connections)
+
+
+class RawProxy:
+    """A proxy's connection that sends what it is told to, and reads what comes when it is asked for."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._decoder = FrameDecoder(MAX_ANSWER_LENGTH)
+        self._frames: list[tuple[int, bytes]] = []
+
+    async def frame(self) -> FromShardFrame | None:
+        """The next frame; None at the end of the stream."""
+        while not self._frames:
+            try:
+                data = await self.reader.read(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._frames += self._decoder.feed(data)
+        return decode_from_shard(*self._frames.pop(0))
+
+    async def result(self) -> Answer | Failure:
+        """The next answer or failure; AssertionError for anything else."""
+        frame = await self.frame()
+        assert isinstance(frame, Answer | Failure), frame
+        return frame
+
+    def ask(
+        self,
+        request_id: int,
+        event: AgentEvent,
+        agent_id: str = "waf",
+        *,
+        flags: int = FINAL,
+        timeout_ms: int = 8000,
+    ) -> None:
+        """Send an event."""
+        self.send(encode_request(event, request_id=request_id, agent_id=agent_id, timeout_ms=timeout_ms, flags=flags))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.writer.write(data)
+
+    async def close(self) -> None:
+        """Hang up."""
+        self.writer.close()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            await self.writer.wait_closed()
+
+
+@asynccontextmanager
+async def raw_proxy(path: Path, *, hello: bool = True) -> AsyncIterator[RawProxy]:
+    """A connection to a shard's socket for proxies, welcomed if it says hello."""
+    proxy = RawProxy(*await asyncio.open_unix_connection(str(path)))
+    try:
+        if hello:
+            proxy.send(encode_hello("test", "1"))
+            welcome = await proxy.frame()
+            assert isinstance(welcome, Welcome), welcome
+            assert not welcome.error
+        yield proxy
+    finally:
+        await proxy.close()
