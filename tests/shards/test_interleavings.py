@@ -213,8 +213,12 @@ async def answer_uselessly(world: World, end: PairedAgent, seen: Seen, number: i
 
 
 def answer_for_others(world: World, end: PairedAgent, other: PairedAgent) -> None:
-    """Answers by the ids of another connection's requests, or of none."""
-    unanswered = world.unanswered[other][:2]
+    """Answers by the ids of another connection's requests, or of none.
+
+    Callers may choose the same correlation id for requests to two agents: then it is this one's own request, too.
+    """
+    own = end.connection.pending or {}
+    unanswered = [seen for seen in world.unanswered[other][:2] if seen.correlation_id not in own]
     for seen in unanswered or [Seen(12345, "12345", None)]:
         request_id, correlation_id = seen.request_id or 12345, seen.correlation_id or "12345"
         more = AgentResponse(None, needs_more=True)
