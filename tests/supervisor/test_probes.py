@@ -169,7 +169,8 @@ class ProbeMachine(RuleBasedStateMachine):
                 self.opened(self.book.next_round(agent_id, self.now))
             self.ended.clear()
             self.pass_time(TIMEOUT)
-            assert len(self.decided) > before, "somebody waits for ever"
+            # A round without waiters may have to end first.
+            assert len(self.decided) > before or self.ended, "somebody waits for ever"
         assert self.decided <= set(range(1, self.step + 1))
         assert len(self.book) == 0
 
