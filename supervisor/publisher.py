@@ -1,6 +1,7 @@
 """Telling the shards where agents are: counts of live connections, published as they change."""
 
 import asyncio
+import time
 
 from ipc import events
 from ipc.bus import Bus
@@ -22,7 +23,8 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._bus = Bus.publisher()
         self._bus.bind(rundir.counts)
-        self._sequence = 0
+        # From the clock, so that no number of this supervisor can seem to follow the last one of its predecessor.
+        self._sequence = time.time_ns() // 1_000_000
         self._silent = 0
         self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
 
