@@ -75,6 +75,7 @@ class Shard:
         log_loop_errors(loop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         await self._proxies.start()
+        self._reporter.start()
         # With its record a shard says that all its sockets are there.
         self._rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
         process.settle_memory()

@@ -40,6 +40,11 @@ class Reporter:
         self._counts.connect(rundir.counts)
         self._due = self._loop.time()
         self.lag_ms = 0.0
+        self._timer: asyncio.Handle | None = None
+
+    def start(self) -> None:
+        """Send heartbeats from now on: with the first one the shard says that all its sockets are there."""
+        self._due = self._loop.time()
         self._timer = self._loop.call_soon(self._beat)
 
     def closed(self, number: int, agent_id: str) -> None:
@@ -65,7 +70,8 @@ class Reporter:
     def close(self) -> None:
         """Report what is left and stop."""
         self._flush()
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._counts.close()
         self._bus.close()
 

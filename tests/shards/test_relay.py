@@ -432,6 +432,7 @@ def test_shard_that_is_killed_fails_what_was_handed_to_it_at_once_and_serves_aga
             agent = await loop.run_in_executor(None, ServingAgent, product.socket, "reborn")
             await ask_until_answered(proxy, numbers)
             product.wait_until_running()
+            await until(rundir.shard_proxy(holder).exists)
             async with PoolClient(product.runtime_dir) as client, asyncio.timeout(8):
                 assert (await client.send_request_headers("reborn", headers())).agent_id == "reborn"
             async with raw_proxy(rundir.shard_proxy(holder)) as back:
