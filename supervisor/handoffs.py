@@ -126,12 +126,10 @@ class Handoffs:
             usable = [shard for shard in usable if shard not in newcomer.declined_by]
         shard = choose(self.placement, self._ledger, newcomer.offer.agent_id, usable)
         if shard is None:
-            newcomer.shard = None
             self._ledger.place(newcomer.offer.agent_id, newcomer.number, None)
             self._parked.append(newcomer)
             self._start_timer()
             return
-        newcomer.shard = shard
         self._ledger.place(newcomer.offer.agent_id, newcomer.number, shard)
         link = self._links[shard]
         link.unsent.append(newcomer)
@@ -157,9 +155,10 @@ class Handoffs:
         self._touch(self._links[shard])
 
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
-        """Turn away everybody who is not committing; for the end."""
+        """Turn away everybody whose commit cannot leave now; for the end."""
         for link in self._links.values():
-            self._parked.extend(self._take_back(link, link.unanswered))
+            self._flush_commits(link)
+            self._parked.extend(self._take_back(link, link.newcomers))
             self._flush(link)
         while self._parked:
             self._turn_away(newcomer := self._parked.popleft(), rejection(newcomer))
@@ -170,8 +169,6 @@ class Handoffs:
             self._timer.cancel()
         for link in self._links.values():
             link.channel.close()
-            for newcomer in link.committing:
-                newcomer.close()
 
     # What shards say.
 

@@ -55,12 +55,7 @@ class ShardLink:
     @property
     def newcomers(self) -> list[Newcomer]:
         """Everybody on the way, in the order of offering."""
-        return [*self.committing, *self.unanswered]
-
-    @property
-    def unanswered(self) -> list[Newcomer]:
-        """Everybody whom the shard has not answered for, in the order of offering."""
-        return [*(n for batch in self.offered.values() for n in batch.newcomers), *self.unsent]
+        return [*self.committing, *(n for batch in self.offered.values() for n in batch.newcomers), *self.unsent]
 
     def is_late(self, now: float) -> bool:
         """Whether a Prepare has been out for too long."""

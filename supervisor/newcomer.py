@@ -23,7 +23,7 @@ class Newcomer:
 
     *transport* is ``uds`` or ``tcp``. *deadline* (loop time) bounds everything until the commit. Before its frame is
     complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it has a *registration*,
-    then a *number* (its reserved slot), an *offer*, and the *shard* that it is offered to. *waits_as* is the key by
+    then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by
     which an unfinished handshake was counted.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
@@ -35,7 +35,6 @@ class Newcomer:
     residue = b""
     number = 0
     offer: Offer | None = None
-    shard: int | None = None
     declined_by: set[int] | None = None
     waits_as: int | str = ""
     on_readable: "Callable[[Newcomer], None] | None" = None
