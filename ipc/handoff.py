@@ -101,9 +101,9 @@ class Revoke(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 
 class Refuse(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """Turn these prepared connections away, each with its rejection frame."""
+    """Turn these prepared connections away: their agents are at the limit. The shard knows each one's dialect."""
 
-    rejections: list[tuple[int, bytes]]
+    numbers: list[int]
 
 
 class Prepared(msgspec.Struct, array_like=True, frozen=True, tag=5):

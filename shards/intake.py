@@ -95,22 +95,7 @@ class Intake:
     def _give_up_orphans(self) -> None:
         """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
         self._orphan_timer = None
-        self._turn_away(
-            [
-                (
-                    number,
-                    rejection_frame(
-                        offer.dialect.answer_type,
-                        "the listener went away during the registration",
-                        ErrorCode.SHUTTING_DOWN,
-                        proxy_id=os.uname().nodename,
-                        proxy_version=__version__,
-                        retry_after_ms=1000,
-                    ),
-                )
-                for number, (offer, _) in self.prepared.items()
-            ]
-        )
+        self._turn_away(list(self.prepared), ErrorCode.SHUTTING_DOWN, "the listener went away during the registration")
 
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Prepare):
@@ -123,7 +108,7 @@ class Intake:
         elif isinstance(message, Revoke):
             self._let_go(message.numbers)
         elif isinstance(message, Refuse):
-            self._turn_away(message.rejections)
+            self._turn_away(message.numbers, ErrorCode.CONNECTION_LIMIT, "connection limit reached")
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
         if self._budget.left(len(self.prepared) + len(self._pool.connections)) < len(descriptors):
@@ -152,12 +137,21 @@ class Intake:
             if held is not None:
                 os.close(held[1])
 
-    def _turn_away(self, rejections: list[tuple[int, bytes]]) -> None:
-        for number, rejection in rejections:
+    def _turn_away(self, numbers: list[int], error_code: ErrorCode, message: str) -> None:
+        for number in numbers:
             held = self.prepared.pop(number, None)
             if held is None:
                 continue
-            with contextlib.suppress(OSError), socket.socket(fileno=held[1]) as sock:
+            offer, fd = held
+            rejection = rejection_frame(
+                offer.dialect.answer_type,
+                message,
+                error_code,
+                proxy_id=os.uname().nodename,
+                proxy_version=__version__,
+                retry_after_ms=1000,
+            )
+            with contextlib.suppress(OSError), socket.socket(fileno=fd) as sock:
                 sock.setblocking(False)
                 sock.send(rejection)
                 sock.shutdown(socket.SHUT_WR)

@@ -49,8 +49,7 @@ class Fleet:
     """All shards of this supervisor.
 
     *on_freed* is told of each agent that a slot became free for, *on_probed* gets a shard's answer to a probe,
-    *on_gone* the number of a shard whose process has ended, both after the ledger was told. *refusal* makes the frame
-    for a connection that an earlier supervisor left prepared and that is over the limit now.
+    *on_gone* the number of a shard whose process has ended, both after the ledger was told.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Fleet:
         on_probed: Callable[[int, int], None],
         on_freed: Callable[[str], None],
         on_gone: Callable[[int], None],
-        refusal: Callable[[], bytes],
         pool: PoolOptions,
         log_level: str,
         log_format: str,
@@ -70,7 +68,7 @@ class Fleet:
         self._rundir = rundir
         self._ledger = ledger
         self._handoffs = handoffs
-        self._on_probed, self._on_freed, self._on_gone, self._refusal = on_probed, on_freed, on_gone, refusal
+        self._on_probed, self._on_freed, self._on_gone = on_probed, on_freed, on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._first_number = ledger.next_number
         self._loop = asyncio.get_running_loop()
@@ -180,12 +178,15 @@ class Fleet:
         self._loop.remove_reader(process.pidfd)
         how = process.reap()
         process.close()
+        if member.channel is not None:
+            member.channel.close()
         member.process = member.channel = member.request = None
         care.go(ShardState.DOWN)
-        self._look_whether_ready()
         lost = self._ledger.drop_shard(care.shard)
         self._handoffs.remove_shard(care.shard)
+        self._found = [found for found in self._found if found[0] != care.shard]
         self._on_gone(care.shard)
+        self._look_whether_ready()
         if self._stopping:
             self._rundir.forget_shard(care.shard)
             self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
@@ -217,7 +218,10 @@ class Fleet:
         ):
             found, self._found = self._found, []
             for shard, number, agent_id in found:
-                self._decide_found(shard, number, agent_id)
+                if self._handoffs.has_link(shard):
+                    self._decide_found(shard, number, agent_id)
+                else:
+                    self._found.append((shard, number, agent_id))
             self.ready.set()
 
     async def _gone_within(self, seconds: float) -> bool:
@@ -262,7 +266,7 @@ class Fleet:
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
-            self._look_whether_ready()
+        self._look_whether_ready()
 
     # The bus.
 
@@ -345,8 +349,6 @@ class Fleet:
         Decided when all shards have told what they hold: a stuck shard may have been passed over, and the same
         connection be served by another one.
         """
-        if shard not in self._members or self._members[shard].channel is None:
-            return
         served_by = self._ledger.shard_of(agent_id, number)
         if served_by == shard:
             return  # Its commit is on the way.
@@ -356,7 +358,7 @@ class Fleet:
             self._ledger.adopt(agent_id, number, shard)
             self._handoffs.commit_found(shard, number)
         else:
-            self._handoffs.refuse_found(shard, number, self._refusal())
+            self._handoffs.refuse_found(shard, number)
 
     # Time.
 

@@ -138,15 +138,18 @@ class Handoffs:
             self._refresh()
         self._touch(link)
 
+    def has_link(self, shard: int) -> bool:
+        """Whether *shard* takes connections from this supervisor."""
+        return shard in self._links
+
     def commit_found(self, shard: int, number: int) -> None:
         """Commit a connection that a shard holds for a supervisor before this one."""
-        link = self._links[shard]
-        if not link.channel.try_send(Commit([number])):
-            self._log.warning("a found connection could not be committed", shard=shard)
+        self._links[shard].found.append(number)
+        self._touch(self._links[shard])
 
-    def refuse_found(self, shard: int, number: int, rejection: bytes) -> None:
-        """Have a shard turn away a connection that it holds for a supervisor before this one."""
-        self._links[shard].refusals.append((number, rejection))
+    def refuse_found(self, shard: int, number: int) -> None:
+        """Have a shard turn away a connection of an agent at its limit, held for a supervisor before this one."""
+        self._links[shard].refused.append(number)
         self._touch(self._links[shard])
 
     def revoke_found(self, shard: int, number: int) -> None:
@@ -258,11 +261,11 @@ class Handoffs:
 
     def _flush_commits(self, link: ShardLink) -> bool:
         done = link.committing
-        if not done:
+        if not done and not link.found:
             return True
-        if not link.channel.try_send(Commit([newcomer.number for newcomer in done])):
+        if not link.channel.try_send(Commit([*link.found, *(newcomer.number for newcomer in done)])):
             return False
-        link.committing = []
+        link.committing, link.found = [], []
         self.accepted_total += len(done)
         for newcomer in done:
             assert newcomer.offer is not None
@@ -275,10 +278,10 @@ class Handoffs:
             if not link.channel.try_send(Revoke(link.revoked)):
                 return False
             link.revoked = []
-        if link.refusals:
-            if not link.channel.try_send(Refuse(link.refusals)):
+        if link.refused:
+            if not link.channel.try_send(Refuse(link.refused)):
                 return False
-            link.refusals = []
+            link.refused = []
         return True
 
     def _flush_offers(self, link: ShardLink) -> bool:

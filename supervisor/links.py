@@ -27,11 +27,12 @@ class ShardLink:
         "channel",
         "committing",
         "dirty",
+        "found",
         "next_batch",
         "offered",
         "paused_until",
         "pending",
-        "refusals",
+        "refused",
         "revoked",
         "shard",
         "silent",
@@ -46,8 +47,10 @@ class ShardLink:
         self.next_batch = 1
         self.pending = 0
         self.committing: list[Newcomer] = []
+        # Connections that the shard holds for a supervisor before this one, to be committed.
+        self.found: list[int] = []
         self.revoked: list[int] = []
-        self.refusals: list[tuple[int, bytes]] = []
+        self.refused: list[int] = []
         self.paused_until = 0.0
         self.silent = False
         self.dirty = False

@@ -95,7 +95,6 @@ class Supervisor:
             on_probed=self._admission.probed,
             on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
-            refusal=self._limit_refusal,
             pool=config.pool,
             log_level=logging[0],
             log_format=logging[1],
@@ -193,12 +192,6 @@ class Supervisor:
 
     def _send_probe(self, shard: int, probe: int, agent_id: str) -> bool:
         return self._fleet.probe(shard, probe, agent_id)
-
-    def _limit_refusal(self) -> bytes:
-        rejection = Rejection(
-            ErrorCode.CONNECTION_LIMIT, "connection limit reached", answer_type=0x04, retry_after_ms=1000
-        )
-        return self._farewell.frame_for(rejection, rejection.answer_type)
 
     def _announce(self) -> None:
         """Say where the sockets are and what to try next: as text to a person, as a log line to a machine."""

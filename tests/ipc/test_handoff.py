@@ -180,7 +180,7 @@ def test_a_full_batch_arrives_whole_and_in_order(loop: Any, folder: Path) -> Non
 
             # The other direction, and every message without descriptors.
             answers: list[Message] = [
-                Hello(3, "epoch", 99), Prepared(7), Declined(8, "y"), Commit([1, 2]), Revoke([3]), Refuse([(4, b"no")]),
+                Hello(3, "epoch", 99), Prepared(7), Declined(8, "y"), Commit([1, 2]), Revoke([3]), Refuse([4]),
             ]  # fmt: skip
             assert [shard.channel.try_send(answer) for answer in answers] == [True] * len(answers)
             await loop.until(lambda: len(supervisor.messages) == len(answers), "the answers")
@@ -839,7 +839,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Prepare, batch=numbers, offers=st.lists(offers, max_size=3)),
     st.builds(Commit, numbers=st.lists(numbers)),
     st.builds(Revoke, numbers=st.lists(numbers)),
-    st.builds(Refuse, rejections=st.lists(st.tuples(numbers, blobs))),
+    st.builds(Refuse, numbers=st.lists(numbers)),
     st.builds(Prepared, batch=numbers),
     st.builds(Declined, batch=numbers, reason=texts),
 )

@@ -14,7 +14,14 @@ import pytest
 from support.product import environment, short_folder
 from support.waiting import wait_for
 
-from dialout import Capabilities, Dialect, acceptance_frame, encode_frame
+from dialout import (
+    Capabilities,
+    Dialect,
+    FrameDecoder,
+    acceptance_frame,
+    encode_frame,
+    parse_registration_response,
+)
 from ipc import handoff, query
 from ipc.handoff import Commit, Declined, Hello, Message, Offer, Prepare, Prepared, Refuse, Revoke
 from ipc.process import DescriptorBudget
@@ -52,10 +59,10 @@ class Shard:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self.channel.sendmsg([handoff.encode(message)], ancillary)
 
-    def prepare(self, *numbers: int, residue: bytes = b"") -> list[socket.socket]:
+    def prepare(self, *numbers: int, residue: bytes = b"", dialect: Dialect = Dialect.SDK) -> list[socket.socket]:
         """Prepare one connection for each number; returns the agents' ends. No copy of the others is kept."""
         pairs = [socket.socketpair() for _ in numbers]
-        offers = [Offer(n, "waf", Dialect.SDK, Capabilities(), "uds", b"", residue, ACCEPTANCE) for n in numbers]
+        offers = [Offer(n, "waf", dialect, Capabilities(), "uds", b"", residue, ACCEPTANCE) for n in numbers]
         self.send(Prepare(numbers[0], offers), *(theirs.fileno() for _, theirs in pairs))
         for agent, theirs in pairs:
             theirs.close()
@@ -117,13 +124,16 @@ def test_shard_serves_the_residue_before_what_comes_later(shard: Shard) -> None:
     agent.close()
 
 
-def test_shard_closes_a_revoked_connection_untouched_and_writes_to_a_refused_one(shard: Shard) -> None:
-    revoked, refused = shard.prepare(1, 2)
+@pytest.mark.parametrize("dialect", Dialect)
+def test_shard_closes_a_revoked_connection_untouched_and_tells_a_refused_one(shard: Shard, dialect: Dialect) -> None:
+    revoked, refused = shard.prepare(1, 2, dialect=dialect)
     assert shard.receive() == Prepared(1)
     shard.send(Revoke([1]))
-    shard.send(Refuse([(2, b"no")]))
+    shard.send(Refuse([2]))
     assert revoked.recv(100) == b""
-    assert refused.recv(100) == b"no"
+    (frame,) = FrameDecoder().feed(refused.recv(4096))
+    assert frame[0] == dialect.answer_type
+    assert parse_registration_response(*frame).error_code == "connection_limit"
     assert refused.recv(100) == b""
     shard.send(Commit([1, 2]))
     assert shard.report("connections") == 0
