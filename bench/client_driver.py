@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from bench.closed_loop import AGENT_ID, Run, converse, echo_in, run_tasks
-from dialout.pool_client import PoolClient
+from dialout.proxy.pool_client import PoolClient
 
 
 async def serve(runtime_dir: Path) -> None:

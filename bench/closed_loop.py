@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from dialout import AgentResponse, Allow, RequestHeaders, RequestMetadata
+from dialout import Allow, Decision, RequestHeaders, RequestMetadata
 
 __all__ = ["AGENT_ID", "SAMPLES", "NotTheAnswerError", "Report", "Run", "Sample", "converse", "echo_in", "run_tasks"]
 
@@ -142,10 +142,10 @@ class Run:
         )
 
 
-def echo_in(response: AgentResponse) -> str | None:
+def echo_in(response: Decision) -> str | None:
     """The URI that an allow carries, None in a bare one. Raises `NotTheAnswerError` for everything else."""
-    if type(response.decision) is not Allow:
-        raise NotTheAnswerError(f"the answer is no allow: {response.decision}")
+    if type(response.verdict) is not Allow:
+        raise NotTheAnswerError(f"the answer is no allow: {response.verdict}")
     return response.request_headers[0].value if response.request_headers else None
 
 

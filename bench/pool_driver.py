@@ -16,7 +16,7 @@ from pathlib import Path
 import uvloop
 
 from bench.closed_loop import AGENT_ID, NotTheAnswerError, Run, Sample, converse, echo_in
-from dialout import AgentResponse, acceptance_frame, parse_registration, scan_first_frame
+from dialout import Decision, acceptance_frame, parse_registration, scan_first_frame
 from ipc import process
 from ipc.handoff import Offer
 from ipc.logs import configure
@@ -101,7 +101,7 @@ class _Slot:
         sample, self._sample = self._sample, None
         if sample is None:
             self._run.fail("a request had a second outcome")
-        elif isinstance(outcome, AgentResponse):
+        elif isinstance(outcome, Decision):
             try:
                 self._run.settle(sample, self._started_ns, echo_in(outcome))
             except NotTheAnswerError as wrong:

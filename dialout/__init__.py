@@ -17,7 +17,6 @@ from dialout.decisions import (
     ALLOW,
     ALLOWED,
     NO_AUDIT,
-    AgentResponse,
     Allow,
     Audit,
     Block,
@@ -26,6 +25,7 @@ from dialout.decisions import (
     Decision,
     HeaderOp,
     Redirect,
+    Verdict,
     WebSocketClose,
     WebSocketDecision,
     to_json_value,
@@ -84,7 +84,7 @@ from dialout.inbound import (
     Sample,
     Unreadable,
 )
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     AgentNotFound,
     AgentUnavailable,
     BadAnswer,
@@ -113,9 +113,9 @@ from dialout.registration import (
 )
 
 if TYPE_CHECKING:
-    from dialout.exchange import Exchange
-    from dialout.pool_client import PoolClient
-    from dialout.pool_response import Response
+    from dialout.proxy.exchange import Exchange
+    from dialout.proxy.pool_client import PoolClient
+    from dialout.proxy.pool_response import Response
 
 __version__ = "0.1.0"
 
@@ -128,7 +128,6 @@ __all__ = [
     "PROTOCOL_VERSION",
     "AgentEvent",
     "AgentNotFound",
-    "AgentResponse",
     "AgentUnavailable",
     "Allow",
     "Answer",
@@ -206,6 +205,7 @@ __all__ = [
     "TruncatedFrame",
     "Unreadable",
     "UnreadableEvent",
+    "Verdict",
     "WebSocketClose",
     "WebSocketDecision",
     "WebSocketFrame",
@@ -230,6 +230,6 @@ def __getattr__(name: str) -> object:
     # The only names with a loop behind them: whoever needs none does not pay for asyncio (70 ms).
     if name not in {"Exchange", "PoolClient", "Response"}:
         raise AttributeError(f"module 'dialout' has no attribute {name!r}")
-    from dialout import pool_client
+    from dialout.proxy import pool_client
 
     return getattr(pool_client, name)

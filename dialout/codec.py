@@ -19,7 +19,7 @@ flow control     none                       sent unasked                  none
 from typing import Final, TypeAlias
 
 from dialout.capabilities import Capabilities, Event
-from dialout.decisions import AgentResponse
+from dialout.decisions import Decision
 from dialout.dialects import Dialect
 from dialout.errors import LocalProtocolError, NotInDialect, UnreadableEvent
 from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, FromProxy
@@ -126,7 +126,7 @@ class Codec:
     # --- the agent's side ---
 
     def encode_answer(
-        self, response: AgentResponse, *, request_id: int | None = None, correlation_id: str | None = None
+        self, response: Decision, *, request_id: int | None = None, correlation_id: str | None = None
     ) -> bytes:
         """The frame that answers one event: give the ids that ``decode_event`` returned with it."""
         return self._wire.answer(response, request_id, correlation_id)

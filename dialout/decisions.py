@@ -10,12 +10,12 @@ message, and escape texts before they reach a log or a terminal.
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 __all__ = [
     "ALLOW",
     "ALLOWED",
     "NO_AUDIT",
-    "AgentResponse",
     "Allow",
     "Audit",
     "Block",
@@ -24,6 +24,7 @@ __all__ = [
     "Decision",
     "HeaderOp",
     "Redirect",
+    "Verdict",
     "WebSocketClose",
     "WebSocketDecision",
     "to_json_value",
@@ -56,7 +57,7 @@ class Challenge(Struct, frozen=True, tag="challenge"):
     params: dict[str, Any] = {}
 
 
-Decision: TypeAlias = Allow | Block | Redirect | Challenge
+Verdict: TypeAlias = Allow | Block | Redirect | Challenge
 ALLOW: Final = Allow()
 
 
@@ -113,15 +114,19 @@ class Audit(Struct, frozen=True):
 NO_AUDIT: Final = Audit()
 
 
-class AgentResponse(Struct, frozen=True):
-    """One answer. ``decision`` is None only when ``needs_more`` is true: it is no decision yet.
+class Decision(Struct, frozen=True):
+    """What an agent answers an event with: a verdict, and what goes with it.
 
-    On a header event ``needs_more`` asks for the body, on a chunk for the next one; on the last chunk it
-    means that no decision will come. Some agents write an allow beside it, which is a placeholder and
-    reads as None.
+    ``verdict`` is None only when ``needs_more`` is true: there is none yet. On a header event ``needs_more`` asks
+    for the body, on a chunk for the next one; on the last chunk it means that no verdict will come. Some agents
+    write an allow beside it, which is a placeholder and reads as None.
+
+    Agents make one with ``allow``, ``block``, ``redirect``, ``challenge`` or ``more``, and add to it: each method
+    returns another decision. What a dialect cannot carry (sdk agents change no bodies) is refused when it is
+    written, as NotInDialect.
     """
 
-    decision: Decision | None
+    verdict: Verdict | None
     request_headers: tuple[HeaderOp, ...] = ()
     response_headers: tuple[HeaderOp, ...] = ()
     request_body_mutation: BodyMutation | None = None
@@ -131,17 +136,78 @@ class AgentResponse(Struct, frozen=True):
     routing_metadata: dict[str, str] = {}
     needs_more: bool = False
 
+    @staticmethod
+    def allow() -> "Decision":
+        """Let it pass."""
+        return ALLOWED
 
-ALLOWED: Final = AgentResponse(ALLOW)
+    @staticmethod
+    def block(status: int = 403, body: str | None = None, headers: dict[str, str] | None = None) -> "Decision":
+        """Answer the client with this status (100 to 599) instead."""
+        return Decision(Block(status, body, headers))
+
+    @staticmethod
+    def redirect(url: str, status: int = 302) -> "Decision":
+        """Send the client elsewhere."""
+        return Decision(Redirect(url, status))
+
+    @staticmethod
+    def challenge(challenge_type: str, params: dict[str, Any] | None = None) -> "Decision":
+        """Make the client prove something; core agents can send strings only as ``params``."""
+        return Decision(Challenge(challenge_type, params or {}))
+
+    @staticmethod
+    def more() -> "Decision":
+        """Ask for the body, or for its next chunk, before there is a verdict."""
+        return Decision(None, needs_more=True)
+
+    def set_request_header(self, name: str, value: str) -> Self:
+        """Replace the values of a header on its way to the upstream."""
+        return replace(self, request_headers=(*self.request_headers, HeaderOp.set(name, value)))
+
+    def add_request_header(self, name: str, value: str) -> Self:
+        """Add a value to a header on its way to the upstream."""
+        return replace(self, request_headers=(*self.request_headers, HeaderOp.add(name, value)))
+
+    def remove_request_header(self, name: str) -> Self:
+        """Take a header away on its way to the upstream."""
+        return replace(self, request_headers=(*self.request_headers, HeaderOp.remove(name)))
+
+    def set_response_header(self, name: str, value: str) -> Self:
+        """Replace the values of a header on its way to the client."""
+        return replace(self, response_headers=(*self.response_headers, HeaderOp.set(name, value)))
+
+    def add_response_header(self, name: str, value: str) -> Self:
+        """Add a value to a header on its way to the client."""
+        return replace(self, response_headers=(*self.response_headers, HeaderOp.add(name, value)))
+
+    def remove_response_header(self, name: str) -> Self:
+        """Take a header away on its way to the client."""
+        return replace(self, response_headers=(*self.response_headers, HeaderOp.remove(name)))
+
+    def replace_request_chunk(self, data: bytes, chunk_index: int = 0) -> Self:
+        """Pass this on instead of the chunk that was asked about; ``b""`` drops it."""
+        return replace(self, request_body_mutation=BodyMutation(data, chunk_index))
+
+    def replace_response_chunk(self, data: bytes, chunk_index: int = 0) -> Self:
+        """Pass this on instead of the chunk that was asked about; ``b""`` drops it."""
+        return replace(self, response_body_mutation=BodyMutation(data, chunk_index))
+
+    def with_audit(self, **fields: Any) -> Self:
+        """Say why, for the log, with the fields of ``Audit``; those not given stay as they are."""
+        return replace(self, audit=replace(self.audit, **fields))
+
+
+ALLOWED: Final = Decision(ALLOW)
 """A bare allow. Compare with ``==``: an allow that changes headers is not equal to it."""
 
 
-def to_json_value(decision: Decision | None) -> str | dict[str, Any]:
-    """The decision for programs to read: ``"allow"``, or an object whose one key names the decision.
+def to_json_value(verdict: Verdict | None) -> str | dict[str, Any]:
+    """The verdict for programs to read: ``"allow"``, or an object whose one key names the verdict.
 
     Absent fields are left out. None, an answer that needs more, is ``{"needs_more": True}``.
     """
-    match decision:
+    match verdict:
         case None:
             return {"needs_more": True}
         case Allow():

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from dialout.decisions import AgentResponse, BodyMutation
+from dialout.decisions import BodyMutation, Decision
 
 __all__ = [
     "Answer",
@@ -46,7 +46,7 @@ class Answer(Struct, frozen=True, gc=False):
 
     request_id: int | None
     correlation_id: str | None
-    response: AgentResponse
+    response: Decision
 
 
 class MutationAnswer(Struct, frozen=True, gc=False):

@@ -11,11 +11,11 @@ from msgspec import Struct
 from dialout.decisions import (
     ALLOWED,
     NO_AUDIT,
-    AgentResponse,
     Audit,
     Block,
     BodyMutation,
     Challenge,
+    Decision,
     HeaderOp,
     Redirect,
     WebSocketClose,
@@ -26,9 +26,9 @@ from dialout.wire import checked, encode_json
 __all__ = ["core_response", "docs_response", "sdk_response"]
 
 
-def _check(response: AgentResponse) -> None:
+def _check(response: Decision) -> None:
     """Refuse what no dialect can carry."""
-    decision = response.decision
+    decision = response.verdict
     if decision is None and not response.needs_more:
         raise LocalProtocolError("an answer without a decision must say that it needs more")
     if isinstance(decision, Block | Redirect) and not 100 <= decision.status <= 599:
@@ -68,7 +68,7 @@ class _DocsDecision(_SdkDecision, omit_defaults=True, gc=False):
     correlation_id: str | None = None
 
 
-def sdk_response(response: AgentResponse, request_id: int) -> bytes:
+def sdk_response(response: Decision, request_id: int) -> bytes:
     """A Decision. ``needs_more`` is a decision here, so there is none beside it."""
     if response == ALLOWED:
         return b'{"request_id":%d,"decision":"allow"}' % request_id
@@ -78,7 +78,7 @@ def sdk_response(response: AgentResponse, request_id: int) -> bytes:
     if response.routing_metadata or response.websocket_decision:
         raise NotInDialect("sdk agents can send neither routing metadata nor WebSocket decisions")
     if response.needs_more:
-        if isinstance(response.decision, Block | Redirect | Challenge):
+        if isinstance(response.verdict, Block | Redirect | Challenge):
             raise NotInDialect("sdk agents cannot decide and need more at once")
         decision: str | dict[str, Any] = {"needs_more": True}
     else:
@@ -90,7 +90,7 @@ def sdk_response(response: AgentResponse, request_id: int) -> bytes:
     )
 
 
-def docs_response(response: AgentResponse, request_id: int, correlation_id: str | None) -> bytes:
+def docs_response(response: Decision, request_id: int, correlation_id: str | None) -> bytes:
     """The documents' Decision: ``needs_more`` beside the decision, body mutations inside the frame."""
     _check(response)
     if response.websocket_decision:
@@ -111,9 +111,9 @@ def docs_response(response: AgentResponse, request_id: int, correlation_id: str 
     )
 
 
-def _sdk_decision(response: AgentResponse) -> str | dict[str, Any]:
+def _sdk_decision(response: Decision) -> str | dict[str, Any]:
     """The decision with its keys sorted and empty ones left out; "allow" holds the place of none."""
-    match response.decision:
+    match response.verdict:
         case Block(status, body, headers):
             fields = {"body": body, "headers": headers, "status": status}
             return {"block": {name: value for name, value in fields.items() if value is not None}}
@@ -147,7 +147,7 @@ _CORE_ALLOW: Final = (
 )
 
 
-def core_response(response: AgentResponse, correlation_id: str) -> bytes:
+def core_response(response: Decision, correlation_id: str) -> bytes:
     """An AgentResponse, every key written; the id stands in ``audit.custom.correlation_id``."""
     if response == ALLOWED:
         return _CORE_ALLOW % encode_json(correlation_id)
@@ -177,8 +177,8 @@ def core_response(response: AgentResponse, correlation_id: str) -> bytes:
     )
 
 
-def _core_decision(response: AgentResponse) -> str | dict[str, Any]:
-    match response.decision:
+def _core_decision(response: Decision) -> str | dict[str, Any]:
+    match response.verdict:
         case Block(status, body, headers):
             return {"block": {"status": status, "body": body, "headers": headers}}
         case Redirect(url, status):
@@ -197,7 +197,7 @@ def _core_header_op(change: HeaderOp) -> dict[str, dict[str, str | None]]:
     return {change.operation: {"name": change.name, "value": change.value}}
 
 
-def _core_websocket_decision(response: AgentResponse) -> str | dict[str, Any] | None:
+def _core_websocket_decision(response: Decision) -> str | dict[str, Any] | None:
     decision = response.websocket_decision
     if isinstance(decision, WebSocketClose):
         return {"close": {"code": checked("code", decision.code, 16), "reason": decision.reason}}

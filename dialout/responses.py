@@ -18,7 +18,6 @@ from dialout.decisions import (
     ALLOW,
     ALLOWED,
     NO_AUDIT,
-    AgentResponse,
     Audit,
     Block,
     BodyMutation,
@@ -26,6 +25,7 @@ from dialout.decisions import (
     Decision,
     HeaderOp,
     Redirect,
+    Verdict,
     WebSocketClose,
     WebSocketDecision,
 )
@@ -129,7 +129,7 @@ _decode_challenge = Decoder(_Challenge).decode
 # --- the model ---------------------------------------------------------------------------------------
 
 
-def read_response(wire: WireResponse, payload: bytes) -> AgentResponse:
+def read_response(wire: WireResponse, payload: bytes) -> Decision:
     """The model of what was decoded from ``payload``. Raises one of ``READ_ERRORS`` for what cannot be used."""
     audit = _read_audit(wire.audit)
     if (
@@ -144,7 +144,7 @@ def read_response(wire: WireResponse, payload: bytes) -> AgentResponse:
     decision, needs_more = _read_decision(wire.decision, wire.needs_more is True)
     if is_too_deep(payload, audit.custom, decision.params if type(decision) is Challenge else None):
         raise RemoteProtocolError(f"the answer is nested more than {MAX_DEPTH} levels deep")
-    return AgentResponse(
+    return Decision(
         decision,
         tuple(map(_read_header_op, wire.request_headers or ())),
         tuple(map(_read_header_op, wire.response_headers or ())),
@@ -157,7 +157,7 @@ def read_response(wire: WireResponse, payload: bytes) -> AgentResponse:
     )
 
 
-def _read_decision(wire: str | dict[str, Raw] | None, needs_more: bool) -> tuple[Decision | None, bool]:
+def _read_decision(wire: str | dict[str, Raw] | None, needs_more: bool) -> tuple[Verdict | None, bool]:
     """The decision, and whether more is needed; an allow beside that is a placeholder, so None."""
     if wire == "allow":
         return None if needs_more else ALLOW, needs_more

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from dialout.capabilities import Capabilities, Event
-from dialout.decisions import AgentResponse
+from dialout.decisions import Decision
 from dialout.dialects import Dialect
 from dialout.errors import LocalProtocolError
 from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, HealthRequest, MetricsRequest
@@ -42,7 +42,7 @@ class Wire(Struct, frozen=True, kw_only=True):
     metrics_request: bytes | None = None
 
     # The agent's side.
-    answer: Callable[[AgentResponse, int | None, str | None], bytes]
+    answer: Callable[[Decision, int | None, str | None], bytes]
     health: Callable[[Health, str, int], bytes] | None = None
     metrics: Callable[[Metrics, str, int, int], bytes] | None = None
     flow_control: Callable[[FlowControl, int], bytes] | None = None

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from dialout.capabilities import Capabilities, Event
-from dialout.decisions import AgentResponse
+from dialout.decisions import Decision
 from dialout.dialects import CoreFrame, Dialect
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
@@ -281,7 +281,7 @@ def _receivable(capabilities: Capabilities) -> Event:
 # --- what an agent sends and reads --------------------------------------------------------------------
 
 
-def _answer(response: AgentResponse, _: int | None, correlation_id: str | None) -> bytes:
+def _answer(response: Decision, _: int | None, correlation_id: str | None) -> bytes:
     if not correlation_id:
         raise LocalProtocolError("a core agent names the correlation_id that it answers")
     return encode_frame(CoreFrame.AGENT_RESPONSE, core_response(response, correlation_id))

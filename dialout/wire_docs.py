@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.decisions import AgentResponse
+from dialout.decisions import Decision
 from dialout.dialects import Dialect, SdkFrame
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
@@ -165,7 +165,7 @@ def _read_decision(payload: bytes) -> Inbound:
     return Answer(request_id or None, correlation_id, response)
 
 
-def _answer(response: AgentResponse, request_id: int | None, correlation_id: str | None) -> bytes:
+def _answer(response: Decision, request_id: int | None, correlation_id: str | None) -> bytes:
     if request_id is None:
         raise LocalProtocolError("a docs agent names the request_id that it answers")
     check_ids(request_id, "")

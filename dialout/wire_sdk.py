@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from dialout.capabilities import Capabilities, Event
-from dialout.decisions import AgentResponse, BodyMutation
+from dialout.decisions import BodyMutation, Decision
 from dialout.dialects import Dialect, SdkFrame
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
@@ -198,7 +198,7 @@ def _receivable(capabilities: Capabilities) -> Event:
 # --- what an agent sends and reads --------------------------------------------------------------------
 
 
-def _answer(response: AgentResponse, request_id: int | None, _: str | None) -> bytes:
+def _answer(response: Decision, request_id: int | None, _: str | None) -> bytes:
     if request_id is None:
         raise LocalProtocolError("an sdk agent names the request_id that it answers")
     check_ids(request_id, "")

@@ -13,9 +13,9 @@ import sys
 
 from dialout import (
     ALLOWED,
-    AgentResponse,
     Block,
     Capabilities,
+    Decision,
     Dialect,
     Event,
     FrameDecoder,
@@ -30,10 +30,10 @@ from dialout import (
 DIALECT = Dialect.SDK
 
 
-def decide(event: object) -> AgentResponse:
+def decide(event: object) -> Decision:
     """Say what becomes of an event."""
     if isinstance(event, RequestHeaders) and event.uri.startswith("/admin"):
-        return AgentResponse(Block(403, "not for you"))
+        return Decision(Block(403, "not for you"))
     return ALLOWED
 
 

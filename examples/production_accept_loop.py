@@ -12,7 +12,7 @@ import signal
 import sys
 
 from dialout import RequestHeaders, to_json_value
-from dialout.pool_errors import PoolError
+from dialout.proxy.errors import PoolError
 from ipc.client import AcceptedClient, ClientError
 from ipc.logs import configure, get_logger
 from shards.pool import AgentPool
@@ -75,7 +75,7 @@ async def ask(pool: AgentPool, agent_id: str) -> None:
         # No decision of the agent, and so never an allow: a proxy has a policy for this.
         log.warning("no decision", agent_id=agent_id, error_code=error.code, error=str(error))
     else:
-        log.info("decision", agent_id=agent_id, decision=to_json_value(response.decision))
+        log.info("decision", agent_id=agent_id, decision=to_json_value(response.verdict))
 
 
 async def main(address: str, token_file: str) -> None:

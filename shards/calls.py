@@ -4,13 +4,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dialout import AgentEvent, AgentResponse
-from dialout.pool_errors import PoolError
+from dialout import AgentEvent, Decision
+from dialout.proxy.errors import PoolError
 
 if TYPE_CHECKING:
     from shards.connection import Connection
 
-Outcome = AgentResponse | PoolError
+Outcome = Decision | PoolError
 """How a call ends: the agent's answer, or why there is none. An error is never an allow; the caller has a policy."""
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 import msgspec
 
 from dialout import Block, Configure
-from dialout.pool_errors import PoolError
+from dialout.proxy.errors import PoolError
 from ipc.logs import get_logger, printable
 from shards.calls import Call, Outcome
 from shards.connection import Connection
@@ -76,8 +76,8 @@ class ConfigDelivery:
         about = {"connection_id": connection.connection_id, "config_version": call.event.config_version}
         if isinstance(outcome, PoolError):
             self._log.warning("agent did not take its configuration", error_code=str(outcome.code), **about)
-        elif isinstance(outcome.decision, Block):
-            reason = printable(outcome.decision.body or "", 200)
-            self._log.warning("agent refuses its configuration", status=outcome.decision.status, reason=reason, **about)
+        elif isinstance(outcome.verdict, Block):
+            reason = printable(outcome.verdict.body or "", 200)
+            self._log.warning("agent refuses its configuration", status=outcome.verdict.status, reason=reason, **about)
         else:
             self._log.debug("agent took its configuration", **about)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, get_args
 
 from dialout import (
     AgentEvent,
-    AgentResponse,
     Answer,
     CancelReason,
     Capabilities,
     ConfigUpdate,
     Configure,
+    Decision,
     Dialect,
     FlowAction,
     FlowControl,
@@ -28,7 +28,7 @@ from dialout import (
     codec_for,
     pong_for,
 )
-from dialout.pool_errors import FailureCode
+from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.handoff import Offer
 from shards.calls import Call, Outcome
@@ -193,7 +193,7 @@ class Connection(Stream):
     def settled(self, call: Call, outcome: Outcome) -> None:
         """Note the outcome of a call that this connection carried."""
         self.in_flight -= 1
-        if isinstance(outcome, AgentResponse):
+        if isinstance(outcome, Decision):
             if self.errors:
                 self._forgive()
             if self.agent.breaker is not None:
@@ -302,7 +302,7 @@ class Connection(Stream):
             case _:
                 self.frames_ignored += 1
 
-    def _answered(self, request_id: int | None, correlation_id: str | None, response: AgentResponse) -> None:
+    def _answered(self, request_id: int | None, correlation_id: str | None, response: Decision) -> None:
         call = self._take_call(request_id, correlation_id)
         if call is None:
             self.pool.requests.late += 1

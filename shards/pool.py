@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dialout import AgentEvent, Capabilities, Dialect
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     AgentNotFound,
     AgentUnavailable,
     CannotReceive,

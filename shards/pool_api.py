@@ -25,9 +25,9 @@ from dialout import (
     ResponseHeaders,
     WebSocketFrame,
 )
-from dialout.pool_errors import BadRequest, CannotReceive, PoolError, ShuttingDown
-from dialout.pool_response import Response
-from dialout.proxy_wire import Answer
+from dialout.proxy.errors import BadRequest, CannotReceive, PoolError, ShuttingDown
+from dialout.proxy.pool_response import Response
+from dialout.proxy.wire import Answer
 from ipc.client import AcceptedClient, ClientGone, WrongAgent
 from ipc.handoff import Offer
 from shards.calls import Call, Exchange, Outcome

@@ -1,6 +1,6 @@
 """The socket on which proxies ask: events come in, decisions go out, many requests in flight on one connection.
 
-The protocol is ``dialout.proxy_wire``; each event gets exactly one answer or failure, in the order of its request's
+The protocol is ``dialout.proxy.wire``; each event gets exactly one answer or failure, in the order of its request's
 events. An event for an agent that has no usable connection here goes to a shard that has one (`shards.relay`), once.
 """
 
@@ -9,8 +9,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from dialout import AgentResponse, CancelReason, FrameDecoder, FrameError, LocalProtocolError
-from dialout.pool_errors import (
+from dialout import CancelReason, Decision, FrameDecoder, FrameError, LocalProtocolError
+from dialout.proxy.errors import (
     BadAnswer,
     BadRequest,
     FailureCode,
@@ -19,7 +19,7 @@ from dialout.pool_errors import (
     RequestCancelled,
     ShuttingDown,
 )
-from dialout.proxy_wire import (
+from dialout.proxy.wire import (
     FINAL,
     PROXY_PROTOCOL,
     RELAYED,
@@ -331,7 +331,7 @@ class ProxyConnection(asyncio.Protocol):
     # Outcomes.
 
     def _answer(
-        self, event: _Event, response: AgentResponse, agent_id: str, connection_id: str, shard: int, flags: int = 0
+        self, event: _Event, response: Decision, agent_id: str, connection_id: str, shard: int, flags: int = 0
     ) -> None:
         try:
             frame = encode_answer(

@@ -18,7 +18,7 @@ from dialout import (
     FrameError,
     LocalProtocolError,
 )
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     BadAnswer,
     BadRequest,
     ConnectionLost,
@@ -27,7 +27,7 @@ from dialout.pool_errors import (
     RequestTimeout,
     pool_error,
 )
-from dialout.proxy_wire import (
+from dialout.proxy.wire import (
     FINAL,
     MAX_ANSWER_LENGTH,
     MAX_TIMEOUT_MS,

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 from dialout import (
     ALLOW,
     AgentEvent,
-    AgentResponse,
     BodyMutation,
     CancelReason,
+    Decision,
     LocalProtocolError,
     RequestBodyChunk,
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
 )
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     BadAnswer,
     BadRequest,
     CannotReceive,
@@ -138,7 +138,7 @@ class Requests:
 
     # For connections.
 
-    def answer(self, call: Call, response: AgentResponse) -> None:
+    def answer(self, call: Call, response: Decision) -> None:
         """Take the agent's answer to *call*, which has left its connection's table."""
         if call.done:
             self.late += 1
@@ -152,9 +152,9 @@ class Requests:
     def mutation(self, call: Call, mutation: BodyMutation) -> None:
         """Take a body mutation that came in a frame of its own, as the answer to a chunk."""
         if isinstance(call.event, RequestBodyChunk):
-            self.answer(call, AgentResponse(ALLOW, request_body_mutation=mutation))
+            self.answer(call, Decision(ALLOW, request_body_mutation=mutation))
         elif isinstance(call.event, ResponseBodyChunk):
-            self.answer(call, AgentResponse(ALLOW, response_body_mutation=mutation))
+            self.answer(call, Decision(ALLOW, response_body_mutation=mutation))
         else:
             self.bad_answer(call, "a body mutation answers no chunk")
 
@@ -310,10 +310,10 @@ class Requests:
         return self._now_text
 
 
-def _why_useless(event: AgentEvent, response: AgentResponse) -> str | None:
+def _why_useless(event: AgentEvent, response: Decision) -> str | None:
     """Why an answer decides nothing although nothing more will come; None when it is of use."""
-    if response.decision is not None or not response.needs_more:
-        return None if response.decision is not None else "it holds no decision"
+    if response.verdict is not None or not response.needs_more:
+        return None if response.verdict is not None else "it holds no decision"
     if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
         return "it needs more after the last chunk" if event.is_last else None
     if isinstance(event, RequestHeaders | ResponseHeaders):

@@ -1,4 +1,4 @@
-"""A blocking connection to one shard, as a proxy has it: `dialout.proxy_wire` over a Unix socket.
+"""A blocking connection to one shard, as a proxy has it: `dialout.proxy.wire` over a Unix socket.
 
 `dialout.PoolClient` is for proxies; a command asks once, names its shard, and is faster without an event loop.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dialout import AgentEvent, FrameDecoder, FrameError, LocalProtocolError
-from dialout.pool_errors import BadRequest, ConnectionLost, NoShard, RequestTimeout, pool_error
-from dialout.proxy_wire import (
+from dialout.proxy.errors import BadRequest, ConnectionLost, NoShard, RequestTimeout, pool_error
+from dialout.proxy.wire import (
     FINAL,
     MAX_ANSWER_LENGTH,
     MAX_TIMEOUT_MS,

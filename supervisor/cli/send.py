@@ -18,8 +18,8 @@ from dialout import (
     is_agent_id,
     to_json_value,
 )
-from dialout.pool_errors import CannotReceive, PoolError
-from dialout.proxy_wire import RELAYED, Answer
+from dialout.proxy.errors import CannotReceive, PoolError
+from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -165,7 +165,7 @@ def _ask(session: ProxySession, event: RequestHeaders, body: bytes | None, start
             try:
                 answers.append(session.ask(chunk, deadline, final=chunk.is_last))
             except CannotReceive:
-                if answers[-1].response.decision is None:
+                if answers[-1].response.verdict is None:
                     raise
                 break  # It takes no bodies, so its word on the headers stands.
         session.finish()
@@ -182,12 +182,12 @@ def _chunks(body: bytes) -> list[RequestBodyChunk]:
 
 def _is_final(answer: Answer) -> bool:
     # An allow of the headers or of a chunk is none: a later chunk may still be blocked.
-    return answer.response.decision is not None and not isinstance(answer.response.decision, Allow)
+    return answer.response.verdict is not None and not isinstance(answer.response.verdict, Allow)
 
 
 def _summary(answers: list[Answer], asked_shard: int, seconds: float) -> _Decided:
     last = answers[-1]
-    decision = to_json_value(last.response.decision)
+    decision = to_json_value(last.response.verdict)
     routing: dict[str, str] = {}
     for answer in answers:
         routing |= answer.response.routing_metadata

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from bench.closed_loop import SAMPLES, NotTheAnswerError, Run, Sample, echo_in, run_tasks
-from dialout import ALLOW, ALLOWED, AgentResponse, Block, HeaderOp, RequestHeaders
+from dialout import ALLOW, ALLOWED, Block, Decision, HeaderOp, RequestHeaders
 
 ECHO = next(sample for sample in SAMPLES if sample.echo)
 BARE = next(sample for sample in SAMPLES if not sample.echo)
@@ -68,8 +68,8 @@ def test_report_has_a_failure_for_requests_that_were_never_answered() -> None:
 
 def test_echo_is_found_in_an_allow_only() -> None:
     assert echo_in(ALLOWED) is None
-    assert echo_in(AgentResponse(ALLOW, (HeaderOp.set("x-uri", "/echo/1"),))) == "/echo/1"
-    for wrong in (AgentResponse(Block(403)), AgentResponse(None, needs_more=True)):
+    assert echo_in(Decision(ALLOW, (HeaderOp.set("x-uri", "/echo/1"),))) == "/echo/1"
+    for wrong in (Decision(Block(403)), Decision(None, needs_more=True)):
         with pytest.raises(NotTheAnswerError):
             echo_in(wrong)
 
@@ -77,7 +77,7 @@ def test_echo_is_found_in_an_allow_only() -> None:
 def test_tasks_keep_as_many_in_flight_as_they_were_told_and_report_what_failed() -> None:
     now, most = 0, 0
 
-    async def send(event: RequestHeaders) -> AgentResponse:
+    async def send(event: RequestHeaders) -> Decision:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -85,7 +85,7 @@ def test_tasks_keep_as_many_in_flight_as_they_were_told_and_report_what_failed()
         now -= 1
         if event is SAMPLES[7].event:
             raise ConnectionError("gone")
-        return ALLOWED if SAMPLES[0].event is not event else AgentResponse(ALLOW, (HeaderOp.set("x", event.uri),))
+        return ALLOWED if SAMPLES[0].event is not event else Decision(ALLOW, (HeaderOp.set("x", event.uri),))
 
     run = Run(10)
     asyncio.run(run_tasks(run, 3, send, echo_in))

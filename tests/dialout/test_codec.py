@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from dialout import (
     ALLOW,
     AgentEvent,
-    AgentResponse,
     Answer,
     Audit,
     Block,
@@ -23,6 +22,7 @@ from dialout import (
     Codec,
     ConfigUpdate,
     Configure,
+    Decision,
     Dialect,
     FlowAction,
     FlowControl,
@@ -153,7 +153,7 @@ mutations = st.none() | st.builds(BodyMutation, st.none() | blobs, u32)
 
 
 @st.composite
-def responses(draw: st.DrawFn) -> tuple[Dialect, AgentResponse]:
+def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
     dialect = draw(dialects)
     params = st.dictionaries(texts, texts if dialect is Dialect.CORE else json_values, max_size=3)
     final = st.one_of(
@@ -165,7 +165,7 @@ def responses(draw: st.DrawFn) -> tuple[Dialect, AgentResponse]:
     sdk = dialect is Dialect.SDK
     needs_more = decision is None or (decision != ALLOW and not sdk and draw(st.booleans()))
     custom = st.dictionaries(texts.filter(lambda name: name != "correlation_id"), json_values, max_size=3)
-    return dialect, AgentResponse(
+    return dialect, Decision(
         decision,
         draw(header_ops),
         draw(header_ops),
@@ -201,7 +201,7 @@ def test_agent_reads_every_event_as_proxy_wrote_it(case: tuple[Dialect, str, Age
 
 @given(responses(), request_ids, ids)
 def test_proxy_reads_every_answer_as_agent_wrote_it(
-    case: tuple[Dialect, AgentResponse], request_id: int, correlation_id: str
+    case: tuple[Dialect, Decision], request_id: int, correlation_id: str
 ) -> None:
     dialect, response = case
     codec = codec_for(dialect)

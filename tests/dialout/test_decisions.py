@@ -9,7 +9,6 @@ from dialout import (
     ALLOW,
     ALLOWED,
     NO_AUDIT,
-    AgentResponse,
     Allow,
     Audit,
     Block,
@@ -21,6 +20,7 @@ from dialout import (
     LocalProtocolError,
     NotInDialect,
     Redirect,
+    Verdict,
     WebSocketClose,
     codec_for,
     to_json_value,
@@ -41,34 +41,34 @@ SDK, CORE, DOCS = map(codec_for, (Dialect.SDK, Dialect.CORE, Dialect.DOCS))
         (Challenge("js", {"n": 5}), {"challenge": {"challenge_type": "js", "params": {"n": 5}}}),
     ],
 )
-def test_decision_for_programs_names_itself_in_one_key(decision: Decision | None, expected: Any) -> None:
+def test_decision_for_programs_names_itself_in_one_key(decision: Verdict | None, expected: Any) -> None:
     assert to_json_value(decision) == expected
     json.dumps(expected)
 
 
 def test_bare_allow_is_a_response_that_says_nothing_else() -> None:
-    assert AgentResponse(ALLOW) == ALLOWED
+    assert Decision(ALLOW) == ALLOWED
     assert ALLOWED.audit is NO_AUDIT
     assert Audit() == NO_AUDIT
-    assert AgentResponse(ALLOW, (HeaderOp.remove("a"),)) != ALLOWED
-    assert AgentResponse(None, needs_more=True) != ALLOWED
+    assert Decision(ALLOW, (HeaderOp.remove("a"),)) != ALLOWED
+    assert Decision(None, needs_more=True) != ALLOWED
 
 
 @pytest.mark.parametrize(
     "response",
     [
-        AgentResponse(None),
-        AgentResponse(Block(99)),
-        AgentResponse(Block(600)),
-        AgentResponse(Redirect("/", 0)),
-        AgentResponse(ALLOW, (HeaderOp("set", "a"),)),
-        AgentResponse(ALLOW, (), (HeaderOp("add", "a"),)),
-        AgentResponse(ALLOW, (HeaderOp("remove", "a", "b"),)),
-        AgentResponse(Block(403, "\ud800")),
-        AgentResponse(ALLOW, audit=Audit(custom={"a": object()})),
+        Decision(None),
+        Decision(Block(99)),
+        Decision(Block(600)),
+        Decision(Redirect("/", 0)),
+        Decision(ALLOW, (HeaderOp("set", "a"),)),
+        Decision(ALLOW, (), (HeaderOp("add", "a"),)),
+        Decision(ALLOW, (HeaderOp("remove", "a", "b"),)),
+        Decision(Block(403, "\ud800")),
+        Decision(ALLOW, audit=Audit(custom={"a": object()})),
     ],
 )
-def test_answer_that_no_proxy_could_use_is_refused(response: AgentResponse) -> None:
+def test_answer_that_no_proxy_could_use_is_refused(response: Decision) -> None:
     for codec in (SDK, CORE, DOCS):
         with pytest.raises(LocalProtocolError):
             codec.encode_answer(response, request_id=7, correlation_id="c7")
@@ -77,16 +77,16 @@ def test_answer_that_no_proxy_could_use_is_refused(response: AgentResponse) -> N
 @pytest.mark.parametrize(
     ("codec", "response"),
     [
-        (SDK, AgentResponse(ALLOW, request_body_mutation=BodyMutation())),
-        (SDK, AgentResponse(ALLOW, response_body_mutation=BodyMutation(b""))),
-        (SDK, AgentResponse(ALLOW, routing_metadata={"a": "b"})),
-        (SDK, AgentResponse(ALLOW, websocket_decision="drop")),
-        (SDK, AgentResponse(Block(403), needs_more=True)),
-        (DOCS, AgentResponse(ALLOW, websocket_decision=WebSocketClose(1000, ""))),
-        (CORE, AgentResponse(Challenge("js", {"n": 5}))),
+        (SDK, Decision(ALLOW, request_body_mutation=BodyMutation())),
+        (SDK, Decision(ALLOW, response_body_mutation=BodyMutation(b""))),
+        (SDK, Decision(ALLOW, routing_metadata={"a": "b"})),
+        (SDK, Decision(ALLOW, websocket_decision="drop")),
+        (SDK, Decision(Block(403), needs_more=True)),
+        (DOCS, Decision(ALLOW, websocket_decision=WebSocketClose(1000, ""))),
+        (CORE, Decision(Challenge("js", {"n": 5}))),
     ],
 )
-def test_what_a_dialect_cannot_say_is_refused_and_not_dropped(codec: Any, response: AgentResponse) -> None:
+def test_what_a_dialect_cannot_say_is_refused_and_not_dropped(codec: Any, response: Decision) -> None:
     with pytest.raises(NotInDialect):
         codec.encode_answer(response, request_id=7, correlation_id="c7")
 
@@ -94,13 +94,13 @@ def test_what_a_dialect_cannot_say_is_refused_and_not_dropped(codec: Any, respon
 @pytest.mark.parametrize(
     ("codec", "response"),
     [
-        (CORE, AgentResponse(ALLOW, request_body_mutation=BodyMutation(b"", 2**32))),
-        (DOCS, AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"", -1))),
-        (CORE, AgentResponse(ALLOW, websocket_decision=WebSocketClose(2**16, ""))),
-        (CORE, AgentResponse(ALLOW, audit=Audit(custom={"correlation_id": "mine"}))),
+        (CORE, Decision(ALLOW, request_body_mutation=BodyMutation(b"", 2**32))),
+        (DOCS, Decision(ALLOW, response_body_mutation=BodyMutation(b"", -1))),
+        (CORE, Decision(ALLOW, websocket_decision=WebSocketClose(2**16, ""))),
+        (CORE, Decision(ALLOW, audit=Audit(custom={"correlation_id": "mine"}))),
     ],
 )
-def test_value_that_would_not_come_back_is_refused(codec: Any, response: AgentResponse) -> None:
+def test_value_that_would_not_come_back_is_refused(codec: Any, response: Decision) -> None:
     with pytest.raises(LocalProtocolError):
         codec.encode_answer(response, request_id=7, correlation_id="c7")
 
@@ -124,11 +124,11 @@ def test_answer_to_nothing_is_refused(codec: Any, ids: dict[str, Any]) -> None:
 @pytest.mark.parametrize("correlation_id", ["c7", 'a"b\\', "\u00fc", "\u2028"])
 def test_bare_allow_of_core_agent_is_what_the_general_writer_makes(correlation_id: str) -> None:
     bare = CORE.encode_answer(ALLOWED, correlation_id=correlation_id)[5:]
-    tagged = CORE.encode_answer(AgentResponse(ALLOW, audit=Audit(("t",))), correlation_id=correlation_id)[5:]
+    tagged = CORE.encode_answer(Decision(ALLOW, audit=Audit(("t",))), correlation_id=correlation_id)[5:]
     assert bare == tagged.replace(b'"tags":["t"]', b'"tags":[]')
 
 
 def test_bare_allow_of_sdk_agent_is_what_the_general_writer_makes() -> None:
     bare = SDK.encode_answer(ALLOWED, request_id=7)[5:]
-    tagged = SDK.encode_answer(AgentResponse(ALLOW, audit=Audit(("t",))), request_id=7)[5:]
+    tagged = SDK.encode_answer(Decision(ALLOW, audit=Audit(("t",))), request_id=7)[5:]
     assert bare == tagged.replace(b',"audit":{"tags":["t"]}', b"")

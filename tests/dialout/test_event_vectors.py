@@ -11,7 +11,6 @@ from dialout import (
     ALLOW,
     ALLOWED,
     AgentEvent,
-    AgentResponse,
     Answer,
     Audit,
     Block,
@@ -23,6 +22,7 @@ from dialout import (
     Codec,
     ConfigUpdate,
     Configure,
+    Decision,
     Dialect,
     FlowAction,
     FlowControl,
@@ -146,31 +146,31 @@ EVENTS: dict[str, tuple[int, str, AgentEvent]] = {
 WAF = Audit(("waf",), ("942100",), ("sqli",), 0.95, {"k": "v"})
 BLOCK_JSON = '{"error":"\\u003cslow \\u0026 steady\\u003e"}'
 JSON_HEADERS = {"Content-Type": "application/json", "Retry-After": "5"}
-RESPONSES: dict[str, tuple[int, AgentResponse]] = {
+RESPONSES: dict[str, tuple[int, Decision]] = {
     "g_decision_allow": (1, ALLOWED),
-    "g_decision_allow_header_op": (7, AgentResponse(ALLOW, (HeaderOp.set("X-WAF-Inspected", "true"),))),
+    "g_decision_allow_header_op": (7, Decision(ALLOW, (HeaderOp.set("X-WAF-Inspected", "true"),))),
     "g_decision_allow_header_ops": (
         7,
-        AgentResponse(ALLOW, (HeaderOp.set("X-A", "1"), HeaderOp.remove("X-B")), (HeaderOp.set("X-C", ""),)),
+        Decision(ALLOW, (HeaderOp.set("X-A", "1"), HeaderOp.remove("X-B")), (HeaderOp.set("X-C", ""),)),
     ),
-    "g_decision_block": (2, AgentResponse(Block(403, "Access denied"), audit=WAF)),
-    "g_decision_block_json_body": (3, AgentResponse(Block(429, BLOCK_JSON, JSON_HEADERS))),
-    "g_decision_redirect": (4, AgentResponse(Redirect("https://login.example.com/?next=/a&x=1"))),
-    "g_decision_challenge": (5, AgentResponse(Challenge("captcha", {"n": 5, "site_key": "abc"}))),
-    "g_decision_challenge_no_params": (6, AgentResponse(Challenge("captcha"))),
-    "g_decision_needs_more": (7, AgentResponse(None, needs_more=True)),
+    "g_decision_block": (2, Decision(Block(403, "Access denied"), audit=WAF)),
+    "g_decision_block_json_body": (3, Decision(Block(429, BLOCK_JSON, JSON_HEADERS))),
+    "g_decision_redirect": (4, Decision(Redirect("https://login.example.com/?next=/a&x=1"))),
+    "g_decision_challenge": (5, Decision(Challenge("captcha", {"n": 5, "site_key": "abc"}))),
+    "g_decision_challenge_no_params": (6, Decision(Challenge("captcha"))),
+    "g_decision_needs_more": (7, Decision(None, needs_more=True)),
     "r_agent_response_allow": (0, ALLOWED),
-    "r_agent_response_block": (0, AgentResponse(Block(403, "no"))),
-    "r_agent_response_redirect": (0, AgentResponse(Redirect("https://e.example/login"))),
-    "r_agent_response_challenge": (0, AgentResponse(Challenge("captcha", {"type": "recaptcha"}))),
-    "r_agent_response_needs_more": (0, AgentResponse(None, needs_more=True)),
+    "r_agent_response_block": (0, Decision(Block(403, "no"))),
+    "r_agent_response_redirect": (0, Decision(Redirect("https://e.example/login"))),
+    "r_agent_response_challenge": (0, Decision(Challenge("captcha", {"type": "recaptcha"}))),
+    "r_agent_response_needs_more": (0, Decision(None, needs_more=True)),
     "r_agent_response_header_ops": (
         0,
-        AgentResponse(ALLOW, (HeaderOp.set("x-a", "1"), HeaderOp.add("x-a", "2"), HeaderOp.remove("x-b"))),
+        Decision(ALLOW, (HeaderOp.set("x-a", "1"), HeaderOp.add("x-a", "2"), HeaderOp.remove("x-b"))),
     ),
-    "r_agent_response_body_mutation": (0, AgentResponse(ALLOW, request_body_mutation=BodyMutation(b"hi", 0))),
-    "r_agent_response_body_drop": (0, AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"", 3))),
-    "r_agent_response_ws_close": (0, AgentResponse(ALLOW, websocket_decision=WebSocketClose(1008, "policy"))),
+    "r_agent_response_body_mutation": (0, Decision(ALLOW, request_body_mutation=BodyMutation(b"hi", 0))),
+    "r_agent_response_body_drop": (0, Decision(ALLOW, response_body_mutation=BodyMutation(b"", 3))),
+    "r_agent_response_ws_close": (0, Decision(ALLOW, websocket_decision=WebSocketClose(1008, "policy"))),
     "r_agent_response_min": (0, ALLOWED),
 }
 # Go escapes & in strings and the smallest answer leaves out what may be left out: read, and written otherwise.
@@ -275,7 +275,7 @@ def test_proxy_writes_event_byte_for_byte_and_agent_reads_it(name: str, case: tu
 
 
 @pytest.mark.parametrize(("name", "case"), RESPONSES.items())
-def test_proxy_reads_answer_and_agent_writes_it_byte_for_byte(name: str, case: tuple[int, AgentResponse]) -> None:
+def test_proxy_reads_answer_and_agent_writes_it_byte_for_byte(name: str, case: tuple[int, Decision]) -> None:
     request_id, response = case
     codec = codec_of(name)
     correlation_id = None if request_id else "corr-1"

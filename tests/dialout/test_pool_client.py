@@ -20,7 +20,6 @@ from support.stand_in_shard import until
 from dialout import (
     ALLOWED,
     MAX_FRAME_LENGTH,
-    AgentResponse,
     Allow,
     Audit,
     Block,
@@ -29,6 +28,7 @@ from dialout import (
     CancelReason,
     Challenge,
     Configure,
+    Decision,
     Dialect,
     GuardrailInspect,
     HeaderOp,
@@ -40,8 +40,7 @@ from dialout import (
     WebSocketFrame,
     encode_frame,
 )
-from dialout.pool_client import PoolClient
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     AgentNotFound,
     BadAnswer,
     CannotReceive,
@@ -49,7 +48,8 @@ from dialout.pool_errors import (
     PoolError,
     RequestTimeout,
 )
-from dialout.pool_response import Response
+from dialout.proxy.pool_client import PoolClient
+from dialout.proxy.pool_response import Response
 
 Talk = Callable[[PoolClient], Coroutine[Any, Any, None]]
 DIALECTS = [Dialect.SDK, Dialect.CORE, Dialect.DOCS]
@@ -93,10 +93,10 @@ def get(uri: str = "/") -> RequestHeaders:
     return RequestHeaders("GET", uri, {"host": ["a.example"]})
 
 
-def echo(event: object) -> AgentResponse:
+def echo(event: object) -> Decision:
     """Allow, and say what was asked: the URI, or the length of a chunk."""
     asked = getattr(event, "uri", None) or str(len(getattr(event, "data", b"")))
-    return AgentResponse(Allow(), (HeaderOp.set("asked", asked),))
+    return Decision(Allow(), (HeaderOp.set("asked", asked),))
 
 
 def asked(response: Response) -> str | None:
@@ -105,10 +105,10 @@ def asked(response: Response) -> str | None:
 
 ANSWERS = [
     ALLOWED,
-    AgentResponse(Block(403, "no", {"x-why": "sqli"}), audit=Audit(("waf",), ("942100",), ("sqli",), 0.5)),
-    AgentResponse(Redirect("https://login.example.com/", 302)),
-    AgentResponse(Challenge("captcha", {"site_key": "abc"})),
-    AgentResponse(Allow(), (HeaderOp.set("X-A", "1"), HeaderOp.remove("X-B")), (HeaderOp.set("X-C", ""),)),
+    Decision(Block(403, "no", {"x-why": "sqli"}), audit=Audit(("waf",), ("942100",), ("sqli",), 0.5)),
+    Decision(Redirect("https://login.example.com/", 302)),
+    Decision(Challenge("captcha", {"site_key": "abc"})),
+    Decision(Allow(), (HeaderOp.set("X-A", "1"), HeaderOp.remove("X-B")), (HeaderOp.set("X-C", ""),)),
 ]
 
 
@@ -119,7 +119,7 @@ def test_client_gets_what_an_agent_decides(product: Product, waf: str, dialect: 
     async def main(client: PoolClient) -> None:
         for expected in ANSWERS:
             response = await client.send_request_headers(waf, get())
-            assert response.decision == expected.decision
+            assert response.verdict == expected.verdict
             assert response.request_headers == expected.request_headers
             assert response.response_headers == expected.response_headers
             assert response.audit == expected.audit
@@ -268,20 +268,20 @@ def test_agent_hears_of_a_cancelled_task(product: Product, waf: str) -> None:
 def test_body_goes_to_the_connection_that_saw_the_headers(product: Product, waf: str) -> None:
     body = random.Random(7).randbytes(300_000)
 
-    def decide(event: object) -> AgentResponse:
+    def decide(event: object) -> Decision:
         if isinstance(event, RequestHeaders):
-            return AgentResponse(None, needs_more=True)
+            return Decision(None, needs_more=True)
         if isinstance(event, RequestBodyChunk) and not event.is_last:
-            return AgentResponse(None, needs_more=True)
-        return AgentResponse(Allow(), request_body_mutation=BodyMutation(b"safe", 0))
+            return Decision(None, needs_more=True)
+        return Decision(Allow(), request_body_mutation=BodyMutation(b"safe", 0))
 
     async def main(client: PoolClient) -> None:
         async with client.exchange(waf) as exchange:
             first = await exchange.request_headers(RequestHeaders("POST", "/", {}, has_body=True))
             assert first.needs_more
-            assert first.decision is None
+            assert first.verdict is None
             last = await exchange.request_body(body)
-            assert last.decision == Allow()
+            assert last.verdict == Allow()
             assert last.request_body_mutation == BodyMutation(b"safe", 0)
             assert last.connection_id == first.connection_id
             await exchange.complete(RequestComplete(200, 5))
@@ -305,8 +305,8 @@ def test_largest_answer_of_an_agent_arrives(product: Product, waf: str) -> None:
 
     async def main(client: PoolClient) -> None:
         response = await client.send_request_headers(waf, get())
-        assert isinstance(response.decision, Block)
-        assert len(response.decision.body or "") > MAX_FRAME_LENGTH - 100
+        assert isinstance(response.verdict, Block)
+        assert len(response.verdict.body or "") > MAX_FRAME_LENGTH - 100
 
     with closing(ServingAgent(product.socket, waf, decide=decide)) as agent:
         talk(product, main)

@@ -17,19 +17,18 @@ from support.stand_in_shard import StandInShard, allowed, answered, failed, unti
 
 from dialout import (
     ALLOWED,
-    AgentResponse,
     Block,
     CancelReason,
+    Decision,
     RequestBodyChunk,
     RequestComplete,
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
     encode_frame,
-    shard_links,
 )
-from dialout.pool_client import PoolClient
-from dialout.pool_errors import (
+from dialout.proxy import shard_links
+from dialout.proxy.errors import (
     AgentNotFound,
     AgentUnavailable,
     BadAnswer,
@@ -44,8 +43,9 @@ from dialout.pool_errors import (
     RequestTimeout,
     ShuttingDown,
 )
-from dialout.pool_response import Response
-from dialout.proxy_wire import (
+from dialout.proxy.pool_client import PoolClient
+from dialout.proxy.pool_response import Response
+from dialout.proxy.wire import (
     FINAL,
     RELAYED,
     RETRY_SAFE,
@@ -805,13 +805,13 @@ def test_exchange_stops_streaming_when_the_agent_blocks(run: Run, folder: Path) 
     def reply(request: ProxyRequest) -> bytes:
         assert isinstance(request.event, RequestBodyChunk)
         if request.event.chunk_index == 1:
-            return answered(request, AgentResponse(Block(403)))
-        return answered(request, AgentResponse(None, needs_more=True) if request.event.chunk_index else ALLOWED)
+            return answered(request, Decision(Block(403)))
+        return answered(request, Decision(None, needs_more=True) if request.event.chunk_index else ALLOWED)
 
     async def main() -> None:
         async with StandInShard(folder, 0, reply) as shard, PoolClient(folder) as client:
             response = await client.exchange("waf").request_body(pieces(b"a", b"b", b"c", b"d"))
-        assert response.decision == Block(403)
+        assert response.verdict == Block(403)
         assert len(shard.requests) == 2
 
     run(main)

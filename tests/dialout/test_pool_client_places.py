@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialout.agent_places import AgentPlaces
+from dialout.proxy.agent_places import AgentPlaces
 
 
 class Shard(NamedTuple):

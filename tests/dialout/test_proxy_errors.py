@@ -2,8 +2,9 @@
 
 import pytest
 
-from dialout import DialoutError, pool_errors
-from dialout.pool_errors import FailureCode, PoolError, pool_error
+from dialout import DialoutError
+from dialout.proxy import errors as pool_errors
+from dialout.proxy.errors import FailureCode, PoolError, pool_error
 
 
 @pytest.mark.parametrize("code", list(FailureCode))

@@ -10,7 +10,6 @@ import pytest
 from dialout import (
     ALLOWED,
     AgentEvent,
-    AgentResponse,
     Allow,
     Audit,
     Block,
@@ -18,6 +17,7 @@ from dialout import (
     CancelReason,
     Challenge,
     Configure,
+    Decision,
     FrameDecoder,
     GuardrailInspect,
     HeaderOp,
@@ -31,8 +31,8 @@ from dialout import (
     WebSocketClose,
     WebSocketFrame,
 )
-from dialout import proxy_wire as wire
-from dialout.proxy_wire import FINAL, RELAYED, RETRY_SAFE
+from dialout.proxy import wire
+from dialout.proxy.wire import FINAL, RELAYED, RETRY_SAFE
 
 VECTORS: dict[str, dict[str, Any]] = {
     vector["name"]: vector
@@ -47,7 +47,7 @@ def request(
     return wire.ProxyRequest(request_id, agent_id, timeout_ms, flags, event)
 
 
-def answer(response: AgentResponse, request_id: int = 7, duration_us: int = 412, flags: int = 0) -> wire.Answer:
+def answer(response: Decision, request_id: int = 7, duration_us: int = 412, flags: int = 0) -> wire.Answer:
     return wire.Answer(request_id, duration_us, flags, response, "waf", "waf-conn-7", 1)
 
 
@@ -98,24 +98,24 @@ MEANS: dict[str, wire.FromProxyFrame | wire.FromShardFrame] = {
     "answer_allow": answer(ALLOWED),
     "answer_allow_relayed": answer(ALLOWED, 2**64 - 1, 2**32 - 1, RELAYED),
     "answer_allow_as_object": answer(ALLOWED),
-    "answer_block": answer(AgentResponse(Block(403, "Access denied", {"x-why": "sqli"}), audit=SQLI)),
-    "answer_block_shortest": answer(AgentResponse(Block(403))),
-    "answer_redirect": answer(AgentResponse(Redirect("https://login.example.com/?a&b", 302))),
-    "answer_challenge": answer(AgentResponse(Challenge("captcha", {"site_key": "abc"}))),
+    "answer_block": answer(Decision(Block(403, "Access denied", {"x-why": "sqli"}), audit=SQLI)),
+    "answer_block_shortest": answer(Decision(Block(403))),
+    "answer_redirect": answer(Decision(Redirect("https://login.example.com/?a&b", 302))),
+    "answer_challenge": answer(Decision(Challenge("captcha", {"site_key": "abc"}))),
     "answer_header_changes": answer(
-        AgentResponse(
+        Decision(
             Allow(),
             (HeaderOp.set("X-A", "1"), HeaderOp.remove("X-B")),
             (HeaderOp.add("X-C", ""),),
             routing_metadata={"pool": "blue"},
         )
     ),
-    "answer_needs_more": answer(AgentResponse(None, needs_more=True)),
+    "answer_needs_more": answer(Decision(None, needs_more=True)),
     "answer_body_mutations": answer(
-        AgentResponse(Allow(), request_body_mutation=BodyMutation(b"hi", 3), response_body_mutation=BodyMutation())
+        Decision(Allow(), request_body_mutation=BodyMutation(b"hi", 3), response_body_mutation=BodyMutation())
     ),
-    "answer_websocket_close": answer(AgentResponse(Allow(), websocket_decision=WebSocketClose(1008, "policy"))),
-    "answer_websocket_drop": answer(AgentResponse(Allow(), websocket_decision="drop")),
+    "answer_websocket_close": answer(Decision(Allow(), websocket_decision=WebSocketClose(1008, "policy"))),
+    "answer_websocket_drop": answer(Decision(Allow(), websocket_decision="drop")),
     "failure": wire.Failure(7, 30_000_000, 0, "request_timeout", "no answer within 30 s", 0),
     "failure_retry_safe_relayed": wire.Failure(
         7, 0, RELAYED | RETRY_SAFE, "agent_unavailable", "all connections are full", 1

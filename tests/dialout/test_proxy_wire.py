@@ -10,7 +10,6 @@ from dialout import (
     ALLOWED,
     MAX_FRAME_LENGTH,
     AgentEvent,
-    AgentResponse,
     Allow,
     Audit,
     Block,
@@ -18,6 +17,7 @@ from dialout import (
     CancelReason,
     Challenge,
     Configure,
+    Decision,
     FrameDecoder,
     GuardrailInspect,
     HeaderOp,
@@ -32,7 +32,7 @@ from dialout import (
     WebSocketClose,
     WebSocketFrame,
 )
-from dialout import proxy_wire as wire
+from dialout.proxy import wire
 
 TEXT = st.text(max_size=20)
 TEXTS = st.lists(TEXT, max_size=3)
@@ -85,16 +85,16 @@ REST: dict[str, st.SearchStrategy[Any]] = {
 }
 RESPONSES = st.one_of(
     st.just(ALLOWED),
-    st.builds(AgentResponse, st.just(Allow()), **REST),
+    st.builds(Decision, st.just(Allow()), **REST),
     st.builds(
-        AgentResponse,
+        Decision,
         st.builds(Block, STATUS, MAYBE, st.none() | st.dictionaries(TEXT, TEXT, max_size=2))
         | st.builds(Redirect, TEXT, STATUS)
         | st.builds(Challenge, TEXT, CUSTOM),
         needs_more=st.booleans(),
         **REST,
     ),
-    st.builds(AgentResponse, st.none(), needs_more=st.just(True), **REST),
+    st.builds(Decision, st.none(), needs_more=st.just(True), **REST),
 )
 REQUEST_IDS = st.integers(1, 2**64 - 1)
 AGENT_IDS = st.from_regex(r"[A-Za-z0-9._:@-]{1,128}", fullmatch=True)
@@ -121,7 +121,7 @@ def test_shard_reads_the_event_that_the_proxy_wrote(
 
 @given(RESPONSES, REQUEST_IDS, U32, st.integers(0, 255), st.integers(0, 64))
 def test_proxy_reads_the_answer_that_the_shard_wrote(
-    response: AgentResponse, request_id: int, duration_us: int, flags: int, shard: int
+    response: Decision, request_id: int, duration_us: int, flags: int, shard: int
 ) -> None:
     frame = wire.encode_answer(
         request_id,
@@ -232,19 +232,19 @@ def test_proxy_writes_no_event_that_a_shard_would_refuse(wrong: dict[str, Any], 
 
 def test_shard_writes_no_answer_without_a_decision() -> None:
     with pytest.raises(LocalProtocolError, match="needs more"):
-        wire.encode_answer(1, AgentResponse(None), agent_id="a", connection_id="c", shard=0, duration_us=0)
+        wire.encode_answer(1, Decision(None), agent_id="a", connection_id="c", shard=0, duration_us=0)
 
 
 def test_shard_passes_on_the_largest_answer_of_an_agent_and_refuses_what_is_larger_still() -> None:
     def frame(size: int) -> bytes:
-        response = AgentResponse(Block(403, "x" * size))
+        response = Decision(Block(403, "x" * size))
         return wire.encode_answer(1, response, agent_id="a" * 128, connection_id="c" * 200, shard=63, duration_us=2**32)
 
     # All of an agent's largest frame is the body of its block.
     largest = frame(MAX_FRAME_LENGTH)
     got = wire.decode_from_shard(*only_frame(largest))
     assert isinstance(got, wire.Answer)
-    assert got.response == AgentResponse(Block(403, "x" * MAX_FRAME_LENGTH))
+    assert got.response == Decision(Block(403, "x" * MAX_FRAME_LENGTH))
     assert got.duration_us == 2**32 - 1
     with pytest.raises(LocalProtocolError, match="above the limit"):
         frame(wire.MAX_ANSWER_LENGTH)

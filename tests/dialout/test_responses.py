@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from dialout import (
     ALLOW,
     ALLOWED,
-    AgentResponse,
     Answer,
     Audit,
     Block,
     BodyMutation,
     Challenge,
+    Decision,
     Dialect,
     HeaderOp,
     Redirect,
@@ -25,7 +25,7 @@ from dialout import (
 )
 
 SDK, CORE, DOCS = map(codec_for, (Dialect.SDK, Dialect.CORE, Dialect.DOCS))
-NEEDS_MORE = AgentResponse(None, needs_more=True)
+NEEDS_MORE = Decision(None, needs_more=True)
 
 
 def answer(**fields: Any) -> bytes:
@@ -36,7 +36,7 @@ def answer(**fields: Any) -> bytes:
     return json.dumps({"request_id": 7, **fields, "audit": audit}).encode()
 
 
-def read_core(payload: bytes) -> AgentResponse:
+def read_core(payload: bytes) -> Decision:
     inbound = CORE.decode(0x20, payload)
     assert isinstance(inbound, Answer), inbound
     assert (inbound.request_id, inbound.correlation_id) == (None, "c7")
@@ -48,17 +48,17 @@ def read_core(payload: bytes) -> AgentResponse:
     [
         ({"decision": "allow"}, ALLOWED),
         ({"decision": {"allow": None}}, ALLOWED),
-        ({"decision": {"block": {"status": 403}}}, AgentResponse(Block(403))),
+        ({"decision": {"block": {"status": 403}}}, Decision(Block(403))),
         (
             {"decision": {"block": {"status": 100, "body": None, "headers": None, "more": 1}}},
-            AgentResponse(Block(100)),
+            Decision(Block(100)),
         ),
-        ({"decision": {"block": {"status": 599, "headers": {}}}}, AgentResponse(Block(599, None, {}))),
-        ({"decision": {"redirect": {"status": 302, "url": "/"}}}, AgentResponse(Redirect("/"))),
-        ({"decision": {"challenge": {"challenge_type": "js"}}}, AgentResponse(Challenge("js"))),
+        ({"decision": {"block": {"status": 599, "headers": {}}}}, Decision(Block(599, None, {}))),
+        ({"decision": {"redirect": {"status": 302, "url": "/"}}}, Decision(Redirect("/"))),
+        ({"decision": {"challenge": {"challenge_type": "js"}}}, Decision(Challenge("js"))),
         (
             {"decision": {"challenge": {"challenge_type": "js", "params": {"n": [1, None]}}}},
-            AgentResponse(Challenge("js", {"n": [1, None]})),
+            Decision(Challenge("js", {"n": [1, None]})),
         ),
         # more is needed, in all its forms; the allow beside it is a placeholder
         ({"decision": {"needs_more": True}}, NEEDS_MORE),
@@ -67,7 +67,7 @@ def read_core(payload: bytes) -> AgentResponse:
         ({"decision": {"allow": None}, "needs_more": True}, NEEDS_MORE),
         ({"decision": None, "needs_more": True}, NEEDS_MORE),
         ({"needs_more": True}, NEEDS_MORE),
-        ({"decision": {"block": {"status": 403}}, "needs_more": True}, AgentResponse(Block(403), needs_more=True)),
+        ({"decision": {"block": {"status": 403}}, "needs_more": True}, Decision(Block(403), needs_more=True)),
         # null is the same as absent
         (
             {
@@ -86,7 +86,7 @@ def read_core(payload: bytes) -> AgentResponse:
         # header changes, flat and tagged, even in one answer
         (
             {"decision": "allow", "request_headers": [{"operation": "add", "name": "A", "value": ""}]},
-            AgentResponse(ALLOW, (HeaderOp.add("A", ""),)),
+            Decision(ALLOW, (HeaderOp.add("A", ""),)),
         ),
         (
             {
@@ -94,43 +94,43 @@ def read_core(payload: bytes) -> AgentResponse:
                 "request_headers": [{"set": {"name": "A", "value": "1"}}, {"remove": {"name": "B"}}],
                 "response_headers": [{"operation": "remove", "name": "C", "value": "ignored"}],
             },
-            AgentResponse(ALLOW, (HeaderOp.set("A", "1"), HeaderOp.remove("B")), (HeaderOp.remove("C"),)),
+            Decision(ALLOW, (HeaderOp.set("A", "1"), HeaderOp.remove("B")), (HeaderOp.remove("C"),)),
         ),
         (
             {"decision": "allow", "response_headers": [{"add": {"name": "A", "value": "1"}}]},
-            AgentResponse(ALLOW, (), (HeaderOp.add("A", "1"),)),
+            Decision(ALLOW, (), (HeaderOp.add("A", "1"),)),
         ),
         # body mutations: pass through, drop, replace
         (
             {"decision": "allow", "request_body_mutation": {"data": None}},
-            AgentResponse(ALLOW, request_body_mutation=BodyMutation(None, 0)),
+            Decision(ALLOW, request_body_mutation=BodyMutation(None, 0)),
         ),
         (
             {"decision": "allow", "response_body_mutation": {"data": "", "chunk_index": 3}},
-            AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"", 3)),
+            Decision(ALLOW, response_body_mutation=BodyMutation(b"", 3)),
         ),
         (
             {"decision": "allow", "response_body_mutation": {"data": "aGk="}},
-            AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"hi", 0)),
+            Decision(ALLOW, response_body_mutation=BodyMutation(b"hi", 0)),
         ),
-        ({"decision": "allow", "websocket_decision": "allow"}, AgentResponse(ALLOW, websocket_decision="allow")),
-        ({"decision": "allow", "websocket_decision": "drop"}, AgentResponse(ALLOW, websocket_decision="drop")),
+        ({"decision": "allow", "websocket_decision": "allow"}, Decision(ALLOW, websocket_decision="allow")),
+        ({"decision": "allow", "websocket_decision": "drop"}, Decision(ALLOW, websocket_decision="drop")),
         (
             {"decision": "allow", "websocket_decision": {"close": {"code": 1008, "reason": "policy"}}},
-            AgentResponse(ALLOW, websocket_decision=WebSocketClose(1008, "policy")),
+            Decision(ALLOW, websocket_decision=WebSocketClose(1008, "policy")),
         ),
         (
             {"decision": "allow", "routing_metadata": {"pool": "b"}},
-            AgentResponse(ALLOW, routing_metadata={"pool": "b"}),
+            Decision(ALLOW, routing_metadata={"pool": "b"}),
         ),
         (
             {"decision": "allow", "audit": {"confidence": 1, "tags": ["a"], "custom": {"k": [1]}}},
-            AgentResponse(ALLOW, audit=Audit(("a",), confidence=1.0, custom={"k": [1]})),
+            Decision(ALLOW, audit=Audit(("a",), confidence=1.0, custom={"k": [1]})),
         ),
         ({"decision": "allow", "of_tomorrow": {"deny": True}, "version": 3}, ALLOWED),
     ],
 )
-def test_answer_is_read_in_each_of_its_forms(fields: dict[str, Any], expected: AgentResponse) -> None:
+def test_answer_is_read_in_each_of_its_forms(fields: dict[str, Any], expected: Decision) -> None:
     assert read_core(answer(**fields)) == expected
 
 
@@ -231,14 +231,14 @@ json_values = st.recursive(
 def test_nothing_but_the_two_spellings_is_an_allow(codec: Any, decision: Any, needs_more: Any) -> None:
     inbound = codec.decode(0x20, answer(decision=decision, needs_more=needs_more))
     spelled = decision in ("allow", {"allow": None}) and (needs_more is None or needs_more is False)
-    assert (isinstance(inbound, Answer) and inbound.response.decision == ALLOW) is spelled
+    assert (isinstance(inbound, Answer) and inbound.response.verdict == ALLOW) is spelled
 
 
 def test_last_of_duplicate_keys_counts_unless_an_earlier_one_is_of_the_wrong_type() -> None:
     twice = b'{"request_id":7,"decision":"allow","decision":{"block":{"status":403}}}'
-    assert SDK.decode(0x20, twice) == Answer(7, None, AgentResponse(Block(403)))
+    assert SDK.decode(0x20, twice) == Answer(7, None, Decision(Block(403)))
     inner = b'{"request_id":7,"decision":{"block":{"status":403},"block":{"status":451}}}'
-    assert SDK.decode(0x20, inner) == Answer(7, None, AgentResponse(Block(451)))
+    assert SDK.decode(0x20, inner) == Answer(7, None, Decision(Block(451)))
     ids = b'{"request_id":8,"request_id":7,"decision":"allow"}'
     assert SDK.decode(0x20, ids) == Answer(7, None, ALLOWED)
     wrong = b'{"request_id":7,"decision":5,"decision":"allow"}'

@@ -16,7 +16,7 @@ from support.sending import decided
 from support.serving import EVERYTHING, ServingAgent, allow
 from support.waiting import wait_for
 
-from dialout import ALLOWED, AgentResponse, Block, Configure, Dialect, RequestHeaders
+from dialout import ALLOWED, Block, Configure, Decision, Dialect, RequestHeaders
 
 StartProduct = Callable[..., Product]
 
@@ -132,8 +132,8 @@ def test_refusal_is_logged_with_the_connection_and_changes_nothing_else(
     write(file, 'agent-config "waf-*" { v 1 }')
     product = start_product("--config", str(file))
 
-    def decide(event: object) -> AgentResponse:
-        return AgentResponse(Block(500, "bad\x1b[2J rules")) if isinstance(event, Configure) else ALLOWED
+    def decide(event: object) -> Decision:
+        return Decision(Block(500, "bad\x1b[2J rules")) if isinstance(event, Configure) else ALLOWED
 
     agent = ServingAgent(product.socket, "waf-1", Dialect.CORE, decide)
     agents.callback(agent.close)
@@ -154,7 +154,7 @@ def test_busy_agent_gets_the_newest_configuration_when_it_has_room(
     go_on = threading.Event()
     agents.callback(go_on.set)
 
-    def decide(event: object) -> AgentResponse:
+    def decide(event: object) -> Decision:
         if isinstance(event, RequestHeaders):
             assert go_on.wait(30)
         return ALLOWED

@@ -18,13 +18,13 @@ from support.serving import Decide, ServingAgent
 
 from dialout import (
     ALLOWED,
-    AgentResponse,
     Allow,
     Audit,
     Block,
     BodyMutation,
     Capabilities,
     Challenge,
+    Decision,
     Dialect,
     Event,
     HeaderOp,
@@ -32,7 +32,7 @@ from dialout import (
     RequestBodyChunk,
     RequestHeaders,
 )
-from dialout.proxy_wire import encode_refusal
+from dialout.proxy.wire import encode_refusal
 
 POLICY = {
     "fail_closed": "the proxy refuses the request itself",
@@ -50,7 +50,7 @@ def serving(product: Product, agent_id: str, decide: Decide, dialect: Dialect = 
         agent.close()
 
 
-def always(response: AgentResponse | None) -> Decide:
+def always(response: Decision | None) -> Decide:
     """An agent that answers the same to everything."""
     return lambda _: response
 
@@ -81,7 +81,7 @@ def shard_of(product: Product, agent_id: str) -> int:
 def test_send_prints_each_decision_of_each_dialect_for_programs_and_people(
     product: Product, dialect: Dialect, decision: Any, as_json: object, as_text: str
 ) -> None:
-    with serving(product, "waf-1", always(AgentResponse(decision)), dialect) as agent:
+    with serving(product, "waf-1", always(Decision(decision)), dialect) as agent:
         answer = decided(product, "waf-1")
         assert answer["decision"] == as_json
         assert (answer["agent_id"], answer["connection_id"]) == ("waf-1", agent.connection_id)
@@ -120,7 +120,7 @@ def test_request_starts_at_the_shard_asked_for_and_is_answered_by_the_one_that_h
 
 
 def test_send_shows_everything_that_came_with_the_decision_and_no_escape_sequence(product: Product) -> None:
-    response = AgentResponse(
+    response = Decision(
         Block(403, "\x1b[2Jfoo", {"X-Why": "rule"}),
         request_headers=(HeaderOp.set("X-User", "bob\x1b]0;x\x07"), HeaderOp.remove("Cookie")),
         response_headers=(HeaderOp.add("Via", "waf"),),
@@ -166,11 +166,11 @@ def test_body_is_shown_in_chunks_of_64_kib_to_its_end(product: Product, tmp_path
     body = os.urandom(150_000)
     (tmp_path / "body").write_bytes(body)
 
-    def decide(event: object) -> AgentResponse:
+    def decide(event: object) -> Decision:
         if isinstance(event, RequestBodyChunk):
             mutation = BodyMutation(b"12345" if event.is_last else None, event.chunk_index)
-            return AgentResponse(Allow(), request_body_mutation=mutation)
-        return AgentResponse(Allow(), request_headers=(HeaderOp.set("X-Seen", "headers"),))
+            return Decision(Allow(), request_body_mutation=mutation)
+        return Decision(Allow(), request_headers=(HeaderOp.set("X-Seen", "headers"),))
 
     with serving(product, "waf-1", decide) as agent:
         answer = decided(product, "waf-1", "--body", str(tmp_path / "body"))
@@ -193,9 +193,9 @@ def test_body_is_shown_in_chunks_of_64_kib_to_its_end(product: Product, tmp_path
 def test_body_ends_with_a_final_decision(product: Product, tmp_path: Path, at: str) -> None:
     (tmp_path / "body").write_bytes(bytes(300_000))
 
-    def decide(event: object) -> AgentResponse:
+    def decide(event: object) -> Decision:
         now = isinstance(event, RequestHeaders) if at == "headers" else getattr(event, "chunk_index", None) == 1
-        return AgentResponse(Block(413)) if now else AgentResponse(None, needs_more=True)
+        return Decision(Block(413)) if now else Decision(None, needs_more=True)
 
     with serving(product, "waf-1", decide) as agent:
         answer = decided(product, "waf-1", "--body", str(tmp_path / "body"))
@@ -244,7 +244,7 @@ def test_no_decision_is_an_error_and_never_an_allow(product: Product) -> None:
     assert_no_decision(product, ("nobody",), "agent_not_found", "not connected")
     with serving(product, "mute", always(None)):
         assert_no_decision(product, ("mute", "--timeout", "200ms"), "request_timeout", "no answer within")
-    with serving(product, "undecided", always(AgentResponse(None, needs_more=True))):
+    with serving(product, "undecided", always(Decision(None, needs_more=True))):
         assert_no_decision(product, ("undecided",), "bad_answer", "")
     no_headers = ServingAgent(product.socket, "deaf", Dialect.CORE, always(ALLOWED), Capabilities(events=0))
     assert_no_decision(product, ("deaf",), "cannot_receive", "RequestHeaders")

@@ -23,9 +23,9 @@ from support.waiting import until, wait_for
 from dialout import (
     ALLOW,
     ALLOWED,
-    AgentResponse,
     Block,
     Capabilities,
+    Decision,
     Dialect,
     Event,
     GuardrailInspect,
@@ -36,8 +36,7 @@ from dialout import (
     ResponseHeaders,
     encode_frame,
 )
-from dialout.pool_client import PoolClient
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     AgentNotFound,
     AgentUnavailable,
     BadAnswer,
@@ -47,6 +46,7 @@ from dialout.pool_errors import (
     PoolError,
     RequestTimeout,
 )
+from dialout.proxy.pool_client import PoolClient
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -65,20 +65,20 @@ def headers(uri: str = "/", *, has_body: bool = False) -> RequestHeaders:
     return RequestHeaders("GET", uri, {"host": ["a.example"]}, has_body)
 
 
-def echo(event: object) -> AgentResponse:
+def echo(event: object) -> Decision:
     """Allow, and say in a header which event this answers."""
     if isinstance(event, RequestHeaders):
-        return AgentResponse(ALLOW, request_headers=(HeaderOp.set("x-echo", event.uri),))
+        return Decision(ALLOW, request_headers=(HeaderOp.set("x-echo", event.uri),))
     if isinstance(event, RequestBodyChunk):
         if not event.is_last:
-            return AgentResponse(None, needs_more=True)
-        return AgentResponse(ALLOW, request_headers=(HeaderOp.set("x-echo", f"chunk {event.chunk_index}"),))
+            return Decision(None, needs_more=True)
+        return Decision(ALLOW, request_headers=(HeaderOp.set("x-echo", f"chunk {event.chunk_index}"),))
     if isinstance(event, ResponseHeaders):
-        return AgentResponse(ALLOW, response_headers=(HeaderOp.set("x-echo", f"status {event.status}"),))
+        return Decision(ALLOW, response_headers=(HeaderOp.set("x-echo", f"status {event.status}"),))
     return ALLOWED
 
 
-def echoed(response: AgentResponse) -> str:
+def echoed(response: Decision) -> str:
     """What an echoing agent said that it answers."""
     return (response.request_headers or response.response_headers)[0].value or ""
 
@@ -274,7 +274,7 @@ def test_an_agent_that_never_answers_times_out_trips_the_breaker_and_recovers(
     )
     answering = False
 
-    def decide(event: object) -> AgentResponse | None:
+    def decide(event: object) -> Decision | None:
         return echo(event) if answering else None
 
     with ServingAgent(product.socket, "mute", decide=decide):
@@ -352,7 +352,7 @@ def test_a_late_answer_is_dropped_and_counted_and_given_to_nobody(start_product:
                 second = await loop.run_in_executor(None, next_event, agent)
                 agent.send(encode_frame(0x20, b'{"request_id":%d,"decision":{"block":{"status":403}}}' % first))
                 agent.send(encode_frame(0x20, b'{"request_id":%d,"decision":"allow"}' % second))
-                assert (await asking).decision == ALLOW
+                assert (await asking).verdict == ALLOW
                 held.append((first, "late"))
 
         run(ask())
@@ -393,7 +393,7 @@ def test_an_answer_of_16_mib_is_served_and_one_byte_more_closes(start_product: S
                 end = b'"}}}'
                 payload = start + b"x" * (16 * 1024 * 1024 - 1 - len(start) - len(end)) + end
                 await loop.run_in_executor(None, agent.send, encode_frame(0x20, payload))
-                decision = (await asking).decision
+                decision = (await asking).verdict
                 assert isinstance(decision, Block)
                 assert decision.body is not None
                 assert len(decision.body) == len(payload) - len(start) - len(end)

@@ -7,7 +7,7 @@ import pytest
 from support.pools import pool_with, run, until
 from support.serving import EVERYTHING, ServingAgent, allow
 
-from dialout import ALLOWED, AgentResponse, Configure, Dialect, RequestHeaders
+from dialout import ALLOWED, Configure, Decision, Dialect, RequestHeaders
 from ipc.options import PoolOptions
 from shards import config_delivery
 from shards.config_delivery import ConfigDelivery
@@ -20,7 +20,7 @@ def configures(agent: ServingAgent) -> list[object]:
     return [event.config for _, _, event in agent.seen if isinstance(event, Configure)]
 
 
-def silent_on_configuration(event: object) -> AgentResponse | None:
+def silent_on_configuration(event: object) -> Decision | None:
     """Answer everything else."""
     return None if isinstance(event, Configure) else ALLOWED
 

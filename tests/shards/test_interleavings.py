@@ -13,8 +13,8 @@ from support.engine import Asked, PairedAgent, Seen, answered_tag, chunk, header
 from support.fences import descriptors, new_descriptors
 from support.pools import until
 
-from dialout import AgentResponse, CancelReason, Dialect
-from dialout.pool_errors import BadAnswer, ConnectionLost, PoolError
+from dialout import CancelReason, Decision, Dialect
+from dialout.proxy.errors import BadAnswer, ConnectionLost, PoolError
 from ipc.options import PoolOptions, Strategy
 from shards.calls import Exchange
 from shards.pool import AgentPool
@@ -131,7 +131,7 @@ class World:
         assert requests.total == requests.answered + sum(requests.failed.values()) + requests.in_flight
         assert len(requests._deadlines) == len(undone)
         for asked in self.asked:
-            if isinstance(asked.outcome, AgentResponse):
+            if isinstance(asked.outcome, Decision):
                 assert answered_tag(asked.outcome) == tag_of(asked.event), "the answer to another event, or to none"
                 assert tag_of(asked.event) in self.tagged, "an answer that no agent gave"
         for connection in self.pool.connections.values():
@@ -195,7 +195,7 @@ async def answer(world: World, end: PairedAgent, seen: Seen) -> None:
         world.answered.setdefault(end, []).append(seen)
     await turns()
     if waited and end.connection.fd >= 0:
-        assert isinstance(asked.outcome, AgentResponse), "a good answer answers its event"
+        assert isinstance(asked.outcome, Decision), "a good answer answers its event"
 
 
 async def answer_uselessly(world: World, end: PairedAgent, seen: Seen, number: int) -> None:
@@ -221,7 +221,7 @@ def answer_for_others(world: World, end: PairedAgent, other: PairedAgent) -> Non
     unanswered = [seen for seen in world.unanswered[other][:2] if seen.correlation_id not in own]
     for seen in unanswered or [Seen(12345, "12345", None)]:
         request_id, correlation_id = seen.request_id or 12345, seen.correlation_id or "12345"
-        more = AgentResponse(None, needs_more=True)
+        more = Decision(None, needs_more=True)
         end.send(end.codec.encode_answer(more, request_id=request_id, correlation_id=correlation_id))
         both = (request_id, correlation_id.encode(), correlation_id.encode())
         end.frame(
@@ -258,7 +258,7 @@ async def misbehave(world: World, which: int, deed: str, number: int, raw: bytes
     await turns()
     assert world.outcomes_but(end.agent_id) == others, "another agent's request was touched"
     ended = [asked for asked in waited if asked.outcome is not None]
-    assert not any(isinstance(asked.outcome, AgentResponse) for asked in ended), "an answer out of nothing"
+    assert not any(isinstance(asked.outcome, Decision) for asked in ended), "an answer out of nothing"
     if deed in {"foreign", "again"}:
         assert not ended, "a request was failed by an answer that is not for it"
     if not closes:

@@ -8,11 +8,11 @@ from support.serving import EVERYTHING, allow
 
 from dialout import (
     ALLOWED,
-    AgentResponse,
     Block,
     Cancel,
     CancelReason,
     Capabilities,
+    Decision,
     Dialect,
     Event,
     GuardrailInspect,
@@ -23,7 +23,7 @@ from dialout import (
     ResponseHeaders,
     WebSocketFrame,
 )
-from dialout.pool_errors import BadRequest, CannotReceive, ConnectionLost, RequestCancelled, RequestTimeout
+from dialout.proxy.errors import BadRequest, CannotReceive, ConnectionLost, RequestCancelled, RequestTimeout
 from ipc.options import PoolOptions
 
 HEADERS = RequestHeaders("POST", "/", {"host": ["example.com"]}, has_body=True)
@@ -42,7 +42,7 @@ def test_every_kind_of_event_gets_the_agents_answer() -> None:
                 await pool.send_websocket_frame("waf", WebSocketFrame("text", b"a", True, 0)),
                 await pool.send_guardrail_inspect("waf", GuardrailInspect("pii_detection", "text")),
             ]
-            assert [answer.decision for answer in answers] == [ALLOWED.decision] * 7
+            assert [answer.verdict for answer in answers] == [ALLOWED.verdict] * 7
             assert {answer.connection_id for answer in answers} == {agent.connection_id}
             assert {(answer.agent_id, answer.shard, answer.relayed) for answer in answers} == {("waf", 0, False)}
             assert all(0 < answer.duration < 30 for answer in answers)
@@ -52,9 +52,9 @@ def test_every_kind_of_event_gets_the_agents_answer() -> None:
 
 
 def test_events_of_an_exchange_go_to_one_connection_in_order_until_it_is_complete() -> None:
-    def decide(event: object) -> AgentResponse:
+    def decide(event: object) -> Decision:
         if isinstance(event, RequestBodyChunk) and event.data == b"bad":
-            return AgentResponse(Block(403))
+            return Decision(Block(403))
         return ALLOWED
 
     async def test() -> None:
@@ -171,7 +171,7 @@ def test_event_that_the_agent_does_not_take_leaves_the_exchange_open() -> None:
             await exchange.request_headers(HEADERS)
             with pytest.raises(CannotReceive):
                 await exchange.request_body_chunk(RequestBodyChunk(0, b"", True))
-            assert (await exchange.response_headers(ResponseHeaders(200, {}))).decision is not None
+            assert (await exchange.response_headers(ResponseHeaders(200, {}))).verdict is not None
 
     run(test)
 
@@ -186,6 +186,6 @@ def test_requests_of_an_agent_that_goes_fail_at_once_and_alone() -> None:
             agent.sock.shutdown(2)
             results = await asyncio.gather(*asking, return_exceptions=True)
             assert [type(result) for result in results] == [ConnectionLost] * 5
-            assert (await pool.send_request_headers("auth", GET)).decision == ALLOWED.decision
+            assert (await pool.send_request_headers("auth", GET)).verdict == ALLOWED.verdict
 
     run(test)

@@ -16,10 +16,10 @@ from support.sending import send
 from support.serving import ServingAgent
 from support.waiting import wait_for
 
-from dialout import AgentResponse, Block, Cancel, CancelReason, Dialect, RequestHeaders, encode_frame
-from dialout.pool_client import PoolClient
-from dialout.pool_errors import FlowControlPaused
-from dialout.proxy_wire import (
+from dialout import Block, Cancel, CancelReason, Decision, Dialect, RequestHeaders, encode_frame
+from dialout.proxy.errors import FlowControlPaused
+from dialout.proxy.pool_client import PoolClient
+from dialout.proxy.wire import (
     FINAL,
     RETRY_SAFE,
     Answer,
@@ -139,7 +139,7 @@ def test_refused_proxy_that_does_not_read_is_not_kept_for_ever(monkeypatch: pyte
                 proxy.reader._transport.pause_reading()  # type: ignore[attr-defined]  # StreamReader has no such method
                 await until(lambda: shard.pool.requests.in_flight == 8)
                 for seen in agent.read():
-                    agent.answer(seen, AgentResponse(Block(403, "x" * 100_000)))
+                    agent.answer(seen, Decision(Block(403, "x" * 100_000)))
                     await turns()
                 (connection,) = shard.server.connections
                 assert waiting_bytes(connection) > 0
@@ -336,7 +336,7 @@ def test_proxy_that_does_not_read_is_paused_and_others_are_served() -> None:
                     await turns()
                     for seen in filter(is_event, agent.read()):
                         answered += 1
-                        agent.answer(seen, AgentResponse(Block(403, "x" * size)))
+                        agent.answer(seen, Decision(Block(403, "x" * size)))
                         await turns()
                 await until(lambda: shard.pool.requests.answered == many)
                 held = max(shard.server.connections, key=waiting_bytes)

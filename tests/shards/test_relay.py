@@ -16,8 +16,8 @@ from support.proxying import LocalShard, RawProxy, local_shard, raw_proxy
 from support.serving import ServingAgent
 
 from dialout import ALLOWED, CancelReason, Dialect, FrameDecoder, encode_frame
-from dialout.pool_client import PoolClient
-from dialout.proxy_wire import (
+from dialout.proxy.pool_client import PoolClient
+from dialout.proxy.wire import (
     FINAL,
     RELAYED,
     RETRY_SAFE,

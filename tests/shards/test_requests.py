@@ -30,12 +30,12 @@ from support.serving import EVERYTHING
 from dialout import (
     ALLOW,
     AgentEvent,
-    AgentResponse,
     Block,
     BodyMutation,
     Cancel,
     CancelReason,
     Capabilities,
+    Decision,
     Dialect,
     Event,
     GuardrailInspect,
@@ -46,7 +46,7 @@ from dialout import (
     ResponseHeaders,
     WebSocketFrame,
 )
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     AgentUnavailable,
     BadAnswer,
     BadRequest,
@@ -228,7 +228,7 @@ def test_waiting_event_that_times_out_leaves_the_one_in_flight_alone_and_ends_th
 # --- answers ------------------------------------------------------------------------------------------
 
 
-MORE = AgentResponse(None, needs_more=True)
+MORE = Decision(None, needs_more=True)
 LAST, NOT_LAST = RequestBodyChunk(0, b"c", True), RequestBodyChunk(0, b"c", False)
 
 
@@ -258,7 +258,7 @@ def test_needs_more_is_an_answer_only_where_more_will_come(event: AgentEvent, us
             (seen,) = agent.read()
             agent.answer(seen, MORE)
             await all_done(asked)
-            assert isinstance(asked.outcome, AgentResponse if useful else BadAnswer)
+            assert isinstance(asked.outcome, Decision if useful else BadAnswer)
             if useful:
                 assert asked.outcome == MORE
 
@@ -268,8 +268,8 @@ def test_needs_more_is_an_answer_only_where_more_will_come(event: AgentEvent, us
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (LAST, AgentResponse(ALLOW, request_body_mutation=BodyMutation(b"new", 3))),
-        (ResponseBodyChunk(0, b"c", True), AgentResponse(ALLOW, response_body_mutation=BodyMutation(b"new", 3))),
+        (LAST, Decision(ALLOW, request_body_mutation=BodyMutation(b"new", 3))),
+        (ResponseBodyChunk(0, b"c", True), Decision(ALLOW, response_body_mutation=BodyMutation(b"new", 3))),
         (headers(), None),
         (ResponseHeaders(200, {}), None),
     ],
@@ -277,7 +277,7 @@ def test_needs_more_is_an_answer_only_where_more_will_come(event: AgentEvent, us
 )
 @pytest.mark.parametrize("dialect", [Dialect.SDK, Dialect.DOCS])
 def test_mutation_in_a_frame_of_its_own_answers_chunks_only(
-    dialect: Dialect, event: AgentEvent, expected: AgentResponse | None
+    dialect: Dialect, event: AgentEvent, expected: Decision | None
 ) -> None:
     async def test() -> None:
         with pool_of_this_loop() as pool:
@@ -873,7 +873,7 @@ def test_timeout_is_the_agents_fault_and_a_cancel_is_not() -> None:
             assert agent.connection.errors == 1
             answered = Asked(pool, "waf", headers("ok"))
             await turns()
-            agent.answer(agent.read()[-1], AgentResponse(Block(403)))
+            agent.answer(agent.read()[-1], Decision(Block(403)))
             await all_done(answered)
             assert agent.connection.errors == 0, "it answers again; what it decides is its own affair"
             assert dict(pool.requests.failed) == {"request_timeout": 1, "cancelled": 1}

@@ -16,7 +16,7 @@ from support.product import short_folder
 from support.serving import EVERYTHING, ServingAgent
 
 from dialout import Capabilities, Dialect, ErrorCode, RegistrationResponse, RequestHeaders, encode_frame
-from dialout.pool_errors import AgentNotFound, CannotReceive, ShuttingDown
+from dialout.proxy.errors import AgentNotFound, CannotReceive, ShuttingDown
 from ipc.client import AcceptedClient, ClientGone, WrongAgent
 from shards.pool import AgentPool
 from supervisor import embedded

@@ -10,9 +10,9 @@ import sys
 
 from dialout import (
     ALLOWED,
-    AgentResponse,
     Block,
     Capabilities,
+    Decision,
     Dialect,
     FrameDecoder,
     Ping,
@@ -48,7 +48,7 @@ def main(address: str, agent_id: str, dialect_name: str, token: str | None = Non
             if isinstance(event, Ping):
                 sock.sendall(pong_for(dialect, frame_type, payload) or b"")
             elif isinstance(event, RequestHeaders):
-                response = AgentResponse(Block(403, "no")) if event.uri.startswith("/admin") else ALLOWED
+                response = Decision(Block(403, "no")) if event.uri.startswith("/admin") else ALLOWED
                 sock.sendall(codec.encode_answer(response, request_id=request_id, correlation_id=correlation_id))
     sock.close()
     return 0 if answered else 1

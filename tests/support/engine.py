@@ -12,8 +12,8 @@ import uvloop
 from dialout import (
     ALLOW,
     AgentEvent,
-    AgentResponse,
     Capabilities,
+    Decision,
     Dialect,
     FrameDecoder,
     HeaderOp,
@@ -24,7 +24,7 @@ from dialout import (
     codec_for,
     encode_frame,
 )
-from dialout.pool_errors import PoolError
+from dialout.proxy.errors import PoolError
 from ipc.handoff import Offer
 from ipc.options import PoolOptions
 from shards.calls import Call, Exchange, Outcome
@@ -119,9 +119,9 @@ class PairedAgent:
         """Send a frame."""
         self.send(encode_frame(frame_type, payload))
 
-    def answer(self, seen: Seen, response: AgentResponse | None = None) -> None:
+    def answer(self, seen: Seen, response: Decision | None = None) -> None:
         """Answer an event, by default with an allow that tells which event it answers."""
-        response = response or AgentResponse(ALLOW, request_headers=(HeaderOp.set("x-tag", tag_of(seen.event)),))
+        response = response or Decision(ALLOW, request_headers=(HeaderOp.set("x-tag", tag_of(seen.event)),))
         self.send(self.codec.encode_answer(response, request_id=seen.request_id, correlation_id=seen.correlation_id))
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ def tag_of(event: object) -> str:
 
 def answered_tag(outcome: Outcome | None) -> str | None:
     """The event that an agent says it answers; None for an answer without it."""
-    assert isinstance(outcome, AgentResponse), outcome
+    assert isinstance(outcome, Decision), outcome
     return next((op.value for op in outcome.request_headers if op.name == "x-tag"), None)
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from dialout import AgentEvent, FrameDecoder
-from dialout.proxy_wire import (
+from dialout.proxy.wire import (
     FINAL,
     MAX_ANSWER_LENGTH,
     Answer,

@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from dialout import ALLOWED, AgentResponse, Capabilities, Dialect, Event, Ping, codec_for, pong_for
+from dialout import ALLOWED, Capabilities, Decision, Dialect, Event, Ping, codec_for, pong_for
 from support.agents import Agent
 
-Decide = Callable[[object], AgentResponse | None]
+Decide = Callable[[object], Decision | None]
 
 EVERYTHING = Capabilities(
     events=int(~Event(0)),
@@ -22,7 +22,7 @@ EVERYTHING = Capabilities(
 )
 
 
-def allow(_event: object) -> AgentResponse:
+def allow(_event: object) -> Decision:
     """Allow everything."""
     return ALLOWED
 

@@ -1,7 +1,8 @@
 """The shard's end of a proxies' socket, for tests of the client's connections only.
 
-It is made of ``proxy_wire``'s shard side and says what a test tells it to, when the test tells it to; a real shard
-could not be made to lose a connection between two given frames. What agents and pools do is tested with real ones.
+It is made of the shard side of ``dialout.proxy.wire`` and says what a test tells it to, when the test tells it to; a
+real shard could not be made to lose a connection between two given frames. What agents and pools do is tested with
+real ones.
 """
 
 import asyncio
@@ -9,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dialout import ALLOWED, AgentResponse, FrameDecoder, HeaderOp
+from dialout import ALLOWED, Decision, FrameDecoder, HeaderOp
 from dialout.decisions import ALLOW
-from dialout.proxy_wire import (
+from dialout.proxy.wire import (
     FromProxyFrame,
     ProxyCancel,
     ProxyHello,
@@ -31,11 +32,11 @@ def allowed(request: ProxyRequest, shard: int = 0, flags: int = 0) -> bytes:
     """An allow that names what it answers: the URI, or the index of a chunk."""
     event: Any = request.event
     asked = str(getattr(event, "uri", getattr(event, "chunk_index", "")))
-    response = AgentResponse(ALLOW, (HeaderOp.set("asked", asked),))
+    response = Decision(ALLOW, (HeaderOp.set("asked", asked),))
     return answered(request, response, shard, flags)
 
 
-def answered(request: ProxyRequest, response: AgentResponse = ALLOWED, shard: int = 0, flags: int = 0) -> bytes:
+def answered(request: ProxyRequest, response: Decision = ALLOWED, shard: int = 0, flags: int = 0) -> bytes:
     """An answer to a request."""
     return encode_answer(
         request.request_id,

@@ -12,7 +12,7 @@ from typing import Final, cast
 from dialout.errors import FrameError
 from dialout.events import CancelReason
 from dialout.frames import FrameDecoder
-from dialout.pool_errors import (
+from dialout.proxy.errors import (
     BadAnswer,
     ConnectionLost,
     FailureCode,
@@ -22,8 +22,8 @@ from dialout.pool_errors import (
     RequestTimeout,
     pool_error,
 )
-from dialout.pool_response import Response
-from dialout.proxy_wire import (
+from dialout.proxy.pool_response import Response
+from dialout.proxy.wire import (
     MAX_ANSWER_LENGTH,
     PROXY_PROTOCOL,
     RETRY_SAFE,

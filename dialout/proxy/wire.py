@@ -16,9 +16,9 @@ from msgspec.json import Decoder
 from dialout.decisions import (
     ALLOWED,
     NO_AUDIT,
-    AgentResponse,
     Audit,
     BodyMutation,
+    Decision,
     HeaderOp,
     WebSocketClose,
     to_json_value,
@@ -38,8 +38,8 @@ from dialout.events import (
 )
 from dialout.frames import MAX_FRAME_LENGTH, encode_frame
 from dialout.nesting import MAX_DEPTH, is_too_deep
-from dialout.pool_errors import FailurePolicy
-from dialout.proxy_frames import (
+from dialout.proxy.errors import FailurePolicy
+from dialout.proxy.frames import (
     FINAL,
     MAX_ANSWER_LENGTH,
     MAX_TIMEOUT_MS,
@@ -268,7 +268,7 @@ def encode_pong(payload: bytes) -> bytes:
 
 def encode_answer(
     request_id: int,
-    response: AgentResponse,
+    response: Decision,
     *,
     agent_id: str,
     connection_id: str,
@@ -293,8 +293,8 @@ def _allowed(agent_id: str, connection_id: str, shard: int) -> bytes:
     return _json(_written_answer(ALLOWED, agent_id, connection_id, shard))
 
 
-def _written_answer(response: AgentResponse, agent_id: str, connection_id: str, shard: int) -> _WrittenAnswer:
-    decision = response.decision
+def _written_answer(response: Decision, agent_id: str, connection_id: str, shard: int) -> _WrittenAnswer:
+    decision = response.verdict
     if decision is None and not response.needs_more:
         raise LocalProtocolError("an answer without a decision must say that it needs more")
     closing = response.websocket_decision

@@ -2,13 +2,13 @@
 
 from typing import Self
 
-from dialout.decisions import AgentResponse, Allow
-from dialout.proxy_wire import RELAYED, Answer
+from dialout.decisions import Allow, Decision
+from dialout.proxy.wire import RELAYED, Answer
 
 __all__ = ["Response"]
 
 
-class Response(AgentResponse, frozen=True, kw_only=True):
+class Response(Decision, frozen=True, kw_only=True):
     """An answer of an agent, and who gave it.
 
     ``shard`` is the one that holds the connection; ``relayed`` says that another one was asked. ``duration``
@@ -26,7 +26,7 @@ class Response(AgentResponse, frozen=True, kw_only=True):
         """The response in an answer from a shard."""
         response = answer.response
         return cls(
-            response.decision,
+            response.verdict,
             response.request_headers,
             response.response_headers,
             response.request_body_mutation,
@@ -48,4 +48,4 @@ class Response(AgentResponse, frozen=True, kw_only=True):
 
         An allow of one event is not final: a later chunk may still be blocked.
         """
-        return self.decision is not None and type(self.decision) is not Allow
+        return self.verdict is not None and type(self.verdict) is not Allow

@@ -1,15 +1,15 @@
-"""What proxies and shards say to each other, as values; ``dialout.proxy_wire`` turns them into frames and back."""
+"""What proxies and shards say to each other, as values; ``dialout.proxy.wire`` turns them into frames and back."""
 
 from enum import IntEnum
 from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from dialout.decisions import AgentResponse
+from dialout.decisions import Decision
 from dialout.errors import RemoteProtocolError
 from dialout.events import AgentEvent, CancelReason
 from dialout.frames import MAX_FRAME_LENGTH
-from dialout.pool_errors import FailurePolicy
+from dialout.proxy.errors import FailurePolicy
 
 __all__ = [
     "FINAL",
@@ -139,7 +139,7 @@ class Answer(Struct, frozen=True):
     request_id: int
     duration_us: int
     flags: int
-    response: AgentResponse
+    response: Decision
     agent_id: str
     connection_id: str
     shard: int

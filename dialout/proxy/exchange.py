@@ -5,7 +5,6 @@
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Final, Self
 
-from dialout.dispatcher import Dispatcher, Request
 from dialout.events import (
     AgentEvent,
     CancelReason,
@@ -16,9 +15,10 @@ from dialout.events import (
     ResponseHeaders,
     WebSocketFrame,
 )
-from dialout.pool_errors import CannotReceive
-from dialout.pool_response import Response
-from dialout.proxy_wire import FINAL
+from dialout.proxy.dispatcher import Dispatcher, Request
+from dialout.proxy.errors import CannotReceive
+from dialout.proxy.pool_response import Response
+from dialout.proxy.wire import FINAL
 
 __all__ = ["CHUNK_SIZE", "Exchange"]
 

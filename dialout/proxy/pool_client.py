@@ -7,8 +7,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dialout.agent_places import AgentPlaces
-from dialout.dispatcher import Dispatcher, Request
 from dialout.events import (
     AgentEvent,
     Configure,
@@ -20,12 +18,14 @@ from dialout.events import (
     ResponseHeaders,
     WebSocketFrame,
 )
-from dialout.exchange import Exchange
-from dialout.pool_errors import ShuttingDown
-from dialout.pool_response import Response
-from dialout.proxy_wire import FINAL
-from dialout.shard_channel import ShardChannel
-from dialout.shard_links import ShardLinks
+from dialout.proxy.agent_places import AgentPlaces
+from dialout.proxy.dispatcher import Dispatcher, Request
+from dialout.proxy.errors import ShuttingDown
+from dialout.proxy.exchange import Exchange
+from dialout.proxy.pool_response import Response
+from dialout.proxy.shard_channel import ShardChannel
+from dialout.proxy.shard_links import ShardLinks
+from dialout.proxy.wire import FINAL
 
 __all__ = ["PoolClient"]
 

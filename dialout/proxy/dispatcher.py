@@ -5,10 +5,10 @@
 import asyncio
 from typing import Final
 
-from dialout.agent_places import AgentPlaces
 from dialout.errors import LocalProtocolError
 from dialout.events import AgentEvent, CancelReason
-from dialout.pool_errors import (
+from dialout.proxy.agent_places import AgentPlaces
+from dialout.proxy.errors import (
     AgentNotFound,
     AgentUnavailable,
     BadRequest,
@@ -18,10 +18,10 @@ from dialout.pool_errors import (
     RequestTimeout,
     ShuttingDown,
 )
-from dialout.pool_response import Response
-from dialout.proxy_wire import MAX_TIMEOUT_MS, encode_request
-from dialout.shard_channel import ShardChannel
-from dialout.shard_links import ShardLinks
+from dialout.proxy.pool_response import Response
+from dialout.proxy.shard_channel import ShardChannel
+from dialout.proxy.shard_links import ShardLinks
+from dialout.proxy.wire import MAX_TIMEOUT_MS, encode_request
 
 __all__ = ["Dispatcher", "Request"]
 

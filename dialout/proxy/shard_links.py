@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from dialout.pool_errors import NoShard, PoolError, ShuttingDown
-from dialout.shard_channel import ShardChannel
+from dialout.proxy.errors import NoShard, PoolError, ShuttingDown
+from dialout.proxy.shard_channel import ShardChannel
 
 __all__ = ["ShardLinks"]
 
