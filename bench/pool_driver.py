@@ -60,7 +60,7 @@ class PoolDriver:
             transport="uds",
             metadata=registration.metadata,
             residue=residue,
-            acceptance=acceptance_frame(registration.answer_type, name, proxy_id="bench", proxy_version=__version__),
+            unsent=acceptance_frame(registration.answer_type, name, proxy_id="bench", proxy_version=__version__),
         )
 
     async def drive(self, run: Run, in_flight: int) -> None:

@@ -57,6 +57,11 @@ class FrameDecoder:
         """Bytes held of a frame that is not complete yet; 0 between frames."""
         return 0 if self._buffer is None else len(self._buffer)
 
+    @property
+    def incomplete(self) -> bytes:
+        """A copy of what is held of an incomplete frame: fed to another decoder, it goes on where this one stopped."""
+        return b"" if self._buffer is None else bytes(self._buffer)
+
     def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[int, bytes]]:
         """Take one read and return the (type, payload) frames that it completes, in order.
 

@@ -25,12 +25,16 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """All that the shard holds, in answer to request *request*. Pairs of number and agent id."""
+    """All that the shard holds, in answer to request *request*. Pairs of number and agent id.
+
+    *prepared* are newcomers without their commit, *moving* members on their way to another shard, or from one.
+    """
 
     sequence: int
     request: int
     live: list[tuple[int, str]]
     prepared: list[tuple[int, str]]
+    moving: list[tuple[int, str]]
 
 
 class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -63,7 +67,9 @@ class SnapshotRequest(msgspec.Struct, array_like=True, frozen=True, tag=11):
 
 
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag=12):
-    """Close all connections and end."""
+    """Close all connections and end; *seconds* for what proxies have in flight, which no new request joins."""
+
+    seconds: float = 0.0
 
 
 class FullDirectory(msgspec.Struct, array_like=True, frozen=True, tag=13):

@@ -9,7 +9,17 @@ supervisor can reach living shards. A handoff is prepare, then commit::
       Commit(numbers)                      ──►   pool, acceptance as first frame, begins to read
 
 The supervisor keeps its own copy of a descriptor until its commit has left, so that a shard which dies, hangs or has
-no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard. Each message is one
+no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard.
+
+A connection moves to another shard by way of the supervisor, through the same two steps. The shard that has it goes on
+holding it, *as if it were prepared there*, until the supervisor says who serves it::
+
+    supervisor                                   shard that has it
+      MoveOut(numbers, seconds)            ──►   chooses them no more, waits until nothing is in flight
+      ◄── Moving(offers) + descriptors           reads and writes nothing from here on
+    Prepare, Prepared, Commit with another shard
+      Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: they stay, serve them on)
+ Each message is one
 byte of version and msgpack; a Prepare carries as many descriptors as offers. Sequenced packets keep the two together,
 where a stream may merge the bytes of two messages around a descriptor.
 """
@@ -18,6 +28,7 @@ import array
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -25,9 +36,9 @@ from pathlib import Path
 
 import msgspec
 
-from dialout import Capabilities, Dialect
+from dialout import Capabilities, Dialect, HealthState
 
-VERSION = b"\x01"
+VERSION = b"\x02"
 
 MAX_BATCH = 64
 """Connections in one Prepare. The kernel takes 253 (SCM_MAX_FD); 64 keep a message below `BATCH_BYTES` as a rule."""
@@ -55,12 +66,32 @@ ETOOMANYREFS says that more descriptors of this *user* are in flight than RLIMIT
 """
 
 
+class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
+
+    *left_at* is when its shard stopped serving it, *left_by* that shard's pid: see `claim`.
+    """
+
+    left_at: float
+    left_by: int
+    connected_at: float
+    frames: int
+    frames_ignored: int
+    errors: int
+    health: HealthState | None
+    paused: bool
+    pinged_at: float
+    ping_mark: int
+    answers_pings: bool
+
+
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One connection on its way into a pool.
 
-    *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent behind its
-    registration; they are the first that the shard's decoder gets. *acceptance* is the whole frame that makes the agent
-    a member: the shard writes it at commit and not a moment earlier.
+    *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent and nobody
+    has taken for a frame yet: the first that the shard's decoder gets. *unsent* are the first bytes that the shard
+    writes, at commit and not a moment earlier: the acceptance, the whole frame that makes an agent a member, or what
+    the shard that had the connection could not write any more. *state* is None for a newcomer.
     """
 
     number: int
@@ -70,7 +101,13 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     transport: str
     metadata: bytes
     residue: bytes
-    acceptance: bytes
+    unsent: bytes
+    state: Established | None = None
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in a message."""
+        return len(self.unsent) + len(self.metadata) + len(self.residue) + 256
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
@@ -119,7 +156,30 @@ class Declined(msgspec.Struct, array_like=True, frozen=True, tag=6):
     reason: str
 
 
-Message = Hello | Prepare | Commit | Revoke | Refuse | Prepared | Declined
+class MoveOut(msgspec.Struct, array_like=True, frozen=True, tag=7):
+    """Let these connections go, each as soon as nothing is in flight on it.
+
+    After *seconds* those that are still busy stay, or, with *force*, go as they are: what is in flight on them fails.
+    """
+
+    numbers: list[int]
+    seconds: float
+    force: bool
+
+
+class Moving(msgspec.Struct, array_like=True, frozen=True, tag=8):
+    """The shard lets these connections go; the descriptors come with it. It holds them until a Commit or a Revoke."""
+
+    offers: list[Offer]
+
+
+class Staying(msgspec.Struct, array_like=True, frozen=True, tag=9):
+    """These connections of a MoveOut do not move: they were busy for too long and are served on, or are gone."""
+
+    numbers: list[int]
+
+
+Message = Hello | Prepare | Commit | Revoke | Refuse | Prepared | Declined | MoveOut | Moving | Staying
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -158,6 +218,7 @@ class HandoffChannel:
         on_lost: Callable[[str], None],
     ) -> None:
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
         self._socket = sock
         self._on_message = on_message
         self._on_lost = on_lost
@@ -274,12 +335,14 @@ class HandoffChannel:
         """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""
         if flags & _TRUNCATED:
             raise ChannelError(f"handoff message of more than {MAX_MESSAGE} bytes")
-        expected = len(message.offers) if isinstance(message, Prepare) else 0
+        expected = len(message.offers) if isinstance(message, Prepare | Moving) else 0
         if len(descriptors) == expected and not flags & _DESCRIPTORS_LOST:
             return message
         # A receiver at its descriptor limit gets the message, some or none of the descriptors, MSG_CTRUNC and no error.
         close_all(descriptors)
         descriptors.clear()
+        if isinstance(message, Moving):
+            return message  # Without any descriptor: whoever gets it sends the connections back.
         if not isinstance(message, Prepare):
             raise ChannelError("descriptors came with a message that has none")
         self.try_send(Declined(message.batch, "out of descriptors"))
@@ -292,6 +355,21 @@ def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     return descriptors.tolist()
+
+
+def claim(fd: int, pid: int) -> None:
+    """Write into the connection itself that process *pid* serves it; 0 for nobody.
+
+    Copies of a descriptor share the open file, and with it its owner for signals (F_SETOWN, fcntl(2)), which nobody
+    uses: without O_ASYNC no signal is ever sent. So two shards that hold copies and have no supervisor to ask can still
+    tell which of them serves.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
+
+
+def claimed_by(fd: int) -> int:
+    """The process that serves the connection by its own claim; 0 when none has claimed it."""
+    return fcntl.fcntl(fd, fcntl.F_GETOWN)
 
 
 def close_all(descriptors: Sequence[int]) -> None:
@@ -327,7 +405,6 @@ def connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(os.fspath(path))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
     except BaseException:
         sock.close()
         raise

@@ -27,6 +27,25 @@ class ListenerRow(msgspec.Struct, frozen=True):
     address: str
 
 
+class OperationRow(msgspec.Struct, kw_only=True):
+    """An operation on the shards (drain, restart, scale, rebalance): the running one, or the last.
+
+    *moved* connections went to other shards, *left* ones were busy until the time was up. The times are how long a
+    moving connection was served by nobody, in milliseconds. *error* says why it could not be finished.
+    """
+
+    name: str
+    step: str = ""
+    moved: int = 0
+    left: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    longest_ms: float | None = None
+    seconds: float = 0.0
+    is_done: bool = False
+    error: str | None = None
+
+
 class SupervisorRow(msgspec.Struct, kw_only=True):
     """The supervisor in ``status``.
 
@@ -47,14 +66,16 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     config_loaded_at: str
     config_error: str | None
     max_connections_per_agent: int
+    operation: OperationRow | None = None
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people. Of the requests that began in
-    this shard, *requests_total* is *answered_total* and all of *failed_total* (by error code) and *in_flight* together.
+    heartbeat. *last_event* is the newest thing that happened to the process, for people. *moved_total* counts the
+    connections that went to other shards. Of the requests that began in this shard, *requests_total* is all of
+    *answered_total*, *failed_total* (by error code) and *in_flight* together.
     """
 
     id: int
@@ -77,6 +98,7 @@ class ShardRow(msgspec.Struct, kw_only=True):
     failed_total: dict[str, int] = {}
     late_total: int = 0
     relayed_total: int = 0
+    moved_total: int = 0
     stale_s: float = 0.0
     last_event: str | None = None
 
@@ -99,6 +121,7 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     failed_total: dict[str, int]
     late_total: int
     relayed_total: int
+    moved_total: int
 
 
 class AgentRow(msgspec.Struct, kw_only=True):

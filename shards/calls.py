@@ -20,7 +20,7 @@ class Exchange:
     One event is in flight at a time and the next ones wait, in order: core agents know an event by nothing but the
     request's correlation id. Once a call of an exchange has failed the exchange is *over*, and the later ones fail for
     the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
-    that the agent was told to forget the request.
+    that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
     """
@@ -33,6 +33,7 @@ class Exchange:
     over: PoolError | None = None
     going_on = False
     forgotten = False
+    counted = False
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:
         self.agent_id = agent_id

@@ -1,5 +1,6 @@
 """One agent's connection, from commit to close."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
@@ -30,7 +31,7 @@ from dialout import (
 )
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
-from ipc.handoff import Offer
+from ipc.handoff import Established, Offer
 from shards.calls import Call, Outcome
 from shards.stream import Stream
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 MOST_ABANDONED = 256
 """Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
+
+MOST_CARRIED = 64 * 1024
+"""Bytes in each direction that move with a connection: the message that carries them has a limit."""
 
 _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
@@ -51,9 +55,10 @@ class Kind:
     700. *keeps_requests* says that it remembers requests until they are cancelled, and can be told to forget.
     """
 
-    __slots__ = ("can_cancel", "codec", "is_core", "keeps_requests", "limit", "receivable")
+    __slots__ = ("can_cancel", "capabilities", "codec", "is_core", "keeps_requests", "limit", "receivable")
 
     def __init__(self, dialect: Dialect, capabilities: Capabilities, most: int) -> None:
+        self.capabilities = capabilities
         self.codec = codec_for(dialect)
         events = int(self.codec.receivable_events(capabilities))
         self.receivable = frozenset(event for event in get_args(AgentEvent) if int(event.flag) & events)
@@ -78,12 +83,15 @@ class Connection(Stream):
         "codec",
         "connected_at",
         "errors",
+        "exchanges",
         "frames",
         "frames_ignored",
         "health",
         "in_flight",
         "is_core",
         "keeps_requests",
+        "kind",
+        "leaving",
         "limit",
         "metadata",
         "number",
@@ -103,6 +111,7 @@ class Connection(Stream):
         self.pool = pool
         self.agent = agent
         self.number = offer.number
+        self.kind = kind
         self.codec = kind.codec
         self.can_cancel = kind.can_cancel
         self.receivable = kind.receivable
@@ -119,6 +128,9 @@ class Connection(Stream):
         self.pending: dict[int | str, Call] | None = None
         self.in_flight = 0
         self.abandoned = 0
+        # Exchanges of several events that have begun here and are not over: between two of their events, too.
+        self.exchanges = 0
+        self.leaving = False
         # Health: errors in a row, what the agent said of itself, and pings.
         self.errors = 0
         self.health: HealthState | None = None
@@ -127,6 +139,8 @@ class Connection(Stream):
         self.pinged_at = 0.0
         self.ping_mark = 0
         self.answers_pings = False
+        if offer.state is not None:
+            self._restore(offer.state)
 
     @property
     def connection_id(self) -> str:
@@ -159,7 +173,7 @@ class Connection(Stream):
 
     def _look_whether_open(self) -> None:
         """Set *open* anew, after anything that it depends on has changed."""
-        self.open = self.is_healthy and not self.paused
+        self.open = self.is_healthy and not self.paused and not self.leaving
 
     def correlation_id_for(self, call: Call, request_id: int) -> str:
         """The correlation id of a new request, which no other request that lives bears on this connection.
@@ -253,6 +267,70 @@ class Connection(Stream):
                 self.pool.judge(self.agent, failed=True)
             for call in pending.values():
                 self.pool.requests.lost(call, reason, unseen=call.end_offset > self.offset)
+
+    # Moving to another shard.
+
+    def leave(self, *, leaving: bool) -> None:
+        """Take no new requests from now on, or take them again."""
+        if self.leaving != leaving:
+            self.leaving = leaving
+            self.pool.leaving += 1 if leaving else -1
+            self._look_whether_open()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, so that it can move: no event, no exchange between two events, no large frame.
+
+        A frame above `MOST_CARRIED`, in either direction, is on its way to its end, and is waited for.
+        """
+        return (
+            not self.in_flight
+            and self.exchanges <= 0
+            and self.waiting_bytes <= MOST_CARRIED
+            and self.decoder.buffered <= MOST_CARRIED
+        )
+
+    def give_up_all(self, reason: str) -> None:
+        """Fail what is in flight, so that the connection is idle but for large frames."""
+        pending, self.pending = self.pending, None
+        self.abandoned = 0
+        for call in (pending or {}).values():
+            self.pool.requests.lost(call, reason, unseen=False)
+        # Those between two events find out with their next one.
+        self.exchanges = 0
+
+    def as_offer(self, now: float) -> Offer:
+        """All that another shard needs to go on with this connection."""
+        return Offer(
+            self.number,
+            self.agent.agent_id,
+            self.dialect,
+            self.kind.capabilities,
+            self.transport,
+            self.metadata,
+            self.decoder.incomplete,
+            self.unsent,
+            Established(
+                now,
+                os.getpid(),
+                self.connected_at,
+                self.frames,
+                self.frames_ignored,
+                self.errors,
+                self.health,
+                self.paused,
+                self.pinged_at,
+                self.ping_mark,
+                self.answers_pings,
+            ),
+        )
+
+    def _restore(self, state: Established) -> None:
+        self.connected_at = state.connected_at
+        self.frames, self.frames_ignored = state.frames, state.frames_ignored
+        self.errors, self.health, self.paused = state.errors, state.health, state.paused
+        self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self._look_whether_open()
 
     # Frames from the agent.
 

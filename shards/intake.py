@@ -12,16 +12,22 @@ from ipc.handoff import (
     HandoffChannel,
     Hello,
     Message,
+    MoveOut,
+    Moving,
     Offer,
     Prepare,
     Prepared,
     Refuse,
     Revoke,
+    Staying,
+    claim,
+    claimed_by,
     close_all,
 )
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
 from ipc.version import __version__
+from shards.departures import Departures
 from shards.pool import AgentPool
 
 ORPHAN_SECONDS = 10.0
@@ -33,6 +39,10 @@ class Intake:
 
     There is one supervisor at a time: a new one that connects replaces the old channel. Prepared connections outlive
     the channel; the next supervisor finds them in the snapshot and decides. When none comes, they are turned away.
+
+    A connection that moves is prepared in the shard that it comes from, too: each has a copy, and none touches it. The
+    Commit goes to one of the two. When no supervisor comes to say which, the one that it comes from goes on, unless the
+    other one has claimed it.
     """
 
     def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello) -> None:
@@ -41,15 +51,23 @@ class Intake:
         self._pool = pool
         self._hello = hello
         self._channel: HandoffChannel | None = None
-        self._unanswered: list[Prepared | Declined] = []
+        self._unanswered: list[Prepared | Declined | Staying] = []
+        self._departures = Departures(pool, self._send_away, self._hold_departing, self._say_staying)
+        self._departing: set[int] = set()
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._loop.add_reader(listener.fileno(), self._accept)
 
+    @property
+    def moving(self) -> list[tuple[int, str]]:
+        """Those among the prepared that are on their way between two shards: pairs of number and agent id."""
+        return [(n, offer.agent_id) for n, (offer, _) in self.prepared.items() if offer.state is not None]
+
     def close(self) -> None:
         """Take no more connections; close those that are only prepared."""
+        self._departures.abandon()
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
@@ -76,6 +94,7 @@ class Intake:
             self._channel.take_the_rest()
         if self._channel is not None:
             self._channel.close()
+        self._departures.abandon()
         self._unanswered.clear()
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
@@ -89,13 +108,28 @@ class Intake:
 
     def _on_lost(self, reason: str) -> None:
         self._channel = None
+        self._departures.abandon()
         self._log.warning("supervisor lost, serving on", reason=reason, prepared=len(self.prepared))
         self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
 
     def _give_up_orphans(self) -> None:
         """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
         self._orphan_timer = None
+        moving = [number for number, _ in self.moving]
+        self._let_go([number for number in moving if number not in self._departing])
+        for number in list(self._departing):
+            self._take_back(number)
         self._turn_away(list(self.prepared), ErrorCode.SHUTTING_DOWN, "the listener went away during the registration")
+
+    def _take_back(self, number: int) -> None:
+        """Go on with a connection that was to move, unless the other shard has got its Commit."""
+        offer, fd = self.prepared.pop(number)
+        self._departing.discard(number)
+        if claimed_by(fd) != os.getpid():
+            os.close(fd)
+            return
+        claim(fd, 0)
+        self._pool.adopt(offer, fd)
 
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Prepare):
@@ -103,12 +137,40 @@ class Intake:
         elif isinstance(message, Commit):
             for number in message.numbers:
                 held = self.prepared.pop(number, None)
-                if held is not None:
+                if held is None:
+                    continue
+                if held[0].state is None:
                     self._pool.adopt(*held)
+                else:
+                    self._go_on_with(*held)
         elif isinstance(message, Revoke):
             self._let_go(message.numbers)
         elif isinstance(message, Refuse):
             self._turn_away(message.numbers, ErrorCode.CONNECTION_LIMIT, "connection limit reached")
+        elif isinstance(message, MoveOut):
+            self._departures.begin(message)
+
+    def _go_on_with(self, offer: Offer, fd: int) -> None:
+        """Serve a connection that has moved here, or one that was to move and stays."""
+        self._departing.discard(offer.number)
+        assert offer.state is not None
+        if claimed_by(fd) != offer.state.left_by:
+            # This process was stopped, there was no supervisor, and the shard that had it has taken it back.
+            os.close(fd)
+            return
+        claim(fd, 0 if offer.state.left_by == os.getpid() else os.getpid())
+        self._pool.adopt(offer, fd)
+
+    def _send_away(self, message: Moving, descriptors: list[int]) -> bool:
+        return self._channel is not None and self._channel.try_send(message, descriptors)
+
+    def _hold_departing(self, offer: Offer, fd: int) -> None:
+        self.prepared[offer.number] = (offer, fd)
+        self._departing.add(offer.number)
+
+    def _say_staying(self, numbers: list[int]) -> None:
+        self._unanswered.append(Staying(numbers))
+        self._answer()
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
         if self._budget.left(len(self.prepared) + len(self._pool.connections)) < len(descriptors):
@@ -135,6 +197,7 @@ class Intake:
         for number in numbers:
             held = self.prepared.pop(number, None)
             if held is not None:
+                self._departing.discard(number)
                 os.close(held[1])
 
     def _turn_away(self, numbers: list[int], error_code: ErrorCode, message: str) -> None:

@@ -29,6 +29,9 @@ DIRECTORY_PAUSE = 0.2
 """Seconds between requests for a full directory, which may be megabytes."""
 
 
+STOP_PAUSE = 0.01
+"""Seconds between looks at what proxies have in flight, before the end."""
+
 PROBE_PAUSE = 0.03
 """Seconds between the two looks of a probe."""
 
@@ -116,6 +119,7 @@ class Shard:
             failed_total=dict(self._pool.requests.failed),
             late_total=self._pool.requests.late,
             relayed_total=self._relay.total,
+            moved_total=self._pool.moved_total,
         )
 
     def _closed(self, number: int, agent_id: str) -> None:
@@ -128,13 +132,23 @@ class Shard:
             self._reporter.snapshot(
                 command.request,
                 [(number, connection.agent.agent_id) for number, connection in self._pool.connections.items()],
-                [(number, offer.agent_id) for number, (offer, _) in self._intake.prepared.items()],
+                [(n, offer.agent_id) for n, (offer, _) in self._intake.prepared.items() if offer.state is None],
+                self._intake.moving,
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.Stop):
+            self._stop_within(asyncio.get_running_loop().time() + command.seconds)
+
+    def _stop_within(self, deadline: float) -> None:
+        """End as soon as no proxy waits for anything, and at *deadline* (loop time) at the latest."""
+        loop = asyncio.get_running_loop()
+        self._proxies.stopping = True
+        if self._proxies.is_busy and loop.time() < deadline:
+            loop.call_later(STOP_PAUSE, self._stop_within, deadline)
+        else:
             self.stop()
 
     def _probe(self, command: events.Probe, looks: int) -> None:

@@ -38,6 +38,13 @@ MOST_BREAKERS = 10_000
 BREAKER_IDLE = 3600.0
 """Seconds for which the failures of an agent are remembered while it is not connected."""
 
+MOST_DEPARTED = 10_000
+DEPARTED_KEPT = 2.0
+"""Seconds for which it is remembered that an agent has moved: by then everybody knows where it is."""
+
+LEAVING_PAUSE = 0.005
+"""Seconds between looks at an agent whose connections are all about to move, and have something in flight."""
+
 MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
 
@@ -82,6 +89,9 @@ class AgentPool(PoolApi):
         self.adopted_total = 0
         self.closed_total = 0
         self.frames_total = 0
+        self.moved_total = 0
+        self.leaving = 0
+        """Connections that are about to move to another shard."""
         self.log = get_logger()
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -90,6 +100,7 @@ class AgentPool(PoolApi):
         )
         # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
         self._breakers: RecentTable[str, Breaker] = RecentTable(MOST_BREAKERS, BREAKER_IDLE)
+        self._departed: RecentTable[str, float] = RecentTable(MOST_DEPARTED, DEPARTED_KEPT)
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
         self._to_write: list[Stream] = []
         self._sequence = itertools.count(1)
@@ -117,22 +128,35 @@ class AgentPool(PoolApi):
         agent.connections[offer.number] = self.connections[offer.number] = connection
         connection.on_closed = on_closed
         self.adopted_total += 1
-        connection.start(offer.acceptance, offer.residue)
+        connection.start(offer.unsent, offer.residue)
         return connection
+
+    def let_go(self, connection: Connection) -> int:
+        """Forget a connection that another shard will serve, and return its descriptor, open."""
+        self._take_out(connection)
+        self.moved_total += 1
+        self._departed.put(connection.agent.agent_id, self._loop.time(), self._loop.time())
+        return connection.let_go()
 
     def remove(self, connection: Connection, reason: str) -> None:
         """Forget a connection that is closing itself."""
         agent = connection.agent
-        del self.connections[connection.number]
-        del agent.connections[connection.number]
-        if not agent.connections:
-            del self.agents[agent.agent_id]
+        self._take_out(connection)
         self.closed_total += 1
         self.log.debug("connection closed", connection_id=connection.connection_id, reason=reason)
         if self._on_closed is not None:
             self._on_closed(connection.number, agent.agent_id)
         if connection.on_closed is not None:
             connection.on_closed()
+
+    def serves(self, agent_id: str) -> bool:
+        """Whether the agent has a connection here that is not about to move to another shard."""
+        agent = self.agents.get(agent_id)
+        return agent is not None and (not self.leaving or not all(c.leaving for c in agent.connections.values()))
+
+    def left_at(self, agent_id: str) -> float | None:
+        """When (loop time) a connection of the agent has moved to another shard, if that was lately."""
+        return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
         """Close those connections of the agent that are at their end, or dead; whether there were any."""
@@ -238,6 +262,8 @@ class AgentPool(PoolApi):
             if agent.breaker is not None and agent.breaker.state is not Circuit.CLOSED:
                 return CircuitOpen("the agent failed too often", agent_id=agent_id)
             return AgentUnavailable(f"all {len(connections)} connections are unhealthy", agent_id=agent_id)
+        if all(c.leaving for c in healthy):
+            return LEAVING_PAUSE
         if all(c.paused for c in healthy):
             waited = now - call.began
             if self.options.flow_control is FlowControlMode.WAIT and waited < self.options.flow_control_wait:
@@ -275,6 +301,14 @@ class AgentPool(PoolApi):
 
     # Inside.
 
+    def _take_out(self, connection: Connection) -> None:
+        agent = connection.agent
+        connection.leave(leaving=False)
+        del self.connections[connection.number]
+        del agent.connections[connection.number]
+        if not agent.connections:
+            del self.agents[agent.agent_id]
+
     def _write_all(self) -> None:
         streams, self._to_write = self._to_write, []
         for stream in streams:
@@ -303,6 +337,7 @@ class AgentPool(PoolApi):
                 connection.ping(next(self._sequence), now)
         self._sessions.sweep(now)
         self._breakers.sweep(now)
+        self._departed.sweep(now)
 
 
 def _describe(connection: Connection) -> dict[str, Any]:

@@ -213,7 +213,7 @@ class ProxyConnection(asyncio.Protocol):
         now = self._loop.time()
         server, flags = self._server, request.flags
         entry = self._entries.get(request.request_id, now)
-        if server.stopping:
+        if server.stopping and entry is None:
             self._not_served(request.request_id, entry, ShuttingDown("the shard stops", retry_safe=True))
             return
         if self._in_flight >= MOST_IN_FLIGHT:
@@ -252,7 +252,7 @@ class ProxyConnection(asyncio.Protocol):
 
     def _exchange(self, request: ProxyRequest) -> Exchange | RelayedExchange:
         """Where the request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
-        if request.agent_id not in self._server.pool.agents and not request.flags & RELAYED:
+        if not request.flags & RELAYED and not self._server.pool.serves(request.agent_id):
             shard = self._server.relay.holder(request.agent_id)
             if shard is not None:
                 return self._server.relay.begin(shard, request.agent_id)
@@ -314,7 +314,11 @@ class ProxyConnection(asyncio.Protocol):
     def _wait_for_news(self, event: _Event) -> bool:
         """Look again in a moment where the agent is, if there is any sense in that; whether there is."""
         entry = event.entry
+        # Word of an agent that has just moved is on its way: waiting begins when it left.
+        left_at = self._server.pool.left_at(entry.agent_id)
         waited = time.monotonic() - event.started
+        if left_at is not None:
+            waited = min(waited, self._loop.time() - left_at)
         if entry.cancelled or waited >= event.seconds or not self._server.relay.may_be_news(entry.agent_id, waited):
             return False
         entry.held = [event]
@@ -415,6 +419,11 @@ class ProxyConnection(asyncio.Protocol):
         out, self._out = self._out, []
         if self._transport is not None and out:
             self._transport.write(b"".join(out))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request of this proxy is not over."""
+        return len(self._entries) > 0
 
     def refuse(self, reason: str) -> None:
         """Say what is wrong and close the connection; what it sent behind that is not looked at."""

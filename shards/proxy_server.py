@@ -28,6 +28,11 @@ class ProxyServer:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request of a proxy is not over."""
+        return any(connection.is_busy for connection in self.connections)
+
     async def start(self) -> None:
         """Listen, in place of a dead predecessor."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

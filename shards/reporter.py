@@ -53,10 +53,16 @@ class Reporter:
             self._loop.call_soon(self._flush)
         self._closed.append((number, agent_id))
 
-    def snapshot(self, request: int, live: list[tuple[int, str]], prepared: list[tuple[int, str]]) -> None:
+    def snapshot(
+        self,
+        request: int,
+        live: list[tuple[int, str]],
+        prepared: list[tuple[int, str]],
+        moving: list[tuple[int, str]],
+    ) -> None:
         """Tell all that the shard holds, after every close that was not reported yet."""
         self._flush()
-        self._send(events.Snapshot(self._next(), request, live, prepared))
+        self._send(events.Snapshot(self._next(), request, live, prepared, moving))
 
     def probed(self, probe: int) -> None:
         """Answer a probe, after every close that was not reported yet."""

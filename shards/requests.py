@@ -104,7 +104,7 @@ class Requests:
         if exchange.over is not None:
             self._finish(call, exchange.over)
             if final and exchange.current is None:
-                self._free_agent_memory(exchange)
+                self._ended(exchange)
         elif exchange.current is not None or exchange.waiting:
             if exchange.waiting is None:
                 exchange.waiting = deque()
@@ -132,7 +132,7 @@ class Requests:
         """Note that no further event of *exchange* comes; what is in flight of it goes on."""
         last = exchange.waiting[-1] if exchange.waiting else exchange.current
         if last is None:
-            self._free_agent_memory(exchange)
+            self._ended(exchange)
         else:
             last.final = True
 
@@ -175,6 +175,8 @@ class Requests:
         exchange = call.exchange
         if unseen and call.is_first and not call.retried:
             call.retried = True
+            if exchange.counted:
+                _discount(exchange)
             call.connection = exchange.connection = None
             self._send(call, self._loop.time())
             return
@@ -206,6 +208,9 @@ class Requests:
             call.is_first = True
             exchange.request_id = next(self._ids)
             exchange.correlation_id = connection.correlation_id_for(call, exchange.request_id)
+            if not call.final:
+                exchange.counted = True
+                connection.exchanges += 1
         elif connection.fd < 0:
             self._finish(call, ConnectionLost("the exchange's connection was lost", agent_id=exchange.agent_id))
             return
@@ -219,6 +224,8 @@ class Requests:
             connection.carry(call, self._timestamp(now))
         except LocalProtocolError as error:
             if call.is_first:
+                if exchange.counted:
+                    _discount(exchange)
                 exchange.connection = None  # It has seen nothing that it could be told to forget.
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
 
@@ -236,6 +243,8 @@ class Requests:
             self.failed[outcome.code] += 1
             if over:
                 exchange.over = outcome
+                if exchange.counted:
+                    _discount(exchange)
         else:
             self.answered += 1
         connection = call.connection
@@ -244,7 +253,7 @@ class Requests:
         if exchange.current is call:
             exchange.current = None
             if call.final and not exchange.waiting:
-                self._free_agent_memory(exchange)
+                self._ended(exchange)
         call.on_done(call, outcome)
         if exchange.waiting:
             self._go_on(exchange)
@@ -262,7 +271,7 @@ class Requests:
                 following = exchange.waiting.popleft()
                 if following.done:
                     if following.final and not exchange.waiting:
-                        self._free_agent_memory(exchange)
+                        self._ended(exchange)
                     continue
                 exchange.current = following
                 if exchange.over is not None:
@@ -278,7 +287,10 @@ class Requests:
             call.exchange.forgotten = True
             call.connection.cancel(call.request_id, call.correlation_id, reason)
 
-    def _free_agent_memory(self, exchange: Exchange) -> None:
+    def _ended(self, exchange: Exchange) -> None:
+        """Note that nothing of *exchange* follows, and have the agent forget it."""
+        if exchange.counted:
+            _discount(exchange)
         connection = exchange.connection
         if (
             connection is not None
@@ -308,6 +320,13 @@ class Requests:
             self._now_text = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             self._now_text_until = now + 0.1
         return self._now_text
+
+
+def _discount(exchange: Exchange) -> None:
+    """Have the connection of *exchange* count it no more."""
+    exchange.counted = False
+    if exchange.connection is not None:
+        exchange.connection.exchanges -= 1
 
 
 def _why_useless(event: AgentEvent, response: Decision) -> str | None:

@@ -53,17 +53,19 @@ class Stream(ABC):
     def _closed(self, reason: str) -> None:
         """Clean up: the descriptor is closed, for *reason*."""
 
-    def start(self, acceptance: bytes, residue: bytes) -> None:
-        """Tell the agent that it is accepted, serve what it sent early, and begin to read."""
+    def start(self, unsent: bytes, residue: bytes) -> None:
+        """Write what is to be written first (the acceptance), serve what the agent sent early, and begin to read."""
         self._host.readiness.watch(self.fd, self)
         try:
-            sent = os.write(self.fd, acceptance)
+            sent = os.write(self.fd, unsent) if unsent else 0
+        except BlockingIOError:
+            sent = 0
         except OSError as error:
-            self.close(f"gone before its acceptance: {error.strerror}")
+            self.close(f"gone before the first write: {error.strerror}")
             return
         self.offset += sent
-        if sent < len(acceptance):
-            self.sending = memoryview(acceptance)[sent:]
+        if sent < len(unsent):
+            self.sending = memoryview(unsent)[sent:]
             self.waiting_bytes = len(self.sending)
             self._want_write(wanted=True)
         if residue:
@@ -91,6 +93,18 @@ class Stream(ABC):
         os.close(fd)
         self.out = self.sending = None
         self._closed(reason)
+
+    @property
+    def unsent(self) -> bytes:
+        """A copy of what waits to be written, in its order."""
+        return b"".join([self.sending or b"", *(self.out or ())])
+
+    def let_go(self) -> int:
+        """Give the descriptor up and return it, open and unwatched. Nothing is cleaned up; the stream is over."""
+        fd, self.fd = self.fd, -1
+        self._host.readiness.forget(fd)
+        self.out = self.sending = None
+        return fd
 
     def on_ready(self, _events: int) -> None:
         """Write what waits, then read once."""

@@ -53,6 +53,8 @@ class Care:
     backoff: Backoff = field(default_factory=Backoff)
     aborted_at: float | None = None
     doubt: int = 0
+    draining: bool = False
+    """Gets no connections, by an operator's word; how its process is, *state* says."""
 
     def go(self, state: ShardState) -> None:
         """Change the state; IllegalTransition when that cannot be."""
@@ -97,7 +99,7 @@ class Care:
         row = ShardRow(
             id=self.shard,
             pid=pid,
-            state=self.state,
+            state=ShardState.DRAINING if self.draining and self.state is ShardState.RUNNING else self.state,
             restarts=self.restarts,
             uptime_s=round(now - self.started_at, 1) if pid is not None else 0.0,
             last_event=self.last_event,

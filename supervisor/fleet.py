@@ -1,16 +1,18 @@
 """The shards' processes: started, watched, replaced, stopped; and the supervisor's end of the bus."""
 
 import asyncio
+import itertools
 import secrets
 import signal
 import time
 from collections.abc import Callable
+from enum import Enum
 
 import msgspec
 
 from ipc import events, handoff
 from ipc.bus import Bus
-from ipc.handoff import HandoffChannel, Hello, Message
+from ipc.handoff import HandoffChannel, Hello, Message, Moving, Staying
 from ipc.logs import get_logger
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
@@ -18,6 +20,7 @@ from ipc.status import ShardRow, ShardState
 from supervisor.care import KILL_AFTER, Care
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger
+from supervisor.moves import Moves
 from supervisor.processes import ShardProcess, adopt_shard, start_shard
 from supervisor.publisher import Publisher
 
@@ -25,20 +28,34 @@ TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
 
 
+END_MARGIN = 3.0
+"""Seconds beyond its own time after which a shard that was asked to end gets SIGTERM, and once more SIGKILL."""
+
 ASK_AGAIN = 1.0
 """Seconds after which a snapshot that has not come is asked for again."""
+
+
+class Fate(Enum):
+    """What becomes of a shard's place when its process ends."""
+
+    RESPAWN = "start it again, later each time"
+    RENEW = "start it again at once: it was asked to end"
+    FORGET = "there is no such shard any more"
 
 
 class Member:
     """One shard's place in the fleet: what is known of it, and what is held open for it."""
 
-    __slots__ = ("asked_at", "believed", "care", "channel", "process", "request", "respawn")
+    __slots__ = ("asked_at", "believed", "care", "channel", "end_by", "fate", "process", "request", "respawn")
 
     def __init__(self, shard: int) -> None:
         self.care = Care(shard)
         self.process: ShardProcess | None = None
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
+        self.fate = Fate.RESPAWN
+        # Loop time by which a process that was asked to end should have done so.
+        self.end_by: float | None = None
         # The snapshot that is waited for (0: it is still to be asked for), and what was believed when it was asked for.
         self.request: int | None = None
         self.asked_at = 0.0
@@ -57,6 +74,7 @@ class Fleet:
         rundir: RuntimeDir,
         ledger: Ledger,
         handoffs: Handoffs,
+        moves: Moves,
         *,
         on_probed: Callable[[int, int], None],
         on_freed: Callable[[str], None],
@@ -68,6 +86,7 @@ class Fleet:
         self._rundir = rundir
         self._ledger = ledger
         self._handoffs = handoffs
+        self._moves = moves
         self._on_probed, self._on_freed, self._on_gone = on_probed, on_freed, on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._first_number = ledger.next_number
@@ -76,6 +95,8 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._next_request = 1
         self._found: list[tuple[int, int, str]] = []
+        # Connections that a shard was found to hold on their way to, or from, another one.
+        self._adrift: set[int] = set()
         self._stopping = False
         self.ready = asyncio.Event()
         """Set once no shard is starting any more, and what living ones hold is in the ledger."""
@@ -88,28 +109,82 @@ class Fleet:
     # For the supervisor.
 
     def start(self, shards: int) -> None:
-        """Start shards 0 to *shards* - 1, or adopt those that an earlier supervisor left running."""
-        for shard in self._rundir.recorded_shards():
-            if shard >= shards:
-                self._end_leftover(shard)
-        for shard in range(shards):
-            member = self._members[shard] = Member(shard)
+        """Adopt all shards that an earlier supervisor left running, and start as many as there are less than *shards*.
+
+        When there are more, they all serve; to end some is an operation, which moves their connections.
+        """
+        for shard in list(self._rundir.recorded_shards()):
             record = self._rundir.read_shard(shard)
             process = None if record is None else adopt_shard(record)
             if record is not None and process is not None:
+                member = self._members[shard] = Member(shard)
                 member.care.begin(record.epoch, self._loop.time())
                 member.request = 0
                 self._watch(member, process, f"adopted pid {process.pid}")
                 self._connect(member)
             else:
-                self._spawn(member)
+                self._rundir.forget_shard(shard)
+        while len(self._members) < shards:
+            self.add(self.free_number())
+
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of all shards, those included that are down for the moment, ascending."""
+        return sorted(self._members)
+
+    def free_number(self) -> int:
+        """The lowest number that no shard has."""
+        return next(number for number in itertools.count() if number not in self._members)
+
+    def add(self, shard: int) -> None:
+        """Start a shard with a number that none has."""
+        member = self._members[shard] = Member(shard)
+        self._spawn(member)
+
+    def end(self, shard: int, seconds: float, *, again: bool) -> None:
+        """Ask a shard to end within *seconds*, and start it *again* then, or forget it."""
+        member = self._members[shard]
+        member.fate = Fate.RENEW if again else Fate.FORGET
+        if member.process is None:
+            if member.respawn is not None:
+                member.respawn.cancel()
+            self._place_is_empty(member)
+            return
+        member.end_by = self._loop.time() + seconds + END_MARGIN
+        member.care.go(ShardState.DRAINING)
+        if not self._send(shard, events.Stop(seconds)):
+            member.process.send_signal(signal.SIGTERM)
+
+    def drain(self, shard: int, *, draining: bool) -> None:
+        """Give a shard no connections, or again some."""
+        self._members[shard].care.draining = draining
+        self._handoffs.drain(shard, draining=draining)
+
+    def is_draining(self, shard: int) -> bool:
+        """Whether a shard was told to drain."""
+        return self._members[shard].care.draining
+
+    def is_running(self, shard: int) -> bool:
+        """Whether a shard takes connections, or could if it were not draining."""
+        member = self._members.get(shard)
+        return member is not None and member.care.state is ShardState.RUNNING and self._handoffs.has_link(shard)
+
+    def has_failed(self, shard: int) -> bool:
+        """Whether the process of a shard that was just started has ended again."""
+        member = self._members.get(shard)
+        return member is None or member.process is None or member.care.restarts > 0
+
+    def pid(self, shard: int) -> int | None:
+        """The process of a shard; None when it has none, or there is no such shard."""
+        member = self._members.get(shard)
+        return None if member is None or member.process is None else member.process.pid
 
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
         now = self._loop.time()
         return [
             member.care.row(None if member.process is None else member.process.pid, now)
-            for member in self._members.values()
+            for _, member in sorted(self._members.items())
         ]
 
     def probe(self, shard: int, probe: int, agent_id: str) -> bool:
@@ -180,10 +255,11 @@ class Fleet:
         process.close()
         if member.channel is not None:
             member.channel.close()
-        member.process = member.channel = member.request = None
+        member.process = member.channel = member.request = member.end_by = None
         care.go(ShardState.DOWN)
         lost = self._ledger.drop_shard(care.shard)
-        self._handoffs.remove_shard(care.shard)
+        self._handoffs.shard_ended(care.shard)
+        self._moves.shard_ended(care.shard)
         self._found = [found for found in self._found if found[0] != care.shard]
         self._on_gone(care.shard)
         self._look_whether_ready()
@@ -192,6 +268,10 @@ class Fleet:
             self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
             if all(other.process is None for other in self._members.values()):
                 self._emptied.set()
+            return
+        if member.fate is not Fate.RESPAWN:
+            self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
+            self._place_is_empty(member)
             return
         delay = care.backoff.after_death(self._loop.time() - care.started_at)
         care.restarts += 1
@@ -202,15 +282,16 @@ class Fleet:
         )  # fmt: skip
         member.respawn = self._loop.call_later(delay, self._spawn, member)
 
-    def _end_leftover(self, shard: int) -> None:
-        """End a shard of an earlier, larger fleet; its agents reconnect to the others."""
-        record = self._rundir.read_shard(shard)
-        process = None if record is None else adopt_shard(record)
-        if process is not None:
-            self._log.warning("ending a shard that is not configured any more", shard=shard, pid=process.pid)
-            process.send_signal(signal.SIGTERM)
-            process.close()
-        self._rundir.forget_shard(shard)
+    def _place_is_empty(self, member: Member) -> None:
+        """Do with the place of a shard that was asked to end what was meant to be done with it."""
+        fate, member.fate = member.fate, Fate.RESPAWN
+        shard = member.care.shard
+        if fate is Fate.RENEW:
+            self._spawn(member)
+        else:
+            del self._members[shard]
+            self._handoffs.drain(shard, draining=False)
+            self._rundir.forget_shard(shard)
 
     def _look_whether_ready(self) -> None:
         if all(
@@ -222,6 +303,8 @@ class Fleet:
                     self._decide_found(shard, number, agent_id)
                 else:
                     self._found.append((shard, number, agent_id))
+            if not self._found:
+                self._adrift.clear()
             self.ready.set()
 
     async def _gone_within(self, seconds: float) -> bool:
@@ -244,15 +327,20 @@ class Fleet:
             return  # The tick tries again.
 
         def on_message(message: Message, descriptors: list[int]) -> None:
+            if isinstance(message, Moving):
+                self._moves.let_go(shard, message, descriptors)
+                return
             handoff.close_all(descriptors)
             if isinstance(message, Hello):
                 self._greeted(member, message)
+            elif isinstance(message, Staying):
+                self._moves.staying(message)
             else:
                 self._handoffs.on_message(shard, message)
 
         def on_lost(reason: str) -> None:
             member.channel = None
-            if not self._stopping:
+            if not self._stopping and member.care.state is not ShardState.DRAINING:
                 self._log.warning("handoff channel lost", shard=shard, reason=reason)
             self._handoffs.remove_shard(shard)
 
@@ -266,6 +354,9 @@ class Fleet:
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
+        else:
+            # A channel in place of a lost one: whatever was on its way then is told by a snapshot.
+            self._ask_for_snapshot(member)
         self._look_whether_ready()
 
     # The bus.
@@ -335,12 +426,16 @@ class Fleet:
         changed = self._ledger.reconcile(
             shard,
             # A commit may be on its way: what the shard holds prepared is not gone.
-            member.believed - set(event.prepared),
+            member.believed - set(event.prepared) - set(event.moving),
             event.live,
         )
         member.request, member.believed = None, set()
         self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
         self._found += [(shard, number, agent_id) for number, agent_id in event.prepared if number < self._first_number]
+        self._found += [
+            (shard, number, agent_id) for number, agent_id in event.moving if not self._handoffs.is_moving(number)
+        ]
+        self._adrift.update(number for number, _ in event.moving)
         self._look_whether_ready()
 
     def _decide_found(self, shard: int, number: int, agent_id: str) -> None:
@@ -350,11 +445,15 @@ class Fleet:
         connection be served by another one.
         """
         served_by = self._ledger.shard_of(agent_id, number)
+        is_member = number in self._adrift
+        if self._handoffs.is_moving(number):
+            return
         if served_by == shard:
-            return  # Its commit is on the way.
-        if served_by is not None:
+            # Its commit is on the way, or was lost with a channel. One too many does no harm.
+            self._handoffs.commit_found(shard, number)
+        elif served_by is not None:
             self._handoffs.revoke_found(shard, number)
-        elif self._ledger.count(agent_id) < self._ledger.limit:
+        elif is_member or self._ledger.count(agent_id) < self._ledger.limit:
             self._ledger.adopt(agent_id, number, shard)
             self._handoffs.commit_found(shard, number)
         else:
@@ -369,6 +468,10 @@ class Fleet:
             care, process = member.care, member.process
             if process is None or self._stopping:
                 continue
+            if member.end_by is not None and now > member.end_by:
+                number = signal.SIGTERM if now < member.end_by + END_MARGIN else signal.SIGKILL
+                self._log.warning("shard does not end", shard=care.shard, signal=number.name)
+                process.send_signal(number)
             if member.channel is None and care.sequence is not None:
                 self._connect(member)
             if care.is_silent(now):

@@ -9,6 +9,8 @@ get it::
        ▲                   │                       │
        └── another link ◄──┴── declined, timeout, shard gone
 
+A `Mover`, a member that another shard has let go of, takes the same way; when nobody takes it, it goes back there.
+
 `Handoffs` decides nothing about slots but tells the ledger what happened, in an order that can only overcount.
 """
 
@@ -23,6 +25,7 @@ from ipc.handoff import (
     Declined,
     HandoffChannel,
     Message,
+    MoveOut,
     Prepare,
     Prepared,
     Refuse,
@@ -32,7 +35,7 @@ from ipc.logs import get_logger
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
 from supervisor.links import Batch, ShardLink, next_batch
-from supervisor.newcomer import Newcomer
+from supervisor.newcomer import Mover, Newcomer
 from supervisor.placement import choose
 
 TICK = 0.05
@@ -60,6 +63,11 @@ class Handoffs:
     ) -> None:
         self.placement = placement
         self.accepted_total = 0
+        self.on_settled: Callable[[Mover, int | None], None] | None = None
+        """Told of each mover which shard serves it now; None when it was lost: its shard has died, and no other one
+        took it in time."""
+        self._movers: dict[int, Mover] = {}
+        self._draining: set[int] = set()
         self._ledger = ledger
         self._reject = reject
         self._loop = asyncio.get_running_loop()
@@ -95,6 +103,13 @@ class Handoffs:
         for newcomer in link.newcomers:
             self.offer(newcomer)
 
+    def shard_ended(self, shard: int) -> None:
+        """Note that the shard's process has ended: nobody can be sent back to it."""
+        self.remove_shard(shard)
+        for mover in self._movers.values():
+            if mover.came_from == shard:
+                mover.came_from = None
+
     def heard_from(self, shard: int) -> None:
         """Note that the shard's loop runs."""
         link = self._links.get(shard)
@@ -111,6 +126,19 @@ class Handoffs:
             for newcomer in self._take_back(link, link.newcomers):
                 self.offer(newcomer)
 
+    def drain(self, shard: int, *, draining: bool) -> None:
+        """Offer nothing to *shard* while it is *draining*; it may be unknown yet, or away for a moment."""
+        if draining:
+            self._draining.add(shard)
+        else:
+            self._draining.discard(shard)
+        self._refresh()
+
+    def has_offers(self, shard: int) -> bool:
+        """Whether somebody is on the way to *shard*."""
+        link = self._links.get(shard)
+        return link is not None and bool(link.pending or link.committing)
+
     def hold(self, *, held: bool) -> None:
         """While *held*, park every newcomer: the ledger does not know yet what living shards have."""
         self.held = held
@@ -124,6 +152,8 @@ class Handoffs:
         usable = self._usable
         if newcomer.declined_by is not None:
             usable = [shard for shard in usable if shard not in newcomer.declined_by]
+            if newcomer.wanted_by in usable:
+                usable = [newcomer.wanted_by]
         shard = choose(self.placement, self._ledger, newcomer.offer.agent_id, usable)
         if shard is None:
             self._ledger.place(newcomer.offer.agent_id, newcomer.number, None)
@@ -138,12 +168,26 @@ class Handoffs:
             self._refresh()
         self._touch(link)
 
+    def move(self, mover: Mover) -> None:
+        """Offer a member, whose slot was recalled, to the other shards."""
+        self._movers[mover.number] = mover
+        self.offer(mover)
+
+    def is_moving(self, number: int) -> bool:
+        """Whether this connection is on its way between two shards."""
+        return number in self._movers
+
     def has_link(self, shard: int) -> bool:
         """Whether *shard* takes connections from this supervisor."""
         return shard in self._links
 
+    def order_out(self, shard: int, order: MoveOut) -> bool:
+        """Have *shard* let connections go; False when it cannot be told now."""
+        link = self._links.get(shard)
+        return link is not None and link.channel.try_send(order)
+
     def commit_found(self, shard: int, number: int) -> None:
-        """Commit a connection that a shard holds for a supervisor before this one."""
+        """Commit a connection that a shard holds, for a supervisor before this one or because it stays."""
         self._links[shard].found.append(number)
         self._touch(self._links[shard])
 
@@ -216,8 +260,38 @@ class Handoffs:
 
     def _turn_away(self, newcomer: Newcomer, rejection: Rejection) -> None:
         assert newcomer.offer is not None
+        if isinstance(newcomer, Mover):
+            self._send_back(newcomer)
+            return
         self._ledger.release(newcomer.offer.agent_id, newcomer.number)
         self._reject(newcomer, rejection)
+
+    def _send_back(self, mover: Mover) -> None:
+        """Have the shard that a mover came from go on with it: it still holds it."""
+        assert mover.offer is not None
+        del self._movers[mover.number]
+        mover.close()
+        source = mover.came_from
+        if source is not None and source in self._links:
+            self._ledger.place(mover.offer.agent_id, mover.number, source)
+            self._ledger.commit(mover.offer.agent_id, mover.number)
+            self.commit_found(source, mover.number)
+        else:
+            # Its process has ended. Or its channel is away: the snapshot after the next Hello shows that it holds it.
+            source = None
+            self._ledger.release(mover.offer.agent_id, mover.number)
+        self._settled(mover, source)
+
+    def _settled(self, mover: Mover, shard: int | None) -> None:
+        if self.on_settled is not None:
+            self.on_settled(mover, shard)
+
+    def _moved(self, mover: Mover, shard: int) -> None:
+        """Have the shard that a mover came from close its copy: *shard* has its commit."""
+        del self._movers[mover.number]
+        if mover.came_from is not None and mover.came_from in self._links:
+            self.revoke_found(mover.came_from, mover.number)
+        self._settled(mover, shard)
 
     def _take_back(self, link: ShardLink, newcomers: list[Newcomer]) -> list[Newcomer]:
         """Revoke all that the shard has not answered, and of what is committing those in *newcomers*."""
@@ -266,11 +340,14 @@ class Handoffs:
         if not link.channel.try_send(Commit([*link.found, *(newcomer.number for newcomer in done)])):
             return False
         link.committing, link.found = [], []
-        self.accepted_total += len(done)
         for newcomer in done:
             assert newcomer.offer is not None
             self._ledger.commit(newcomer.offer.agent_id, newcomer.number)
             newcomer.close()
+            if isinstance(newcomer, Mover):
+                self._moved(newcomer, link.shard)
+            else:
+                self.accepted_total += 1
         return True
 
     def _flush_revocations(self, link: ShardLink) -> bool:
@@ -327,7 +404,11 @@ class Handoffs:
         self._usable = [
             link.shard
             for link in self._links.values()
-            if not self.held and not link.silent and link.paused_until <= now and link.pending < self._window
+            if not self.held
+            and not link.silent
+            and link.paused_until <= now
+            and link.pending < self._window
+            and link.shard not in self._draining
         ]
         for _ in range(len(self._parked) if self._usable else 0):
             if not self._usable:

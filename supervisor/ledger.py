@@ -13,6 +13,9 @@ connections are slots, so an agent never has more accepted connections either. W
 be too much, never too little: a slot is freed when the connection is known to be gone, and a shard's full snapshot
 (`reconcile`) replaces belief whenever there is a doubt.
 
+A connection that moves to another shard goes back to *reserved* when its shard has let go of it (`recall`), and is
+placed and committed like a new one. It keeps its slot and its number all the way.
+
 No clock, no socket: tests drive it through every interleaving.
 """
 
@@ -116,6 +119,15 @@ class Ledger:
                 counts[slot.shard] = counts.get(slot.shard, 0) + 1
         return counts
 
+    def live_by_agent(self, shard: int) -> dict[str, list[int]]:
+        """The numbers of the live connections on the shard, by agent."""
+        found: dict[str, list[int]] = {}
+        for agent_id, agent in self._agents.items():
+            for number, slot in agent.slots.items():
+                if slot.live and slot.shard == shard:
+                    found.setdefault(agent_id, []).append(number)
+        return found
+
     def agent_ids(self) -> list[str]:
         """All agents that own a slot."""
         return list(self._agents)
@@ -175,6 +187,18 @@ class Ledger:
         agent.slots[number] = _slot(slot.shard, True)
         self.live_total += 1
         self.changed.add(agent_id)
+
+    def recall(self, agent_id: str, number: int, shard: int) -> bool:
+        """Make a live slot of *shard* a reserved one on no shard; False when it is not a live one of that shard."""
+        agent = self._agents.get(agent_id)
+        slot = None if agent is None else agent.slots.get(number)
+        if agent is None or slot is None or not slot.live or slot.shard != shard:
+            return False
+        agent.slots[number] = _slot(None, False)
+        self._count(agent, shard, -1)
+        self.live_total -= 1
+        self.changed.add(agent_id)
+        return True
 
     def release(self, agent_id: str, number: int) -> bool:
         """Free a slot; False when it is free already, so that hearing of a close twice does no harm."""

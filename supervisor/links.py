@@ -74,7 +74,7 @@ def next_batch(unsent: deque[Newcomer]) -> tuple[list[Newcomer], list[Offer]]:
     for newcomer in unsent:
         offer = newcomer.offer
         assert offer is not None
-        size += len(offer.acceptance) + len(offer.metadata) + len(offer.residue) + 256
+        size += offer.weight
         if batch and (size > BATCH_BYTES or len(batch) == MAX_BATCH):
             break
         batch.append(newcomer)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import uvloop
 
 from dialout import ErrorCode, Rejection
@@ -20,7 +21,7 @@ from ipc.logs import configure, get_logger, log_loop_errors
 from ipc.query import QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
-from ipc.status import SupervisorRow
+from ipc.status import OperationRow, SupervisorRow
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
 from supervisor.admission import Admission
@@ -34,7 +35,9 @@ from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener, ListenError, open_all
+from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
+from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
 
 EX_CONFIG = 78
@@ -44,6 +47,9 @@ STOP_GRACE = 10.0
 
 READY_LIMIT = 5.0
 """Seconds that newcomers wait at most, after the start, for all shards to be there."""
+
+SURPLUS_SECONDS = 30.0
+"""Seconds for what is in flight on shards that an earlier supervisor left and that are too many."""
 
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
@@ -80,6 +86,7 @@ class Supervisor:
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
+        self._moves = Moves(self._ledger, self._handoffs)
         self._admission = Admission(
             policy,
             AgentConfig(config.agent_config),
@@ -92,6 +99,7 @@ class Supervisor:
             rundir,
             self._ledger,
             self._handoffs,
+            self._moves,
             on_probed=self._admission.probed,
             on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
@@ -99,6 +107,7 @@ class Supervisor:
             log_level=logging[0],
             log_format=logging[1],
         )
+        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves)
         self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
@@ -116,7 +125,14 @@ class Supervisor:
         rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
         self._queries = QueryServer(
             rundir.supervisor_query,
-            {"status": self._status, "reload": self._reload_for_query, "stop": self._stop_for_query},
+            {
+                "status": self._status,
+                "reload": self._reload_for_query,
+                "stop": self._stop_for_query,
+                "operate": self._operate,
+                "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
+                "plan": lambda _: self._operations.plan(self._config.placement),
+            },
         )
 
     async def run(self) -> None:
@@ -155,6 +171,9 @@ class Supervisor:
         self._handoffs.hold(held=False)
         self._state = "running"
         self._log.info("ready", shards=self.shards)
+        if len(self._fleet.shards) > self.shards:
+            # An earlier supervisor had more: by its configuration, or in the middle of a restart.
+            self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
     def _record_numbers(self) -> None:
         """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
@@ -172,6 +191,8 @@ class Supervisor:
                 ErrorCode.SHUTTING_DOWN, "the listener is shutting down", newcomer.answer_type, retry_after_ms=1000
             )
 
+        await self._operations.close()
+        self._moves.close()
         self._config_push.close()
         self._acceptor.close()
         self._handshakes.reject_all(ErrorCode.SHUTTING_DOWN, "the listener is shutting down")
@@ -226,6 +247,7 @@ class Supervisor:
                 config_loaded_at=self._loaded_at,
                 config_error=self._config_error,
                 max_connections_per_agent=self._ledger.limit,
+                operation=None if self._operations.current is None else self._operations.current.row,
             ),
             "shards": self._fleet.rows(),
         }
@@ -234,6 +256,29 @@ class Supervisor:
         # The answer leaves before the end begins.
         self._loop.call_soon(self.stop)
         return {}
+
+    def _operate(self, arguments: dict[str, Any]) -> OperationRow:
+        """Start an operation; what becomes of it, the query "operation" tells."""
+        try:
+            order = msgspec.convert(arguments, Operate)
+        except msgspec.ValidationError as error:
+            raise Refused(f"not an operation: {error}") from error
+        operations, seconds, placement = self._operations, order.seconds, self._config.placement
+        try:
+            match order.what:
+                case "drain":
+                    operation = operations.drain(order.number, seconds)
+                case "undrain":
+                    operation = operations.drain(order.number, seconds, undo=True)
+                case "restart":
+                    operation = operations.restart(order.shards, seconds)
+                case "scale":
+                    operation = operations.scale(order.number, seconds, placement)
+                case "rebalance":
+                    operation = operations.rebalance(seconds, placement)
+        except CannotOperate as error:
+            raise Refused(str(error)) from error
+        return operation.row
 
     def _reload_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
         try:

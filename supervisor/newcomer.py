@@ -23,8 +23,8 @@ class Newcomer:
 
     *transport* is ``uds`` or ``tcp``. *deadline* (loop time) bounds everything until the commit. Before its frame is
     complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it has a *registration*,
-    then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by
-    which an unfinished handshake was counted.
+    then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by which an unfinished handshake was
+    counted. *wanted_by* is the shard that it should go to, if that takes it.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """
@@ -38,6 +38,7 @@ class Newcomer:
     declined_by: set[int] | None = None
     waits_as: int | str = ""
     on_readable: "Callable[[Newcomer], None] | None" = None
+    wanted_by: int | None = None
 
     def __init__(self, fd: int, transport: str, deadline: float) -> None:
         self.fd = fd
@@ -98,3 +99,19 @@ class Newcomer:
     def close(self) -> None:
         """Close the supervisor's copy. It must not be watched any more."""
         os.close(self.fd)
+
+
+class Mover(Newcomer):
+    """A member on its way from one shard to another, which the first one has let go of: in its slot, and established.
+
+    It is offered like a newcomer, but never turned away: when no other shard takes it, it goes back to the one that it
+    *came_from*, which is None once that shard's process has ended.
+    """
+
+    def __init__(self, fd: int, offer: Offer, came_from: int, wanted_by: int | None, deadline: float) -> None:
+        # Not Newcomer's, which makes the descriptor non-blocking: that it is.
+        self.fd, self.transport, self.deadline = fd, offer.transport, deadline
+        self.offer, self.number = offer, offer.number
+        self.came_from: int | None = came_from
+        self.wanted_by = wanted_by
+        self.declined_by = {came_from}

@@ -56,11 +56,17 @@ def check_access(rundir: RuntimeDir) -> None:
         )
 
 
-def ask_supervisor(rundir: RuntimeDir, method: str, answer_type: type[_Answer], timeout: float) -> _Answer:
+def ask_supervisor(
+    rundir: RuntimeDir,
+    method: str,
+    answer_type: type[_Answer],
+    timeout: float,
+    arguments: dict[str, Any] | None = None,
+) -> _Answer:
     """Ask the supervisor; every way to get no answer is a `CommandError` with its exit code."""
     check_access(rundir)
     try:
-        result = query.ask(rundir.supervisor_query, method, timeout=timeout)
+        result = query.ask(rundir.supervisor_query, method, arguments, timeout=timeout)
     except query.NotReachable:
         raise _supervisor_is_down(rundir) from None
     except query.NoAnswer:

@@ -19,6 +19,10 @@ _COMMANDS = {
     "agents": "agents",
     "connections": "connections",
     "send": "send",
+    "drain": "operating",
+    "restart": "operating",
+    "scale": "operating",
+    "rebalance": "operating",
     "reload": "reload",
     "stop": "stop",
 }
@@ -37,7 +41,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"supervisor.cli.{_COMMANDS[cmd_name]}").command
+        module = importlib.import_module(f"supervisor.cli.{_COMMANDS[cmd_name]}")
+        command = getattr(module, cmd_name, None) or module.command
         assert isinstance(command, click.Command)
         return command
 

@@ -40,7 +40,7 @@ from ipc.readiness import Readiness
 def offer(number: int, residue: bytes = b"", acceptance: bytes = b"") -> Offer:
     return Offer(
         number=number, agent_id="waf-1", dialect=Dialect.SDK, capabilities=Capabilities(), transport="uds",
-        metadata=b"{}", residue=residue, acceptance=acceptance,
+        metadata=b"{}", residue=residue, unsent=acceptance,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ async def main():
                 "keep_idle": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
                 "unread": connection.recv(100).decode(),
             }
-            connection.sendall(offer.acceptance + offer.residue)
+            connection.sendall(offer.unsent + offer.residue)
             connection.close()
             print(json.dumps(facts), flush=True)
 
@@ -832,7 +832,7 @@ capabilities = st.builds(
 offers = st.builds(
     Offer,
     number=numbers, agent_id=texts, dialect=st.sampled_from(Dialect), capabilities=capabilities, transport=texts,
-    metadata=blobs, residue=blobs, acceptance=blobs,
+    metadata=blobs, residue=blobs, unsent=blobs,
 )  # fmt: skip
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, shard=numbers, epoch=texts, pid=numbers),

@@ -1,0 +1,156 @@
+"""``drain``, ``restart``, ``scale``, ``rebalance``: have the supervisor do it, show how it goes, say how it ended."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import msgspec
+
+from ipc import query
+from ipc.rundir import RuntimeDir
+from ipc.status import OperationRow
+from supervisor.cli import asking, output
+from supervisor.cli.errors import CommandError, ExitCode
+from supervisor.cli.options import json_option, runtime_dir_option, timeout_option
+
+_ANSWER_WITHIN = 5.0
+_LOOK_EVERY = 0.1
+_AFTER_THE_LIMIT = 120.0
+"""Seconds beyond its own limit that an operation may take to start and end processes."""
+
+_busy_time = timeout_option("30s", "to wait for what is in flight on the connections of a shard")
+
+
+class _Move(msgspec.Struct, array_like=True):
+    """A connection that a rebalance would move."""
+
+    agent_id: str
+    number: int
+    source: int
+    target: int
+
+
+@click.command("drain", short_help="Move a shard's connections to the others.")
+@click.argument("shard", type=click.IntRange(0))
+@click.option("--undo", is_flag=True, help="Let a drained shard take connections again.")
+@runtime_dir_option
+@json_option
+@_busy_time
+def drain(shard: int, undo: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
+    """Move all connections of SHARD to other shards, and give it no new ones.
+
+    Agents do not notice. A connection moves when nothing is in flight on it; those that are busy for longer than the
+    timeout stay, and the exit code is 6. The shard stays drained until --undo or a restart.
+    """
+    what = "undrain" if undo else "drain"
+    return _operate(rundir, {"what": what, "number": shard, "seconds": timeout}, timeout, as_json=as_json)
+
+
+@click.command("restart", short_help="Replace shards' processes, without a reconnect.")
+@click.argument("shards", type=click.IntRange(0), nargs=-1, metavar="[SHARD]...")
+@click.option("--rolling", is_flag=True, help="Restart all shards, one after the other.")
+@runtime_dir_option
+@json_option
+@_busy_time
+def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
+    """Start each SHARD's process anew, with the code that is installed now.
+
+    A spare shard is started first: when it does not come up, nothing else happens. Then the connections of each shard
+    move to the others before it ends. What is in flight on a connection for longer than the timeout fails.
+    """
+    if rolling == bool(shards):
+        raise click.UsageError("name the shards to restart, or all of them with --rolling")
+    order = {"what": "restart", "shards": list(shards), "seconds": timeout}
+    return _operate(rundir, order, timeout * 64, as_json=as_json)
+
+
+@click.command("scale", short_help="Change the number of shards.")
+@click.argument("shards", type=click.IntRange(1, 64))
+@runtime_dir_option
+@json_option
+@_busy_time
+def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
+    """Have SHARDS shards from now on, and spread the connections over them.
+
+    The number in the configuration is not changed: it is the one that the next supervisor begins with.
+    """
+    return _operate(rundir, {"what": "scale", "number": shards, "seconds": timeout}, 2 * timeout, as_json=as_json)
+
+
+@click.command("rebalance", short_help="Spread the connections over the shards.")
+@click.option("--dry-run", is_flag=True, help="Show what would be moved, and move nothing.")
+@runtime_dir_option
+@json_option
+@_busy_time
+def rebalance(dry_run: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
+    """Move as few connections as it takes until they lie as new ones would be placed."""
+    if dry_run:
+        _show_plan(asking.ask_supervisor(rundir, "plan", list[_Move], _ANSWER_WITHIN), as_json=as_json)
+        return ExitCode.OK
+    return _operate(rundir, {"what": "rebalance", "seconds": timeout}, timeout, as_json=as_json)
+
+
+def _show_plan(moves: list[_Move], *, as_json: bool) -> None:
+    if as_json:
+        named = [
+            {"connection_id": f"{m.agent_id}-conn-{m.number}", "agent_id": m.agent_id, "from": m.source, "to": m.target}
+            for m in moves
+        ]
+        output.print_json(named)
+        return
+    between: dict[tuple[int, int], int] = {}
+    for move in moves:
+        between[move.source, move.target] = between.get((move.source, move.target), 0) + 1
+    for (source, target), n in sorted(between.items()):
+        click.echo(f"{output.count('connection', n)} from shard {source} to shard {target}")
+    if not moves:
+        click.echo("nothing to move")
+
+
+def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, *, as_json: bool) -> int:
+    """Start an operation, follow it to its end, and return the exit code."""
+    row = asking.ask_supervisor(rundir, "operate", OperationRow, _ANSWER_WITHIN, dict(order))
+    deadline = time.monotonic() + seconds + _AFTER_THE_LIMIT
+    said = ""
+    try:
+        while not row.is_done:
+            if row.step != said and not as_json:
+                said = row.step
+                output.note(said)
+            if time.monotonic() > deadline:
+                raise CommandError(ExitCode.TIMED_OUT, f"'{row.name}' is not done yet; 'shardgate status' shows it")
+            time.sleep(_LOOK_EVERY)
+            row = _look(rundir, row)
+    except KeyboardInterrupt:
+        raise CommandError(ExitCode.FAILED, f"'{row.name}' goes on; 'shardgate status' shows it") from None
+    if as_json:
+        output.print_json(row)
+    else:
+        click.echo(_summary(row))
+    if row.error is not None:
+        raise CommandError(ExitCode.FAILED, output.safe(row.error, 500))
+    return ExitCode.TIMED_OUT if row.left else ExitCode.OK
+
+
+def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
+    """How the operation goes; what is known already while the supervisor is too busy to say."""
+    try:
+        answer = query.ask(rundir.supervisor_query, "operation", timeout=_ANSWER_WITHIN)
+    except query.NoAnswer:
+        return last
+    except query.QueryError:
+        raise CommandError(ExitCode.FAILED, f"the supervisor went away during '{last.name}'") from None
+    row = asking.understood(answer, OperationRow)
+    if row.name != last.name:
+        raise CommandError(ExitCode.FAILED, f"the supervisor was replaced during '{last.name}'")
+    return row
+
+
+def _summary(row: OperationRow) -> str:
+    parts = [f"{output.count('connection', row.moved)} moved"]
+    if row.p50_ms is not None:
+        parts.append(f"each within {row.p50_ms:.1f} ms (median), {row.longest_ms:.1f} ms (longest)")
+    if row.left:
+        parts.append(f"{row.left} left, with requests in flight")
+    return ", ".join(parts) + f"; {row.seconds:.1f} s"

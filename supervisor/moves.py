@@ -1,0 +1,188 @@
+"""Moving connections from shard to shard: orders, and what has become of each connection.
+
+An `Order` names connections of one shard, which are asked for a few at a time. Each one that the shard lets go of comes
+here with its descriptor, leaves its place in the ledger but not its slot, and goes through `Handoffs` like a newcomer.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from ipc.handoff import MoveOut, Moving, Staying, close_all
+from ipc.logs import get_logger
+from supervisor.handoffs import Handoffs
+from supervisor.ledger import Ledger
+from supervisor.newcomer import Mover
+
+WINDOW = 256
+"""Connections of one order that are asked for and not decided: their descriptors are in this process for a moment."""
+
+MOVER_LIMIT = 2.0
+"""Seconds within which another shard must take a connection, before it goes back: nobody serves it meanwhile."""
+
+ANSWER_LIMIT = 5.0
+"""Seconds beyond an order's own time after which a shard that says nothing is not waited for any more."""
+
+
+class Order:
+    """Connections that *shard* is to let go of, until *deadline* (loop time).
+
+    *done* is set when each one has *moved* or *stayed* (busy for too long, taken by nobody, closed meanwhile), or is
+    *gone* with its shard. *seconds* are how long each of the moved was served by nobody.
+    """
+
+    def __init__(self, shard: int, numbers: Iterable[int], deadline: float, *, force: bool) -> None:
+        self.shard = shard
+        self.deadline = deadline
+        self.force = force
+        self.queue: deque[int] = deque(numbers)
+        self.asked: dict[int, float] = {}
+        self.moved = 0
+        self.gone = 0
+        self.stayed: set[int] = set()
+        self.seconds: list[float] = []
+        self.done = asyncio.Event()
+
+
+class Moves:
+    """All orders that are not done; *handoffs* tells it of each connection on its way."""
+
+    def __init__(self, ledger: Ledger, handoffs: Handoffs) -> None:
+        self._ledger = ledger
+        self._handoffs = handoffs
+        self._loop = asyncio.get_running_loop()
+        self._log = get_logger()
+        self._orders: set[Order] = set()
+        self._by_number: dict[int, Order] = {}
+        self._wanted: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        handoffs.on_settled = self.settled
+
+    def order(
+        self,
+        shard: int,
+        numbers: Iterable[int],
+        seconds: float,
+        *,
+        force: bool = False,
+        wanted: Mapping[int, int] | None = None,
+    ) -> Order:
+        """Have *shard* let these connections go within *seconds*; *wanted* says to which shard each should go.
+
+        With *force* those that are busy until then go nevertheless, and what is in flight on them fails.
+        """
+        order = Order(shard, numbers, self._loop.time() + seconds, force=force)
+        self._orders.add(order)
+        self._wanted.update(wanted or {})
+        self._go_on(order)
+        return order
+
+    # What shards say.
+
+    def let_go(self, shard: int, message: Moving, descriptors: list[int]) -> None:
+        """Take connections that a shard has let go of, and offer them to the others."""
+        if len(descriptors) != len(message.offers):
+            self._log.warning("out of descriptors, connections do not move", shard=shard, n=len(message.offers))
+            close_all(descriptors)
+            for offer in message.offers:
+                self._handoffs.commit_found(shard, offer.number)
+                self._decided(offer.number, stayed=True)
+            return
+        deadline = self._loop.time() + MOVER_LIMIT
+        for offer, fd in zip(message.offers, descriptors, strict=True):
+            if self._ledger.recall(offer.agent_id, offer.number, shard):
+                wanted = self._wanted.pop(offer.number, None)
+                self._handoffs.move(Mover(fd, offer, shard, wanted, deadline))
+            else:
+                # The ledger knows nothing of it: it stays, and the snapshot that this difference leads to mends that.
+                close_all([fd])
+                self._handoffs.commit_found(shard, offer.number)
+                self._decided(offer.number, stayed=True)
+
+    def staying(self, message: Staying) -> None:
+        """Note that a shard goes on serving these, or that they are gone."""
+        for number in message.numbers:
+            self._decided(number, stayed=True)
+
+    def settled(self, mover: Mover, shard: int | None) -> None:
+        """Note which shard serves a connection that was on its way."""
+        order = self._by_number.get(mover.number)
+        if order is None:
+            return
+        if shard is not None and shard != order.shard:
+            assert mover.offer is not None
+            assert mover.offer.state is not None
+            order.moved += 1
+            order.seconds.append(time.monotonic() - mover.offer.state.left_at)
+            self._decided(mover.number)
+        else:
+            self._decided(mover.number, stayed=shard is not None)
+
+    def shard_ended(self, shard: int) -> None:
+        """Note that a shard's process has ended, with all that it had not let go of."""
+        for order in list(self._orders):
+            if order.shard == shard:
+                order.gone += len(order.queue)
+                order.queue.clear()
+                for number in list(order.asked):
+                    if not self._handoffs.is_moving(number):
+                        self._decided(number)
+
+    # Inside.
+
+    def _go_on(self, order: Order) -> None:
+        """Ask for the next ones of an order, and end it when there are none."""
+        room = WINDOW - len(order.asked)
+        if order.queue and room >= WINDOW // 2:
+            now = self._loop.time()
+            numbers = [order.queue.popleft() for _ in range(min(room, len(order.queue)))]
+            seconds = max(0.0, order.deadline - now)
+            if self._handoffs.order_out(order.shard, MoveOut(numbers, seconds, order.force)):
+                for number in numbers:
+                    order.asked[number] = now
+                    self._by_number[number] = order
+            else:
+                # Without a channel, or with a full one: they stay.
+                order.stayed.update(numbers)
+                order.stayed.update(order.queue)
+                order.queue.clear()
+        if not order.asked and not order.queue:
+            self._orders.discard(order)
+            order.done.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(1.0, self._look)
+
+    def _decided(self, number: int, *, stayed: bool = False) -> None:
+        self._wanted.pop(number, None)
+        order = self._by_number.pop(number, None)
+        if order is None:
+            return
+        del order.asked[number]
+        if stayed:
+            order.stayed.add(number)
+        self._go_on(order)
+
+    def _look(self) -> None:
+        """Give up on shards that have not said anything for too long."""
+        self._timer = None
+        now = self._loop.time()
+        for order in list(self._orders):
+            if now > order.deadline + ANSWER_LIMIT:
+                self._log.warning("shard does not answer, its connections stay", shard=order.shard, n=len(order.asked))
+                order.stayed.update(order.queue)
+                order.queue.clear()
+                for number in list(order.asked):
+                    if not self._handoffs.is_moving(number):
+                        self._decided(number, stayed=True)
+        if self._orders:
+            self._timer = self._loop.call_later(1.0, self._look)
+
+    def close(self) -> None:
+        """End all orders as they are."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for order in self._orders:
+            order.done.set()
+        self._orders.clear()
+        self._by_number.clear()
