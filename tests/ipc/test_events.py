@@ -46,7 +46,7 @@ reports = st.builds(
 all_events = st.one_of(
     st.builds(Closed, numbers, connections),
     st.builds(Heartbeat, numbers, reports),
-    st.builds(Snapshot, numbers, numbers, connections, connections),
+    st.builds(Snapshot, numbers, numbers, connections, connections, connections),
     st.builds(Probed, numbers, numbers),
     st.builds(DirectoryRequest, numbers),
 )
@@ -55,12 +55,12 @@ all_commands = st.one_of(
     st.builds(SnapshotRequest, numbers),
     st.builds(FullDirectory, numbers, counts),
     st.builds(PushConfig, st.binary(max_size=20), st.lists(st.text(max_size=10), max_size=3)),
-    st.just(Stop()),
+    st.builds(Stop, floats),
 )
 BAD_UTF8 = b"\x93\x01\x00\x91\x92\x00\xa1\xff"
 DEEP = b"\x94\x01\x00\x90" + b"\x91" * 9000 + b"\xc0"
 BAD_AGENT = b"\x93\x0a\x00\xa1\xff"
-DEEP_COMMAND = b"\x92\x0c" + b"\x91" * 9000 + b"\xc0"
+DEEP_COMMAND = b"\x93\x0c\x00" + b"\x91" * 9000 + b"\xc0"
 BAD_COUNTS = b"\x92\x01\x81\xa1\xff\x80"
 DEEP_COUNTS = b"\x93\x01\x80" + b"\x91" * 9000 + b"\xc0"
 
@@ -104,7 +104,7 @@ def test_the_damaged_examples_would_be_whole_without_the_damage() -> None:
     assert decode_event(BAD_UTF8.replace(b"\xff", b"a")) == Closed(0, [(0, "a")])
     assert decode_event(DEEP[:4] + b"\x91\xc0") == Closed(0, [])
     assert decode_command(BAD_AGENT.replace(b"\xff", b"a")) == Probe(0, "a")
-    assert decode_command(DEEP_COMMAND[:2] + b"\x91\xc0") == Stop()
+    assert decode_command(DEEP_COMMAND[:3] + b"\x91\xc0") == Stop()
     assert decode_counts(BAD_COUNTS.replace(b"\xff", b"a")) == Counts(1, {"a": {}})
     assert decode_counts(DEEP_COUNTS[:3] + b"\x91\xc0") == Counts(1, {})
 

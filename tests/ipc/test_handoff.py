@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dialout import Capabilities, Dialect
+from dialout import Capabilities, Dialect, HealthState
 from ipc import handoff
 from ipc.handoff import (
     MAX_BATCH,
@@ -23,14 +23,18 @@ from ipc.handoff import (
     ChannelError,
     Commit,
     Declined,
+    Established,
     HandoffChannel,
     Hello,
     Message,
+    MoveOut,
+    Moving,
     Offer,
     Prepare,
     Prepared,
     Refuse,
     Revoke,
+    Staying,
     decode,
     encode,
 )
@@ -358,15 +362,15 @@ WHOLE = encode(Prepare(1, [offer(1)]))
     ("data", "descriptors", "reason"),
     [
         pytest.param(encode(Commit([1])), 1, "descriptors came with a message that has none", id="descriptors"),
-        pytest.param(b"\x02" + WHOLE[1:], 1, "version 02, this is version 01", id="version"),
+        pytest.param(b"\x01" + WHOLE[1:], 1, "version 01, this is version 02", id="version"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", 2, "version 47", id="another-protocol"),
         pytest.param(WHOLE[:-1], 1, "cannot be read", id="truncated"),
         pytest.param(WHOLE[:1], 1, "cannot be read", id="version-only"),
         pytest.param(WHOLE + b"\xc0", 1, "cannot be read", id="trailing"),
-        pytest.param(b"\x01" + bytes(range(200, 230)), 3, "cannot be read", id="garbage"),
-        pytest.param(b"\x01\x94\x00\x00\xa1\xff\x01", 1, "cannot be read", id="bad-utf8"),
-        pytest.param(b"\x01\x95\x00\x00\xa0\x01" + b"\x91" * 100_000 + b"\xc0", 1, "cannot be read", id="deep"),
-        pytest.param(b"\x01\x92\x02\xdd\xff\xff\xff\xff", 1, "cannot be read", id="endless-list"),
+        pytest.param(b"\x02" + bytes(range(200, 230)), 3, "cannot be read", id="garbage"),
+        pytest.param(b"\x02\x94\x00\x00\xa1\xff\x01", 1, "cannot be read", id="bad-utf8"),
+        pytest.param(b"\x02\x95\x00\x00\xa0\x01" + b"\x91" * 100_000 + b"\xc0", 1, "cannot be read", id="deep"),
+        pytest.param(b"\x02\x92\x02\xdd\xff\xff\xff\xff", 1, "cannot be read", id="endless-list"),
         pytest.param(b"", 2, "closed by the other end", id="empty"),
     ],
 )
@@ -829,10 +833,16 @@ blobs = st.binary(max_size=40)
 capabilities = st.builds(
     Capabilities, events=st.integers(0, 255), max_concurrent=st.none() | numbers, websocket=st.booleans()
 )
+states = st.builds(
+    Established,
+    left_at=st.floats(0, 1e9), left_by=numbers, connected_at=st.floats(0, 1e10), frames=numbers, frames_ignored=numbers,
+    errors=numbers, health=st.none() | st.sampled_from(HealthState), paused=st.booleans(), pinged_at=st.floats(0, 1e9),
+    ping_mark=numbers, answers_pings=st.booleans(),
+)  # fmt: skip
 offers = st.builds(
     Offer,
     number=numbers, agent_id=texts, dialect=st.sampled_from(Dialect), capabilities=capabilities, transport=texts,
-    metadata=blobs, residue=blobs, unsent=blobs,
+    metadata=blobs, residue=blobs, unsent=blobs, state=st.none() | states,
 )  # fmt: skip
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, shard=numbers, epoch=texts, pid=numbers),
@@ -842,6 +852,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Refuse, numbers=st.lists(numbers)),
     st.builds(Prepared, batch=numbers),
     st.builds(Declined, batch=numbers, reason=texts),
+    st.builds(MoveOut, numbers=st.lists(numbers), seconds=st.floats(0, 1e6), force=st.booleans()),
+    st.builds(Moving, offers=st.lists(offers, max_size=3)),
+    st.builds(Staying, numbers=st.lists(numbers)),
 )
 
 
@@ -858,8 +871,8 @@ def test_decoding_what_was_encoded_gives_the_message(message: Message) -> None:
 
 @given(st.one_of(st.binary(max_size=60), st.binary(max_size=60).map(lambda data: handoff.VERSION + data)))
 @example(b"")
-@example(b"\x01\x94\x00\x00\xa1\xff\x01")
-@example(b"\x01\x95\x00\x00\xa0\x01" + b"\x91" * 100_000)
+@example(b"\x02\x94\x00\x00\xa1\xff\x01")
+@example(b"\x02\x95\x00\x00\xa0\x01" + b"\x91" * 100_000)
 def test_decoding_any_bytes_raises_channel_error_or_gives_a_message(data: bytes) -> None:
     with contextlib.suppress(ChannelError):
         assert isinstance(decode(data), Message)
