@@ -4,24 +4,30 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 
 from dialout import ErrorCode, rejection_frame
 from ipc.handoff import (
     Commit,
     Declined,
+    Entrust,
     HandoffChannel,
     Hello,
+    Kept,
     Message,
     Offer,
     Prepare,
     Prepared,
     Refuse,
     Revoke,
+    TakeBack,
     close_all,
 )
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
 from ipc.version import __version__
+from shards.custody import Custody
+from shards.orphan import OrphanTimer
 from shards.pool import AgentPool
 
 ORPHAN_SECONDS = 10.0
@@ -33,28 +39,44 @@ class Intake:
 
     There is one supervisor at a time: a new one that connects replaces the old channel. Prepared connections outlive
     the channel; the next supervisor finds them in the snapshot and decides. When none comes, they are turned away.
+    *on_orphaned* is called when there was no supervisor for as long as the last one said.
     """
 
-    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello) -> None:
+    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello, on_orphaned: Callable[[], None]) -> None:
         self.prepared: dict[int, tuple[Offer, int]] = {}
+        self.custody = Custody()
+        self._orphan = OrphanTimer(on_orphaned)
         self._listener = listener
         self._pool = pool
         self._hello = hello
         self._channel: HandoffChannel | None = None
-        self._unanswered: list[Prepared | Declined] = []
+        self._unanswered: list[Prepared | Declined | TakeBack] = []
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._loop.add_reader(listener.fileno(), self._accept)
 
+    def retire(self) -> None:
+        """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
+        self.custody.close()
+        if self._channel is not None:
+            # Whose commit has come is ours. Of the others a supervisor that lives has copies, and other shards.
+            self._channel.take_the_rest()
+        if self._channel is None:
+            self._give_up_orphans()
+        self.close()
+
     def close(self) -> None:
         """Take no more connections; close those that are only prepared."""
+        self.custody.close()
+        self._orphan.cancel()
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
         if self._channel is not None:
             self._channel.close()
+            self._channel = None
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
         self._let_go(list(self.prepared))
@@ -80,6 +102,7 @@ class Intake:
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
             self._orphan_timer = None
+        self._orphan.cancel()
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
 
@@ -89,7 +112,11 @@ class Intake:
 
     def _on_lost(self, reason: str) -> None:
         self._channel = None
-        self._log.warning("supervisor lost, serving on", reason=reason, prepared=len(self.prepared))
+        self._log.warning(
+            "supervisor lost, serving on",
+            reason=reason, prepared=len(self.prepared), listeners=len(self.custody), for_s=self._orphan.timeout,
+        )  # fmt: skip
+        self._orphan.start()
         self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
 
     def _give_up_orphans(self) -> None:
@@ -109,9 +136,16 @@ class Intake:
             self._let_go(message.numbers)
         elif isinstance(message, Refuse):
             self._turn_away(message.numbers, ErrorCode.CONNECTION_LIMIT, "connection limit reached")
+        elif isinstance(message, Entrust):
+            self.custody.keep(message.listeners, descriptors)
+            self._orphan.timeout = message.orphan_timeout
+        elif isinstance(message, TakeBack):
+            self._unanswered.append(message)
+            self._answer()
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
-        if self._budget.left(len(self.prepared) + len(self._pool.connections)) < len(descriptors):
+        held = len(self.prepared) + len(self._pool.connections) + len(self.custody)
+        if self._budget.left(held) < len(descriptors):
             close_all(descriptors)
             self._unanswered.append(Declined(message.batch, "out of descriptors"))
             self._answer()
@@ -126,7 +160,12 @@ class Intake:
         if channel is None:
             return
         while self._unanswered:
-            if not channel.try_send(self._unanswered[0]):
+            answer = self._unanswered[0]
+            if isinstance(answer, TakeBack):
+                sent = channel.try_send(Kept(self.custody.listeners), self.custody.descriptors)
+            else:
+                sent = channel.try_send(answer)
+            if not sent:
                 channel.when_writable(self._answer)
                 return
             del self._unanswered[0]
