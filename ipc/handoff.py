@@ -125,13 +125,14 @@ class Declined(msgspec.Struct, array_like=True, frozen=True, tag=6):
 class KeptListener(msgspec.Struct, array_like=True, frozen=True):
     """What a listening socket is: its *kind* (``uds`` or ``tcp``) and address.
 
-    *inode* is the device and inode of a Unix socket's file: whoever gets the socket back can tell whether the path
-    still leads to it. *inherited* is a socket of whoever started the supervisor, who also removes its file.
+    *file* says which socket file of a Unix socket it was (device, inode, time of its making in ns): whoever gets the
+    socket back can tell whether the path still leads to it. *inherited* is a socket of whoever started the supervisor,
+    who also removes its file.
     """
 
     kind: str
     address: str
-    inode: tuple[int, int] | None = None
+    file: tuple[int, int, int] | None = None
     inherited: bool = False
 
 

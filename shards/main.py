@@ -178,11 +178,23 @@ class Shard:
             self._reporter.ask_for_directory()
 
 
-def main(shard: int, epoch: str, runtime_dir: str, options: PoolOptions, log_level: str, log_format: str) -> None:
-    """Run shard *shard* until it is told to stop."""
+def main(
+    shard: int,
+    epoch: str,
+    parent: int | None,
+    runtime_dir: str,
+    options: PoolOptions,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
     faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    if parent is not None and os.getppid() != parent:
+        # The supervisor after it has not heard of this process, and has started another one in its place.
+        get_logger().warning("the supervisor that started this shard is gone")
+        return
     process.raise_descriptor_limit()
 
     async def serve() -> None:

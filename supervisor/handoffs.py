@@ -16,9 +16,11 @@ import asyncio
 import resource
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from dialout import ErrorCode, Rejection
 from ipc.handoff import (
+    MAX_BATCH,
     Commit,
     Declined,
     Entrust,
@@ -86,7 +88,9 @@ class Handoffs:
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
         """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
-        self._entrusted = Entrust(list(listeners), orphan_timeout), list(listeners.values())
+        # What does not fit into one message is not kept; nobody has that many.
+        first = dict(islice(listeners.items(), MAX_BATCH))
+        self._entrusted = Entrust(list(first), orphan_timeout), list(first.values())
         for link in self._links.values():
             link.entrusted = False
             self._touch(link)

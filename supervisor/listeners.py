@@ -42,7 +42,7 @@ class Listener:
         self.address = address
         self.inherited = inherited
         self._path = path
-        self._inode = None if path is None else _inode(path)
+        self._file = None if path is None else _identity(path)
 
     @property
     def row(self) -> ListenerRow:
@@ -52,7 +52,7 @@ class Listener:
     @property
     def kept(self) -> KeptListener:
         """What it is called in the custody of shards."""
-        return KeptListener(self.kind, self.address, self._inode, self.inherited)
+        return KeptListener(self.kind, self.address, self._file, self.inherited)
 
     def leave(self) -> None:
         """Close our copy; whoever has another one goes on."""
@@ -61,7 +61,7 @@ class Listener:
     def close(self) -> None:
         """Stop listening; a socket file goes, unless it was inherited, or somebody else has put another one there."""
         self.sock.close()
-        if self._path is not None and not self.inherited and _inode(self._path) == self._inode:
+        if self._path is not None and not self.inherited and _identity(self._path) == self._file:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
@@ -94,7 +94,7 @@ def assign(
 
 def has_its_path(listener: KeptListener) -> bool:
     """Whether the path of a Unix socket still leads to it; agents do not find it otherwise."""
-    return listener.kind != "uds" or _inode(Path(listener.address)) == listener.inode
+    return listener.kind != "uds" or _identity(Path(listener.address)) == listener.file
 
 
 def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, int] | None = None) -> list[Listener]:
@@ -242,12 +242,13 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Which socket file is at *path*; None when none is. A number of an inode alone is used again at once."""
     try:
         info = path.lstat()
     except OSError:
         return None
-    return info.st_dev, info.st_ino
+    return (info.st_dev, info.st_ino, info.st_mtime_ns) if stat.S_ISSOCK(info.st_mode) else None
 
 
 def _uid_of(owner: int | str | None) -> int:

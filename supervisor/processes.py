@@ -64,6 +64,8 @@ def start_shard(
         str(shard),
         "--epoch",
         epoch,
+        "--parent",
+        str(os.getpid()),
         "--runtime-dir",
         str(rundir.path),
         "--pool",
