@@ -8,6 +8,9 @@ supervisor can reach living shards. A handoff is prepare, then commit::
       ◄── Prepared(batch)
       Commit(numbers)                      ──►   pool, acceptance as first frame, begins to read
 
+Listening sockets go the same way: `Entrust` leaves copies with a shard, so that agents' connects wait while there is no
+supervisor, and the next one gets them with `TakeBack`.
+
 The supervisor keeps its own copy of a descriptor until its commit has left, so that a shard which dies, hangs or has
 no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard.
 
@@ -19,9 +22,9 @@ holding it, *as if it were prepared there*, until the supervisor says who serves
       ◄── Moving(offers) + descriptors           reads and writes nothing from here on
     Prepare, Prepared, Commit with another shard
       Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: they stay, serve them on)
- Each message is one
-byte of version and msgpack; a Prepare carries as many descriptors as offers. Sequenced packets keep the two together,
-where a stream may merge the bytes of two messages around a descriptor.
+
+Each message is one byte of version and msgpack; one that hands descriptors over carries as many as it names. Sequenced
+packets keep the two together, where a stream may merge the bytes of two messages around a descriptor.
 """
 
 import array
@@ -179,7 +182,55 @@ class Staying(msgspec.Struct, array_like=True, frozen=True, tag=9):
     numbers: list[int]
 
 
-Message = Hello | Prepare | Commit | Revoke | Refuse | Prepared | Declined | MoveOut | Moving | Staying
+class KeptListener(msgspec.Struct, array_like=True, frozen=True):
+    """What a listening socket is: its *kind* (``uds`` or ``tcp``) and address.
+
+    *file* says which socket file of a Unix socket it was (device, inode, time of its making in ns): whoever gets the
+    socket back can tell whether the path still leads to it. *inherited* is a socket of whoever started the supervisor,
+    who also removes its file.
+    """
+
+    kind: str
+    address: str
+    file: tuple[int, int, int] | None = None
+    inherited: bool = False
+
+
+class Entrust(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """Keep copies of these listening sockets, and close all that you kept before; the descriptors come with it.
+
+    *orphan_timeout* is how many seconds the shard goes on without a supervisor.
+    """
+
+    listeners: list[KeptListener]
+    orphan_timeout: float
+
+
+class TakeBack(msgspec.Struct, array_like=True, frozen=True, tag=11):
+    """Send the listening sockets that you keep. The shard keeps them all the same."""
+
+
+class Kept(msgspec.Struct, array_like=True, frozen=True, tag=12):
+    """The listening sockets that the shard keeps; the descriptors come with it, in the same order."""
+
+    listeners: list[KeptListener]
+
+
+Message = (
+    Hello
+    | Prepare
+    | Commit
+    | Revoke
+    | Refuse
+    | Prepared
+    | Declined
+    | MoveOut
+    | Moving
+    | Staying
+    | Entrust
+    | TakeBack
+    | Kept
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -223,6 +274,8 @@ class HandoffChannel:
         self._on_message = on_message
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
+        self.unreadable = False
+        """Whether the other end speaks another version, or garbage."""
         self._buffer = bytearray(MAX_MESSAGE)
         self._when_writable: Callable[[], None] | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -325,6 +378,7 @@ class HandoffChannel:
                 message = self._checked(decode(memoryview(self._buffer)[:size]), descriptors, flags)
             except ChannelError as error:
                 close_all(descriptors)
+                self.unreadable = True
                 self._lose(str(error))
                 return False
             if message is not None:
@@ -335,18 +389,29 @@ class HandoffChannel:
         """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""
         if flags & _TRUNCATED:
             raise ChannelError(f"handoff message of more than {MAX_MESSAGE} bytes")
-        expected = len(message.offers) if isinstance(message, Prepare | Moving) else 0
+        expected = _descriptors_expected(message)
         if len(descriptors) == expected and not flags & _DESCRIPTORS_LOST:
             return message
         # A receiver at its descriptor limit gets the message, some or none of the descriptors, MSG_CTRUNC and no error.
         close_all(descriptors)
         descriptors.clear()
+        # Nothing is better kept than a part of it: what is kept and not wanted any more would swallow connects.
+        if isinstance(message, Entrust):
+            return Entrust([], message.orphan_timeout)
+        if isinstance(message, Kept):
+            return Kept([])
         if isinstance(message, Moving):
             return message  # Without any descriptor: whoever gets it sends the connections back.
         if not isinstance(message, Prepare):
             raise ChannelError("descriptors came with a message that has none")
         self.try_send(Declined(message.batch, "out of descriptors"))
         return None
+
+
+def _descriptors_expected(message: Message) -> int:
+    if isinstance(message, Prepare | Moving):
+        return len(message.offers)
+    return len(message.listeners) if isinstance(message, Entrust | Kept) else 0
 
 
 def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

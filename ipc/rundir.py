@@ -69,6 +69,13 @@ class ProcessRecord(msgspec.Struct, frozen=True):
             # ValueError: no pid at all.
             return False
 
+    def belongs_to(self, uid: int) -> bool:
+        """Whether that process runs as user *uid*: no other's is to be adopted or ended, whatever a record says."""
+        try:
+            return psutil.Process(self.pid).uids().effective == uid
+        except (psutil.Error, ValueError):
+            return False
+
 
 def record_of_this_process(epoch: str, version: str) -> ProcessRecord:
     """The record of the calling process."""

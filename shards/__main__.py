@@ -10,6 +10,7 @@ from shards.main import main
 parser = argparse.ArgumentParser(prog="shard", description="A shard of shardgate; started by its supervisor.")
 parser.add_argument("--shard", type=int, required=True)
 parser.add_argument("--epoch", required=True)
+parser.add_argument("--parent", type=int)
 parser.add_argument("--runtime-dir", required=True)
 parser.add_argument("--pool", type=lambda text: msgspec.json.decode(text, type=PoolOptions), default=PoolOptions())
 parser.add_argument("--log-level", default="info")
@@ -18,6 +19,7 @@ arguments = parser.parse_args()
 main(
     arguments.shard,
     arguments.epoch,
+    arguments.parent,
     arguments.runtime_dir,
     arguments.pool,
     arguments.log_level,

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 
 from dialout import ErrorCode, rejection_frame
 from ipc.handoff import (
     Commit,
     Declined,
+    Entrust,
     HandoffChannel,
     Hello,
+    Kept,
     Message,
     MoveOut,
     Moving,
@@ -20,6 +23,7 @@ from ipc.handoff import (
     Refuse,
     Revoke,
     Staying,
+    TakeBack,
     claim,
     claimed_by,
     close_all,
@@ -27,7 +31,9 @@ from ipc.handoff import (
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
 from ipc.version import __version__
+from shards.custody import Custody
 from shards.departures import Departures
+from shards.orphan import OrphanTimer
 from shards.pool import AgentPool
 
 ORPHAN_SECONDS = 10.0
@@ -43,15 +49,19 @@ class Intake:
     A connection that moves is prepared in the shard that it comes from, too: each has a copy, and none touches it. The
     Commit goes to one of the two. When no supervisor comes to say which, the one that it comes from goes on, unless the
     other one has claimed it.
+
+    *on_orphaned* is called when there was no supervisor for as long as the last one said.
     """
 
-    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello) -> None:
+    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello, on_orphaned: Callable[[], None]) -> None:
         self.prepared: dict[int, tuple[Offer, int]] = {}
+        self.custody = Custody()
+        self._orphan = OrphanTimer(on_orphaned)
         self._listener = listener
         self._pool = pool
         self._hello = hello
         self._channel: HandoffChannel | None = None
-        self._unanswered: list[Prepared | Declined | Staying] = []
+        self._unanswered: list[Prepared | Declined | Staying | TakeBack] = []
         self._departures = Departures(pool, self._send_away, self._hold_departing, self._say_staying)
         self._departing: set[int] = set()
         self._orphan_timer: asyncio.TimerHandle | None = None
@@ -65,14 +75,27 @@ class Intake:
         """Those among the prepared that are on their way between two shards: pairs of number and agent id."""
         return [(n, offer.agent_id) for n, (offer, _) in self.prepared.items() if offer.state is not None]
 
+    def retire(self) -> None:
+        """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
+        self.custody.close()
+        if self._channel is not None:
+            # Whose commit has come is ours. Of the others a supervisor that lives has copies, and other shards.
+            self._channel.take_the_rest()
+        if self._channel is None:
+            self._give_up_orphans()
+        self.close()
+
     def close(self) -> None:
         """Take no more connections; close those that are only prepared."""
         self._departures.abandon()
+        self.custody.close()
+        self._orphan.cancel()
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
         if self._channel is not None:
             self._channel.close()
+            self._channel = None
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
         self._let_go(list(self.prepared))
@@ -99,6 +122,7 @@ class Intake:
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
             self._orphan_timer = None
+        self._orphan.cancel()
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
 
@@ -109,7 +133,11 @@ class Intake:
     def _on_lost(self, reason: str) -> None:
         self._channel = None
         self._departures.abandon()
-        self._log.warning("supervisor lost, serving on", reason=reason, prepared=len(self.prepared))
+        self._log.warning(
+            "supervisor lost, serving on",
+            reason=reason, prepared=len(self.prepared), listeners=len(self.custody), for_s=self._orphan.timeout,
+        )  # fmt: skip
+        self._orphan.start()
         self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
 
     def _give_up_orphans(self) -> None:
@@ -149,6 +177,12 @@ class Intake:
             self._turn_away(message.numbers, ErrorCode.CONNECTION_LIMIT, "connection limit reached")
         elif isinstance(message, MoveOut):
             self._departures.begin(message)
+        elif isinstance(message, Entrust):
+            self.custody.keep(message.listeners, descriptors)
+            self._orphan.timeout = message.orphan_timeout
+        elif isinstance(message, TakeBack):
+            self._unanswered.append(message)
+            self._answer()
 
     def _go_on_with(self, offer: Offer, fd: int) -> None:
         """Serve a connection that has moved here, or one that was to move and stays."""
@@ -173,7 +207,8 @@ class Intake:
         self._answer()
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
-        if self._budget.left(len(self.prepared) + len(self._pool.connections)) < len(descriptors):
+        held = len(self.prepared) + len(self._pool.connections) + len(self.custody)
+        if self._budget.left(held) < len(descriptors):
             close_all(descriptors)
             self._unanswered.append(Declined(message.batch, "out of descriptors"))
             self._answer()
@@ -188,7 +223,12 @@ class Intake:
         if channel is None:
             return
         while self._unanswered:
-            if not channel.try_send(self._unanswered[0]):
+            answer = self._unanswered[0]
+            if isinstance(answer, TakeBack):
+                sent = channel.try_send(Kept(self.custody.listeners), self.custody.descriptors)
+            else:
+                sent = channel.try_send(answer)
+            if not sent:
                 channel.when_writable(self._answer)
                 return
             del self._unanswered[0]

@@ -19,6 +19,7 @@ from ipc.status import ShardReport
 from ipc.version import __version__
 from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
+from shards.drain import Drain
 from shards.intake import Intake
 from shards.pool import AgentPool
 from shards.proxy_server import ProxyServer
@@ -53,8 +54,12 @@ class Shard:
         self._relay = Relay(shard, rundir, self._directory)
         self._proxies = ProxyServer(shard, epoch, rundir, self._pool, self._relay)
         self._intake = Intake(
-            handoff.listen(rundir.shard_handoff(shard)), self._pool, handoff.Hello(shard, epoch, os.getpid())
+            handoff.listen(rundir.shard_handoff(shard)),
+            self._pool,
+            handoff.Hello(shard, epoch, os.getpid()),
+            self._orphaned,
         )
+        self._drain = Drain(self._pool, self.stop)
         self._queries = QueryServer(
             rundir.shard_query(shard),
             {
@@ -76,7 +81,7 @@ class Shard:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
@@ -86,7 +91,10 @@ class Shard:
             await self._ended
         finally:
             self._proxies.stopping = True
+            self._drain.close()
             self._configs.close()
+            # First of all: nobody may be let in who is answered by nobody.
+            self._intake.custody.close()
             self._pool.close("the shard stops")
             self._relay.close()
             self._proxies.close()
@@ -94,10 +102,20 @@ class Shard:
             self._reporter.close()
             self._queries.close()
             self._readiness.close()
-            self._rundir.forget_shard(self._shard)
+            # Another shard may have our place by now, and its sockets our names.
+            record = self._rundir.read_shard(self._shard)
+            if record is None or record.epoch == self._epoch:
+                self._rundir.forget_shard(self._shard)
+
+    def drain(self) -> None:
+        """Take nobody any more, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
+        if not self._drain.has_begun:
+            self._log.info("draining", connections=len(self._pool.connections))
+            self._intake.retire()
+            self._drain.begin()
 
     def stop(self) -> None:
-        """End the process in good order."""
+        """End the process in good order, at once."""
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -121,6 +139,10 @@ class Shard:
             relayed_total=self._relay.total,
             moved_total=self._pool.moved_total,
         )
+
+    def _orphaned(self) -> None:
+        self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
+        self.drain()
 
     def _closed(self, number: int, agent_id: str) -> None:
         self._reporter.closed(number, agent_id)
@@ -170,11 +192,23 @@ class Shard:
             self._reporter.ask_for_directory()
 
 
-def main(shard: int, epoch: str, runtime_dir: str, options: PoolOptions, log_level: str, log_format: str) -> None:
-    """Run shard *shard* until it is told to stop."""
+def main(
+    shard: int,
+    epoch: str,
+    parent: int | None,
+    runtime_dir: str,
+    options: PoolOptions,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
     faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    if parent is not None and os.getppid() != parent:
+        # The supervisor after it has not heard of this process, and has started another one in its place.
+        get_logger().warning("the supervisor that started this shard is gone")
+        return
     process.raise_descriptor_limit()
 
     async def serve() -> None:

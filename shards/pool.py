@@ -80,6 +80,8 @@ class AgentPool(PoolApi):
         self.options = options or PoolOptions()
         self.shard = shard
         self.closed = False
+        # While the shard empties itself, its agents are elsewhere, or about to be.
+        self.draining = False
         self.readiness = readiness or Readiness()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
@@ -231,7 +233,7 @@ class AgentPool(PoolApi):
         """A connection for the first event of an exchange, the reason why there is none, or seconds to wait."""
         exchange = call.exchange
         agent = self.agents.get(exchange.agent_id)
-        if agent is None:
+        if agent is None or self.draining:
             return AgentNotFound("the agent is not connected here", agent_id=exchange.agent_id)
         kind = type(call.event)
         chosen: Connection | None = None

@@ -5,7 +5,7 @@ import itertools
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 
 import msgspec
@@ -31,6 +31,9 @@ TICK = 0.25
 END_MARGIN = 3.0
 """Seconds beyond its own time after which a shard that was asked to end gets SIGTERM, and once more SIGKILL."""
 
+FOREIGN_LIMIT = 20.0
+"""Seconds that a shard of another version has to drain; it takes 10 s by itself."""
+
 ASK_AGAIN = 1.0
 """Seconds after which a snapshot that has not come is asked for again."""
 
@@ -46,7 +49,18 @@ class Fate(Enum):
 class Member:
     """One shard's place in the fleet: what is known of it, and what is held open for it."""
 
-    __slots__ = ("asked_at", "believed", "care", "channel", "end_by", "fate", "process", "request", "respawn")
+    __slots__ = (
+        "asked_at",
+        "believed",
+        "care",
+        "channel",
+        "end_by",
+        "fate",
+        "foreign",
+        "process",
+        "request",
+        "respawn",
+    )
 
     def __init__(self, shard: int) -> None:
         self.care = Care(shard)
@@ -60,6 +74,8 @@ class Member:
         self.request: int | None = None
         self.asked_at = 0.0
         self.believed: set[tuple[int, str]] = set()
+        # Whether its process speaks another version: it drains, and a new one takes its place.
+        self.foreign = False
 
 
 class Fleet:
@@ -108,10 +124,11 @@ class Fleet:
 
     # For the supervisor.
 
-    def start(self, shards: int) -> None:
+    def start(self, shards: int, foreign: Collection[int] = ()) -> None:
         """Adopt all shards that an earlier supervisor left running, and start as many as there are less than *shards*.
 
-        When there are more, they all serve; to end some is an operation, which moves their connections.
+        When there are more, they all serve; to end some is an operation, which moves their connections. *foreign* ones
+        cannot be adopted; they are draining.
         """
         for shard in list(self._rundir.recorded_shards()):
             record = self._rundir.read_shard(shard)
@@ -121,7 +138,10 @@ class Fleet:
                 member.care.begin(record.epoch, self._loop.time())
                 member.request = 0
                 self._watch(member, process, f"adopted pid {process.pid}")
-                self._connect(member)
+                if shard in foreign:
+                    self._drain_foreign(member)
+                else:
+                    self._connect(member)
             else:
                 self._rundir.forget_shard(shard)
         while len(self._members) < shards:
@@ -256,6 +276,7 @@ class Fleet:
         if member.channel is not None:
             member.channel.close()
         member.process = member.channel = member.request = member.end_by = None
+        member.foreign = False
         care.go(ShardState.DOWN)
         lost = self._ledger.drop_shard(care.shard)
         self._handoffs.shard_ended(care.shard)
@@ -339,12 +360,26 @@ class Fleet:
                 self._handoffs.on_message(shard, message)
 
         def on_lost(reason: str) -> None:
+            foreign = member.channel is not None and member.channel.unreadable
             member.channel = None
             if not self._stopping and member.care.state is not ShardState.DRAINING:
                 self._log.warning("handoff channel lost", shard=shard, reason=reason)
             self._handoffs.remove_shard(shard)
+            if foreign and not self._stopping:
+                self._drain_foreign(member)
 
         member.channel = HandoffChannel(sock, on_message, on_lost)
+
+    def _drain_foreign(self, member: Member) -> None:
+        """Have a shard end that nobody can talk to; its agents reconnect, and its place gets a new one."""
+        member.foreign = True
+        member.request = None
+        if member.care.state is not ShardState.DRAINING and member.process is not None:
+            member.care.go(ShardState.DRAINING)
+            member.care.note("speaks another version", _time_of_day())
+            self._log.warning("draining a foreign shard", shard=member.care.shard, pid=member.process.pid)
+            member.process.send_signal(signal.SIGTERM)
+        self._look_whether_ready()
 
     def _greeted(self, member: Member, hello: Hello) -> None:
         care = member.care
@@ -377,7 +412,7 @@ class Fleet:
             return
         if member.care.hear(event.sequence, self._loop.time()) or member.request == 0:
             self._ask_for_snapshot(member)
-        if member.channel is None:
+        if member.channel is None and not member.foreign:
             self._connect(member)
         self._take(member, event)
 
@@ -472,14 +507,14 @@ class Fleet:
                 number = signal.SIGTERM if now < member.end_by + END_MARGIN else signal.SIGKILL
                 self._log.warning("shard does not end", shard=care.shard, signal=number.name)
                 process.send_signal(number)
-            if member.channel is None and care.sequence is not None:
+            if member.channel is None and care.sequence is not None and not member.foreign:
                 self._connect(member)
             if care.is_silent(now):
                 care.go(ShardState.UNHEALTHY)
                 care.note("silent", _time_of_day())
                 self._log.error("shard is silent, it gets no connections", shard=care.shard, pid=process.pid)
                 self._handoffs.set_silent(care.shard)
-            if care.is_lost(now):
+            if care.is_lost(now) or (member.foreign and now - care.started_at > FOREIGN_LIMIT):
                 self._replace(member, process, now)
 
     def _replace(self, member: Member, process: ShardProcess, now: float) -> None:

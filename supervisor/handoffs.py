@@ -17,13 +17,17 @@ A `Mover`, a member that another shard has let go of, takes the same way; when n
 import asyncio
 import resource
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import islice
 
 from dialout import ErrorCode, Rejection
 from ipc.handoff import (
+    MAX_BATCH,
     Commit,
     Declined,
+    Entrust,
     HandoffChannel,
+    KeptListener,
     Message,
     MoveOut,
     Prepare,
@@ -82,15 +86,27 @@ class Handoffs:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
         self.held = False
+        # What every shard keeps a copy of, and the descriptors of it.
+        self._entrusted: tuple[Entrust, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
 
     # What the fleet says about shards.
 
+    def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
+        """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
+        # What does not fit into one message is not kept; nobody has that many.
+        first = dict(islice(listeners.items(), MAX_BATCH))
+        self._entrusted = Entrust(list(first), orphan_timeout), list(first.values())
+        for link in self._links.values():
+            link.entrusted = False
+            self._touch(link)
+
     def add_shard(self, shard: int, channel: HandoffChannel) -> None:
         """Offer connections to *shard* from now on, over *channel*."""
-        self._links[shard] = ShardLink(shard, channel)
+        link = self._links[shard] = ShardLink(shard, channel)
+        self._touch(link)
         self._refresh()
 
     def remove_shard(self, shard: int) -> None:
@@ -330,7 +346,12 @@ class Handoffs:
         """Send what has gathered for *link*, as far as the shard takes it; go on when it takes more."""
         if link.channel.closed:
             return
-        if not (self._flush_commits(link) and self._flush_revocations(link) and self._flush_offers(link)):
+        if not (
+            self._flush_commits(link)
+            and self._flush_revocations(link)
+            and self._flush_custody(link)
+            and self._flush_offers(link)
+        ):
             link.channel.when_writable(lambda: self._flush(link))
 
     def _flush_commits(self, link: ShardLink) -> bool:
@@ -359,6 +380,12 @@ class Handoffs:
             if not link.channel.try_send(Refuse(link.refused)):
                 return False
             link.refused = []
+        return True
+
+    def _flush_custody(self, link: ShardLink) -> bool:
+        if not link.entrusted and self._entrusted is not None:
+            link.entrusted = link.channel.try_send(*self._entrusted)
+            return link.entrusted
         return True
 
     def _flush_offers(self, link: ShardLink) -> bool:

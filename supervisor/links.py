@@ -27,6 +27,7 @@ class ShardLink:
         "channel",
         "committing",
         "dirty",
+        "entrusted",
         "found",
         "next_batch",
         "offered",
@@ -51,6 +52,8 @@ class ShardLink:
         self.found: list[int] = []
         self.revoked: list[int] = []
         self.refused: list[int] = []
+        # Whether the shard has copies of the listening sockets.
+        self.entrusted = False
         self.paused_until = 0.0
         self.silent = False
         self.dirty = False

@@ -7,9 +7,10 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ipc.handoff import KeptListener, close_all
 from ipc.peers import borrowed
 from ipc.rundir import UNIX_PATH_MAX
 from ipc.status import ListenerRow
@@ -31,42 +32,96 @@ class ListenError(Exception):
 
 
 class Listener:
-    """One listening socket. *kind* is ``uds`` or ``tcp``."""
+    """One listening socket. *kind* is ``uds`` or ``tcp``; *inherited* is one whose file is not ours to remove."""
 
-    def __init__(self, kind: str, sock: socket.socket, address: str, path: Path | None = None) -> None:
+    def __init__(
+        self, kind: str, sock: socket.socket, address: str, path: Path | None = None, *, inherited: bool = False
+    ) -> None:
         self.kind = kind
         self.sock = sock
         self.address = address
+        self.inherited = inherited
         self._path = path
-        self._inode = None if path is None else _inode(path)
+        self._file = None if path is None else _identity(path)
 
     @property
     def row(self) -> ListenerRow:
         """What status says about it."""
         return ListenerRow(self.kind, self.address)
 
-    def close(self) -> None:
-        """Stop listening; a socket file goes, unless somebody else has put another one there."""
+    @property
+    def kept(self) -> KeptListener:
+        """What it is called in the custody of shards."""
+        return KeptListener(self.kind, self.address, self._file, self.inherited)
+
+    def leave(self) -> None:
+        """Close our copy; whoever has another one goes on."""
         self.sock.close()
-        if self._path is not None and _inode(self._path) == self._inode:
+
+    def close(self) -> None:
+        """Stop listening; a socket file goes, unless it was inherited, or somebody else has put another one there."""
+        self.sock.close()
+        if self._path is not None and not self.inherited and _identity(self._path) == self._file:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
 
-def open_all(config: Config, default_path: Path) -> list[Listener]:
-    """All listeners of *config*; a Unix socket at *default_path* when it names none. ListenError: none is open then."""
+def wanted(config: Config, default_path: Path) -> list[Path | TcpAddress]:
+    """Where *config* wants to listen: at *default_path* when it names no address."""
+    if config.path is not None:
+        return [Path(config.path), *config.tcp_addresses]
+    return [*config.tcp_addresses] or [default_path]
+
+
+def assign(
+    addresses: Sequence[Path | TcpAddress], kept: Sequence[KeptListener]
+) -> dict[Path | TcpAddress, KeptListener]:
+    """Which of the *kept* sockets serves which address. Pure; a wanted port 0 takes any port of its host."""
+    free = {(listener.kind, listener.address): listener for listener in kept}
+    found: dict[Path | TcpAddress, KeptListener] = {}
+    for address in addresses:
+        listener = free.pop(("uds" if isinstance(address, Path) else "tcp", str(address)), None)
+        if listener is not None:
+            found[address] = listener
+    for address in addresses:
+        if isinstance(address, TcpAddress) and address.port == 0:
+            host = str(address).removesuffix("0")
+            key = next((key for key in free if key[0] == "tcp" and key[1].startswith(host)), None)
+            if key is not None:
+                found[address] = free.pop(key)
+    return found
+
+
+def has_its_path(listener: KeptListener) -> bool:
+    """Whether the path of a Unix socket still leads to it; agents do not find it otherwise."""
+    return listener.kind != "uds" or _identity(Path(listener.address)) == listener.file
+
+
+def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, int] | None = None) -> list[Listener]:
+    """All listeners of *config*, from what was *taken* back as far as it goes. ListenError: none is open then.
+
+    The descriptors in *taken* are owned from now on.
+    """
     listeners: list[Listener] = []
-    path = None if config.path is None else Path(config.path)
-    if path is None and not config.tcp_addresses:
-        path = default_path
+    left = dict(taken or {})
+    addresses = wanted(config, default_path)
+    found = assign(addresses, list(left))
     try:
-        if path is not None:
-            listeners.append(_open_uds(path, config))
-        listeners.extend(_open_tcp(address) for address in config.tcp_addresses)
+        for address in addresses:
+            if address in found:
+                listener = found[address]
+                listeners.append(_taken_back(listener, left.pop(listener), config))
+            elif isinstance(address, Path):
+                listeners.append(_open_uds(address, config))
+            else:
+                listeners.append(_open_tcp(address))
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        for open_one in listeners:
+            # What was taken back is in the custody of shards: the next supervisor finds it there.
+            open_one.leave() if open_one.kept in found.values() else open_one.close()
         raise
+    finally:
+        close_all(list(left.values()))
     return listeners
 
 
@@ -107,10 +162,7 @@ def _bind_uds(path: Path, config: Config) -> Listener:
         finally:
             os.umask(previous)
         # Nobody can connect before listen, so owner and mode are right from the first connection on.
-        owner, group = _uid_of(config.socket_owner), _gid_of(config.socket_group)
-        if (owner, group) != (-1, -1):
-            os.chown(path, owner, group)
-        path.chmod(config.socket_mode)
+        _set_access(path, config)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         sock.listen(BACKLOG)
@@ -118,6 +170,29 @@ def _bind_uds(path: Path, config: Config) -> Listener:
     except BaseException:
         sock.close()
         raise
+
+
+def _set_access(path: Path, config: Config) -> None:
+    owner, group = _uid_of(config.socket_owner), _gid_of(config.socket_group)
+    if (owner, group) != (-1, -1):
+        os.chown(path, owner, group)
+    path.chmod(config.socket_mode)
+
+
+def _taken_back(kept: KeptListener, fd: int, config: Config) -> Listener:
+    sock = socket.socket(fileno=fd)
+    path = Path(kept.address) if kept.kind == "uds" else None
+    try:
+        sock.setblocking(False)
+        if path is not None and not kept.inherited:
+            _set_access(path, config)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"{kept.address}: cannot set its owner and mode: {error.strerror}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return Listener(kept.kind, sock, kept.address, path, inherited=kept.inherited)
 
 
 def _open_tcp(address: TcpAddress) -> Listener:
@@ -167,12 +242,13 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Which socket file is at *path*; None when none is. A number of an inode alone is used again at once."""
     try:
         info = path.lstat()
     except OSError:
         return None
-    return info.st_dev, info.st_ino
+    return (info.st_dev, info.st_ino, info.st_mtime_ns) if stat.S_ISSOCK(info.st_mode) else None
 
 
 def _uid_of(owner: int | str | None) -> int:

@@ -29,6 +29,7 @@ from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
 from supervisor.config_push import ConfigPush
+from supervisor.custody import take_back
 from supervisor.farewell import Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
@@ -44,6 +45,9 @@ EX_CONFIG = 78
 
 STOP_GRACE = 10.0
 """Seconds that shards have to end by themselves."""
+
+AGENTS_SOCKET = "agents.sock"
+"""The Unix socket in the runtime directory where a configuration without a listener listens."""
 
 READY_LIMIT = 5.0
 """Seconds that newcomers wait at most, after the start, for all shards to be there."""
@@ -69,11 +73,13 @@ class Supervisor:
         policy: Policy,
         rundir: RuntimeDir,
         listeners: list[Listener],
+        foreign: set[int],
         load: Callable[[], Config] | None,
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
         self._config, self._rundir, self._listeners, self._load = config, rundir, listeners, load
+        self._foreign = foreign
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._state = "starting"
@@ -145,7 +151,8 @@ class Supervisor:
         ):
             self._loop.add_signal_handler(number, act)
         self._handoffs.hold(held=True)
-        self._fleet.start(self.shards)
+        self._entrust()
+        self._fleet.start(self.shards, self._foreign)
         self._acceptor.start()
         self._announce()
         opening = self._loop.create_task(self._open_when_ready())
@@ -174,6 +181,11 @@ class Supervisor:
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
             self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
+
+    def _entrust(self) -> None:
+        """Have the shards keep the listening sockets, for the supervisor after this one."""
+        sockets = {listener.kept: listener.sock.fileno() for listener in self._listeners}
+        self._handoffs.entrust(sockets, self._config.orphan_timeout)
 
     def _record_numbers(self) -> None:
         """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
@@ -314,6 +326,7 @@ class Supervisor:
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
+        self._entrust()
         restart = [name for name in changed if name in _NEEDS_RESTART]
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
@@ -332,29 +345,37 @@ def serve(
     """
     configure("supervisor", log_level, log_format)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
-    listeners: list[Listener] = []
     try:
         policy = Policy(config)
         process.raise_descriptor_limit()
         rundir.create()
         rundir.lock()
-        listeners = open_all(config, rundir.path / "agents.sock")
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    except (RuntimeDirError, ListenError) as error:
+    except RuntimeDirError as error:
         print(f"shardgate: {error}", file=sys.stderr)
         return 1
 
     async def main() -> None:
-        await Supervisor(config, policy, rundir, listeners, load, (log_level, log_format)).run()
+        default_path = rundir.path / AGENTS_SOCKET
+        taken, foreign = await take_back(config, rundir, default_path)
+        listeners = open_all(config, default_path, taken)
+        try:
+            supervisor = Supervisor(config, policy, rundir, listeners, foreign, load, (log_level, log_format))
+        except BaseException:
+            for listener in listeners:
+                listener.leave()
+            raise
+        await supervisor.run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
+    except ListenError as error:
+        print(f"shardgate: {error}", file=sys.stderr)
+        return 1
     finally:
-        for listener in listeners:
-            listener.close()
         close_context()
         rundir.unlock()
     return 0

@@ -64,6 +64,8 @@ def start_shard(
         str(shard),
         "--epoch",
         epoch,
+        "--parent",
+        str(os.getpid()),
         "--runtime-dir",
         str(rundir.path),
         "--pool",
@@ -88,7 +90,7 @@ def adopt_shard(record: ProcessRecord) -> ShardProcess | None:
     except ProcessLookupError:
         return None
     # Looked at after the pidfd was opened, so that the two are the same process.
-    if not record.is_alive():
+    if not record.is_alive() or not record.belongs_to(os.geteuid()):
         os.close(pidfd)
         return None
     return ShardProcess(record.pid, pidfd, is_child=False)

@@ -56,6 +56,11 @@ from supervisor.config.tokens import load_tokens
     help="Where the processes have their sockets [default: /run/shardgate for root, $XDG_RUNTIME_DIR/shardgate"
     " for others].",
 )
+@click.option(
+    "--orphan-timeout",
+    metavar="TIME",
+    help="How long shards serve on when the supervisor is gone and no other one comes [default: 10m].",
+)
 @click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
 @click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
 @click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 65536].")

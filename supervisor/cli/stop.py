@@ -28,8 +28,8 @@ class _Process:
         self.pidfd = pidfd
 
     @classmethod
-    def of(cls, record: ProcessRecord | None) -> "_Process | None":
-        """Hold the recorded process; None when it does not run."""
+    def of(cls, record: ProcessRecord | None, owner: int) -> "_Process | None":
+        """Hold the recorded process; None when it does not run, or not as user *owner*."""
         if record is None:
             return None
         try:
@@ -37,7 +37,7 @@ class _Process:
         except OSError:
             return None
         # Only now: between a check and the open the number could have changed hands.
-        if not record.is_alive():
+        if not record.is_alive() or not record.belongs_to(owner):
             os.close(pidfd)
             return None
         return cls(record.pid, pidfd)
@@ -59,13 +59,14 @@ class _Process:
 def command(rundir: RuntimeDir, timeout: float) -> None:
     """Stop the supervisor and its shards and wait until they have ended.
 
-    With the supervisor down its shards are ended by SIGTERM.
+    With the supervisor down its shards are ended by SIGTERM: they answer what is in flight, for 10 s at most.
     """
     asking.check_access(rundir)
     deadline = time.monotonic() + timeout
-    supervisor = _Process.of(rundir.read_supervisor())
+    owner = rundir.path.stat().st_uid if rundir.path.exists() else os.geteuid()
+    supervisor = _Process.of(rundir.read_supervisor(), owner)
     # Held before anything ends: who starts again meanwhile, as systemd may do, has other shards.
-    shards = [shard for number in rundir.recorded_shards() if (shard := _Process.of(rundir.read_shard(number)))]
+    shards = [shard for number in rundir.recorded_shards() if (shard := _Process.of(rundir.read_shard(number), owner))]
     if supervisor is not None:
         note(f"stopping shardgate in {rundir.path} (pid {supervisor.pid})")
         _ask_to_stop(rundir, supervisor, min(timeout, _ANSWER_WITHIN))

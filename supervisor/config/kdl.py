@@ -51,6 +51,7 @@ _SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "shards": ("shards", values.integer),
     "placement": ("placement", values.placement),
     "runtime-dir": ("runtime_dir", values.text),
+    "orphan-timeout": ("orphan_timeout", values.duration),
 }
 # node -> field of Config, conversion of each of its values
 _SEVERAL: dict[str, tuple[str, Convert[Any]]] = {

@@ -84,7 +84,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     `shards` None means one per CPU that the process may use; `allow_uids` None lets any uid register over
     the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
-    those of `token_files`. `source` is the file it came from, None without one.
+    those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
+    `source` is the file it came from, None without one.
     """
 
     path: str | None = None
@@ -104,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement = Placement.SPREAD
     pool: PoolOptions = PoolOptions()
     runtime_dir: str | None = None
+    orphan_timeout: float = 600.0
     source: str | None = None
 
 
@@ -190,6 +192,8 @@ def _out_of_range(config: Config) -> list[Problem]:
         if not low <= value <= high:
             above = "the value of max-handshakes" if node == "max-handshakes-per-peer" and high == total else None
             report(node, f"expected {low} to {high}, got {value}", above and f"{high} is {above}")
+    if not 1 <= config.orphan_timeout <= 86_400:
+        report("orphan-timeout", f'expected "1s" to "24h", got "{format_duration(config.orphan_timeout)}"')
     for node, seconds, most in (
         ("handshake-timeout", limits.handshake_timeout, 600),
         ("pool > request-timeout", pool.request_timeout, 3600),

@@ -42,6 +42,7 @@ OPTIONS: dict[str, _Option] = {
     "shards": _Option("shards", "shards", values.integer),
     "placement": _Option("placement", "placement", values.placement),
     "runtime_dir": _Option("runtime_dir", "runtime-dir", values.text),
+    "orphan_timeout": _Option("orphan_timeout", "orphan-timeout", values.duration),
 }
 
 

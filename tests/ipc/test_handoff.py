@@ -23,9 +23,12 @@ from ipc.handoff import (
     ChannelError,
     Commit,
     Declined,
+    Entrust,
     Established,
     HandoffChannel,
     Hello,
+    Kept,
+    KeptListener,
     Message,
     MoveOut,
     Moving,
@@ -35,6 +38,7 @@ from ipc.handoff import (
     Refuse,
     Revoke,
     Staying,
+    TakeBack,
     decode,
     encode,
 )
@@ -185,6 +189,7 @@ def test_a_full_batch_arrives_whole_and_in_order(loop: Any, folder: Path) -> Non
             # The other direction, and every message without descriptors.
             answers: list[Message] = [
                 Hello(3, "epoch", 99), Prepared(7), Declined(8, "y"), Commit([1, 2]), Revoke([3]), Refuse([4]),
+                TakeBack(),
             ]  # fmt: skip
             assert [shard.channel.try_send(answer) for answer in answers] == [True] * len(answers)
             await loop.until(lambda: len(supervisor.messages) == len(answers), "the answers")
@@ -349,6 +354,32 @@ def test_an_offer_with_another_number_of_descriptors_is_declined(
             assert supervisor.messages == [Declined(4, "out of descriptors")]
             assert all(map(is_ended, reading))
         assert (shard.messages, shard.lost) == ([], [])
+        supervisor.close()
+        shard.close()
+
+    loop.run(scenario())
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3])
+def test_listeners_that_come_with_another_number_of_descriptors_are_all_let_go(
+    loop: Any, folder: Path, sent: int
+) -> None:
+    two = [KeptListener("uds", "/s", (1, 2, 3)), KeptListener("tcp", "127.0.0.1:1", inherited=True)]
+
+    async def scenario() -> None:
+        supervisor, shard = map(End, pair(folder))
+        with pipes(sent) as (writing, reading):
+            assert supervisor.channel.try_send(Entrust(two, 60.0), writing)
+            assert supervisor.channel.try_send(Kept(two), writing)
+            handoff.close_all(writing)
+            await loop.until(lambda: len(shard.messages) == 2, "both messages")
+            assert shard.messages == [Entrust([], 60.0), Kept([])]
+            assert all(map(is_ended, reading))
+        with pipes(2) as (writing, reading):
+            assert supervisor.channel.try_send(Entrust(two, 60.0), writing)
+            await loop.until(lambda: len(shard.messages) == 3, "the message that is whole")
+            assert shard.messages[-1] == Entrust(two, 60.0)
+            assert len(shard.descriptors) == 2
         supervisor.close()
         shard.close()
 
@@ -844,6 +875,14 @@ offers = st.builds(
     number=numbers, agent_id=texts, dialect=st.sampled_from(Dialect), capabilities=capabilities, transport=texts,
     metadata=blobs, residue=blobs, unsent=blobs, state=st.none() | states,
 )  # fmt: skip
+kept_listeners = st.lists(
+    st.builds(
+        KeptListener,
+        kind=st.sampled_from(["uds", "tcp"]), address=texts, file=st.none() | st.tuples(numbers, numbers, numbers),
+        inherited=st.booleans(),
+    ),
+    max_size=3,
+)  # fmt: skip
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, shard=numbers, epoch=texts, pid=numbers),
     st.builds(Prepare, batch=numbers, offers=st.lists(offers, max_size=3)),
@@ -855,6 +894,9 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(MoveOut, numbers=st.lists(numbers), seconds=st.floats(0, 1e6), force=st.booleans()),
     st.builds(Moving, offers=st.lists(offers, max_size=3)),
     st.builds(Staying, numbers=st.lists(numbers)),
+    st.builds(Entrust, listeners=kept_listeners, orphan_timeout=st.floats(0, 1e6)),
+    st.just(TakeBack()),
+    st.builds(Kept, listeners=kept_listeners),
 )
 
 

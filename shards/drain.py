@@ -1,0 +1,48 @@
+"""The orderly end of a shard: it takes nobody any more, and each connection goes when nothing is in flight on it."""
+
+import asyncio
+from collections.abc import Callable
+
+from shards.pool import AgentPool
+
+DRAIN_LIMIT = 10.0
+"""Seconds after which what is still in flight is given up."""
+
+TICK = 0.02
+"""Seconds between looks at what is in flight."""
+
+
+class Drain:
+    """Empties *pool*, then calls *on_empty*; requests that begin meanwhile find no agent here, and go elsewhere."""
+
+    def __init__(self, pool: AgentPool, on_empty: Callable[[], None]) -> None:
+        self._pool = pool
+        self._on_empty = on_empty
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the shard is on its way to its end."""
+        return self._timer is not None
+
+    def begin(self) -> None:
+        """Empty the pool from now on."""
+        self._pool.draining = True
+        self._deadline = self._loop.time() + DRAIN_LIMIT
+        self._turn()
+
+    def close(self) -> None:
+        """Leave the rest to whoever closes the pool."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _turn(self) -> None:
+        for connection in list(self._pool.connections.values()):
+            if connection.in_flight == 0:
+                connection.close("the shard drains")
+        if not self._pool.connections or self._loop.time() >= self._deadline:
+            self._timer = self._loop.call_soon(self._on_empty)  # type: ignore[assignment]
+        else:
+            self._timer = self._loop.call_later(TICK, self._turn)

@@ -1,0 +1,179 @@
+"""Taking listening sockets back from the shards that a supervisor before this one left running.
+
+The caller holds the runtime directory's lock, so that there is no other supervisor whose shards these are. All living
+shards are asked at the same time; they keep copies of the same sockets, so one answer is enough. Whatever is not wanted
+any more is closed in the shards before anything is opened in its place.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ipc import handoff
+from ipc.handoff import Entrust, HandoffChannel, Hello, Kept, KeptListener, Message, TakeBack
+from ipc.logs import get_logger
+from ipc.rundir import RuntimeDir
+from supervisor.care import KILL_AFTER, REPLACE_AFTER
+from supervisor.config.model import Config
+from supervisor.listeners import assign, has_its_path, wanted
+from supervisor.processes import ShardProcess, adopt_shard
+
+ANSWER_TIMEOUT = 1.0
+"""Seconds for an answer from all of them, when one has answered; and for a foreign shard to close its sockets."""
+
+
+class TakenBack(NamedTuple):
+    """What was found: listening sockets with their descriptors, and the shards that speak another version."""
+
+    listeners: dict[KeptListener, int]
+    foreign: set[int]
+
+
+class _Keeper:
+    """A living shard of an earlier supervisor, and what it answers."""
+
+    def __init__(self, rundir: RuntimeDir, shard: int, epoch: str, process: ShardProcess) -> None:
+        self.shard = shard
+        self.epoch = epoch
+        self.process = process
+        self.kept: list[tuple[KeptListener, int]] = []
+        self.has_answered = False
+        self.over = asyncio.Event()
+        self._handoff = rundir.shard_handoff(shard)
+        self._channel: HandoffChannel | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it speaks another version of the handoff, or nothing that can be read."""
+        return self._channel is not None and self._channel.unreadable
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it listens for supervisors."""
+        try:
+            handoff.connect(self._handoff).close()
+        except OSError:
+            return False
+        return True
+
+    def ask(self) -> None:
+        """Ask what it keeps; *over* is set when it has answered, or is not going to."""
+        try:
+            self._channel = HandoffChannel(handoff.connect(self._handoff), self._on_message, self._on_lost)
+        except (ConnectionRefusedError, FileNotFoundError):
+            # It drains: what it kept it has closed before.
+            self.over.set()
+        except OSError:
+            pass  # A full backlog (EAGAIN): it is there, and does not answer.
+        else:
+            self._channel.try_send(TakeBack())
+
+    def leave_only(self, listeners: dict[KeptListener, int], orphan_timeout: float) -> None:
+        """Have it close everything but these, and ask again: its answer says that this is done."""
+        if self._channel is not None and self.has_answered:
+            self.over.clear()
+            self._channel.try_send(Entrust(list(listeners), orphan_timeout), list(listeners.values()))
+            self._channel.try_send(TakeBack())
+
+    def close(self) -> None:
+        """Let go of it."""
+        handoff.close_all([fd for _, fd in self.kept])
+        self.kept = []
+        if self._channel is not None:
+            self._channel.close()
+        self.process.close()
+
+    def _on_message(self, message: Message, descriptors: list[int]) -> None:
+        if isinstance(message, Hello) and message.epoch != self.epoch:
+            self.over.set()
+        elif isinstance(message, Kept):
+            self.kept += zip(message.listeners, descriptors, strict=True)
+            self.has_answered = True
+            self.over.set()
+        else:
+            handoff.close_all(descriptors)
+
+    def _on_lost(self, _reason: str) -> None:
+        self.over.set()
+
+
+async def take_back(config: Config, rundir: RuntimeDir, default_path: Path) -> TakenBack:
+    """Get the listening sockets that living shards keep, as far as *config* wants them; the others are closed there.
+
+    The descriptors belong to the caller. When no shard answers for as long as a running supervisor would wait, all are
+    ended as it would do it: sockets that nobody can get back must not stay open. Foreign shards are told to drain, and
+    have closed theirs.
+    """
+    keepers = list(_living(rundir))
+    try:
+        for keeper in keepers:
+            keeper.ask()
+        await _answers(keepers)
+        foreign = [keeper for keeper in keepers if keeper.is_foreign]
+        await _drain(foreign)
+        found = {listener: fd for keeper in keepers for listener, fd in keeper.kept}
+        usable = [listener for listener in found if has_its_path(listener)]
+        chosen = assign(wanted(config, default_path), usable).values()
+        taken = {listener: os.dup(found[listener]) for listener in chosen}
+        unwanted = found.keys() - taken.keys()
+        if unwanted:
+            get_logger().info(
+                "closing listeners that are not wanted", addresses=sorted(one.address for one in unwanted)
+            )
+            for keeper in keepers:
+                keeper.leave_only(taken, config.orphan_timeout)
+            await _all_over([keeper for keeper in keepers if keeper.has_answered], ANSWER_TIMEOUT)
+        return TakenBack(taken, {keeper.shard for keeper in foreign})
+    finally:
+        for keeper in keepers:
+            keeper.close()
+
+
+def _living(rundir: RuntimeDir) -> Iterable[_Keeper]:
+    for shard in rundir.recorded_shards():
+        record = rundir.read_shard(shard)
+        process = None if record is None else adopt_shard(record)
+        if record is not None and process is not None:
+            yield _Keeper(rundir, shard, record.epoch, process)
+
+
+async def _answers(keepers: Sequence[_Keeper]) -> None:
+    await _all_over(keepers, ANSWER_TIMEOUT)
+    silent = [keeper for keeper in keepers if not keeper.over.is_set()]
+    if not silent or len(silent) < len(keepers):
+        return
+    log = get_logger()
+    log.warning("waiting for shards that do not answer", pids=[keeper.process.pid for keeper in silent])
+    waiting = [asyncio.ensure_future(keeper.over.wait()) for keeper in silent]
+    await asyncio.wait(waiting, timeout=REPLACE_AFTER - ANSWER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    if any(keeper.over.is_set() for keeper in keepers):
+        return
+    for number in (signal.SIGABRT, signal.SIGKILL):
+        for keeper in silent:
+            log.error("ending a silent shard", shard=keeper.shard, pid=keeper.process.pid, signal=number.name)
+            keeper.process.send_signal(number)
+        await asyncio.sleep(KILL_AFTER)
+
+
+async def _drain(foreign: Sequence[_Keeper]) -> None:
+    for keeper in foreign:
+        get_logger().warning("draining a shard of another version", shard=keeper.shard, pid=keeper.process.pid)
+        keeper.process.send_signal(signal.SIGTERM)
+    # The first thing that a draining shard closes is its custody, the second the socket for supervisors.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(0.01)
+
+
+async def _all_over(keepers: Sequence[_Keeper], seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for keeper in keepers:
+                await keeper.over.wait()
