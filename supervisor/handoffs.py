@@ -73,7 +73,6 @@ class Handoffs:
         # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
-        self.held = False
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
@@ -110,11 +109,6 @@ class Handoffs:
             self._refresh()
             for newcomer in self._take_back(link, link.newcomers):
                 self.offer(newcomer)
-
-    def hold(self, *, held: bool) -> None:
-        """While *held*, park every newcomer: the ledger does not know yet what living shards have."""
-        self.held = held
-        self._refresh()
 
     # Newcomers.
 
@@ -327,7 +321,7 @@ class Handoffs:
         self._usable = [
             link.shard
             for link in self._links.values()
-            if not self.held and not link.silent and link.paused_until <= now and link.pending < self._window
+            if not link.silent and link.paused_until <= now and link.pending < self._window
         ]
         for _ in range(len(self._parked) if self._usable else 0):
             if not self._usable:

@@ -128,7 +128,6 @@ class Supervisor:
             (signal.SIGHUP, self._reload_for_signal),
         ):
             self._loop.add_signal_handler(number, act)
-        self._handoffs.hold(held=True)
         self._fleet.start(self.shards)
         self._acceptor.start()
         self._announce()
@@ -152,7 +151,7 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
-        self._handoffs.hold(held=False)
+        self._admission.open()
         self._state = "running"
         self._log.info("ready", shards=self.shards)
 
