@@ -1,6 +1,8 @@
 """Admission: from a well-formed registration to an offer, or to a refusal.
 
-Policy, then slot, then offer. A registration over the limit waits for a probe round first (`supervisor.probes`).
+Policy, then slot, then offer. A registration over the limit waits for a probe round first (`supervisor.probes`). After
+the start everybody waits until the ledger knows what living shards hold: a slot that was reserved before that would
+come on top of the agent's connections.
 """
 
 import asyncio
@@ -46,12 +48,23 @@ class Admission:
         self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        # Those who wait for `open`; None once it was called.
+        self._early: list[tuple[Newcomer, Registration]] | None = []
 
     def __len__(self) -> int:
-        return len(self._probes)
+        return len(self._probes) + (0 if self._early is None else len(self._early))
+
+    def open(self) -> None:
+        """Begin to admit, those who came early first: the ledger knows all that it can know."""
+        early, self._early = self._early or [], None
+        for newcomer, registration in early:
+            self.admit(newcomer, registration)
 
     def admit(self, newcomer: Newcomer, registration: Registration) -> None:
         """Admit *newcomer*, refuse it, or let it wait for a probe."""
+        if self._early is not None:
+            self._early.append((newcomer, registration))
+            return
         try:
             self.policy.check(registration, newcomer.uid() if self.policy.wants_uid else None)
         except Rejection as rejection:
@@ -88,8 +101,9 @@ class Admission:
             self._decide(done)
 
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
-        """Turn away everybody who waits for a probe; for the end."""
-        for newcomer in self._probes.take_all():
+        """Turn away everybody who waits; for the end."""
+        early, self._early = self._early or [], None
+        for newcomer in [*self._probes.take_all(), *(newcomer for newcomer, _ in early)]:
             self._farewell.reject(newcomer, rejection(newcomer))
         if self._timer is not None:
             self._timer.cancel()

@@ -85,7 +85,6 @@ class Handoffs:
         # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
-        self.held = False
         # What every shard keeps a copy of, and the descriptors of it.
         self._entrusted: tuple[Entrust, list[int]] | None = None
 
@@ -154,11 +153,6 @@ class Handoffs:
         """Whether somebody is on the way to *shard*."""
         link = self._links.get(shard)
         return link is not None and bool(link.pending or link.committing)
-
-    def hold(self, *, held: bool) -> None:
-        """While *held*, park every newcomer: the ledger does not know yet what living shards have."""
-        self.held = held
-        self._refresh()
 
     # Newcomers.
 
@@ -431,8 +425,7 @@ class Handoffs:
         self._usable = [
             link.shard
             for link in self._links.values()
-            if not self.held
-            and not link.silent
+            if not link.silent
             and link.paused_until <= now
             and link.pending < self._window
             and link.shard not in self._draining

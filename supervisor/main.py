@@ -150,7 +150,6 @@ class Supervisor:
             (signal.SIGHUP, self._reload_for_signal),
         ):
             self._loop.add_signal_handler(number, act)
-        self._handoffs.hold(held=True)
         self._entrust()
         self._fleet.start(self.shards, self._foreign)
         self._acceptor.start()
@@ -175,7 +174,7 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
-        self._handoffs.hold(held=False)
+        self._admission.open()
         self._state = "running"
         self._log.info("ready", shards=self.shards)
         if len(self._fleet.shards) > self.shards:

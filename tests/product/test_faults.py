@@ -275,6 +275,33 @@ def test_next_supervisor_adopts_living_shards_and_what_they_hold(start_product: 
             agent.close()
 
 
+def test_next_supervisor_admits_nobody_before_it_knows_what_the_shards_hold(start_product: StartProduct) -> None:
+    product = start_product("--max-connections-per-agent", "2")
+    shards = [product.shard_pid(0), product.shard_pid(1)]
+    with ExitStack() as stack:
+        for _ in range(2):
+            assert stack.enter_context(Agent(product.socket)).register("full").accepted
+        product.process.kill()
+        product.process.wait()
+        try:
+            for pid in shards:
+                os.kill(pid, signal.SIGSTOP)
+            product.start()
+            wait_for(lambda: product.command("status").returncode != 4, "the next supervisor")
+            third = stack.enter_context(Agent(product.socket))
+            third.send(registration("full"))
+
+            def is_read() -> bool:
+                supervisor = product.query("status")["supervisor"]
+                return (supervisor["held_descriptors"], supervisor["handshakes"]) == (1, 0)
+
+            wait_for(is_read, "its registration to be read")
+        finally:
+            for pid in shards:
+                os.kill(pid, signal.SIGCONT)
+        assert third.answer().error_code == "connection_limit"
+
+
 @pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("limit", [4, 3])
 def test_next_supervisor_answers_whom_a_shard_holds_prepared(
