@@ -277,15 +277,15 @@ def test_next_supervisor_adopts_living_shards_and_what_they_hold(start_product: 
 
 def test_next_supervisor_admits_nobody_before_it_knows_what_the_shards_hold(start_product: StartProduct) -> None:
     product = start_product("--max-connections-per-agent", "2")
-    shards = [product.shard_pid(0), product.shard_pid(1)]
+    stopped = product.shard_pid(1)
     with ExitStack() as stack:
         for _ in range(2):
             assert stack.enter_context(Agent(product.socket)).register("full").accepted
+        assert product.counts() == [1, 1]
         product.process.kill()
         product.process.wait()
         try:
-            for pid in shards:
-                os.kill(pid, signal.SIGSTOP)
+            os.kill(stopped, signal.SIGSTOP)
             product.start()
             wait_for(lambda: product.command("status").returncode != 4, "the next supervisor")
             third = stack.enter_context(Agent(product.socket))
@@ -297,8 +297,7 @@ def test_next_supervisor_admits_nobody_before_it_knows_what_the_shards_hold(star
 
             wait_for(is_read, "its registration to be read")
         finally:
-            for pid in shards:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(stopped, signal.SIGCONT)
         assert third.answer().error_code == "connection_limit"
 
 
