@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,9 @@ from supervisor.processes import ShardProcess, adopt_shard
 
 ANSWER_TIMEOUT = 1.0
 """Seconds for an answer from all of them, when one has answered; and for a foreign shard to close its sockets."""
+
+
+_NOTHING: Mapping[KeptListener, int] = {}
 
 
 class TakenBack(NamedTuple):
@@ -101,12 +104,15 @@ class _Keeper:
         self.over.set()
 
 
-async def take_back(config: Config, rundir: RuntimeDir, default_path: Path) -> TakenBack:
+async def take_back(
+    config: Config, rundir: RuntimeDir, default_path: Path, passed: Mapping[KeptListener, int] = _NOTHING
+) -> TakenBack:
     """Get the listening sockets that living shards keep, as far as *config* wants them; the others are closed there.
 
-    The descriptors belong to the caller. When no shard answers for as long as a running supervisor would wait, all are
-    ended as it would do it: sockets that nobody can get back must not stay open. Foreign shards are told to drain, and
-    have closed theirs.
+    Those that were *passed* to this process stand above what shards keep; they are among what
+    is returned, or closed when *config* does not want them. All descriptors belong to the caller. When no shard answers for as long as a running
+    supervisor would wait, all are ended as it would do it: sockets that nobody can get back must not stay open. Foreign
+    shards are told to drain, and have closed theirs.
     """
     keepers = list(_living(rundir))
     try:
@@ -116,9 +122,11 @@ async def take_back(config: Config, rundir: RuntimeDir, default_path: Path) -> T
         foreign = [keeper for keeper in keepers if keeper.is_foreign]
         await _drain(foreign)
         found = {listener: fd for keeper in keepers for listener, fd in keeper.kept}
-        usable = [listener for listener in found if has_its_path(listener)]
-        chosen = assign(wanted(config, default_path), usable).values()
-        taken = {listener: os.dup(found[listener]) for listener in chosen}
+        usable = [*passed, *filter(has_its_path, found)]
+        inherited = passed or [listener for listener in usable if listener.inherited]
+        chosen = assign(wanted(config, default_path, inherited), usable).values()
+        taken = {one: passed[one] if one in passed else os.dup(found[one]) for one in chosen}
+        _leave_unwanted(passed, taken)
         unwanted = found.keys() - taken.keys()
         if unwanted:
             get_logger().info(
@@ -131,6 +139,16 @@ async def take_back(config: Config, rundir: RuntimeDir, default_path: Path) -> T
     finally:
         for keeper in keepers:
             keeper.close()
+
+
+def _leave_unwanted(passed: Mapping[KeptListener, int], taken: Mapping[KeptListener, int]) -> None:
+    for listener, fd in passed.items():
+        if listener not in taken:
+            # Whoever passed it has a copy: agents that connect there wait for somebody.
+            get_logger().warning(
+                "a passed socket serves no configured address, nobody accepts", address=listener.address
+            )
+            os.close(fd)
 
 
 def _living(rundir: RuntimeDir) -> Iterable[_Keeper]:

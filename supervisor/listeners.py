@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import grp
+import ipaddress
 import os
 import pwd
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ipc.handoff import KeptListener, close_all
@@ -27,6 +28,10 @@ SO_PASSRIGHTS = 83
 """Linux 6.16: off means that an agent's socket takes no descriptors. Not in the socket module of Python 3.13 yet."""
 
 
+Address = Path | TcpAddress | KeptListener
+"""Where somebody is to listen: on a socket to be opened, or on one that is inherited."""
+
+
 class ListenError(Exception):
     """A listening socket cannot be made; the message says which and what to do."""
 
@@ -42,7 +47,7 @@ class Listener:
         self.address = address
         self.inherited = inherited
         self._path = path
-        self._file = None if path is None else _identity(path)
+        self._file = None if path is None else identity(path)
 
     @property
     def row(self) -> ListenerRow:
@@ -61,40 +66,57 @@ class Listener:
     def close(self) -> None:
         """Stop listening; a socket file goes, unless it was inherited, or somebody else has put another one there."""
         self.sock.close()
-        if self._path is not None and not self.inherited and _identity(self._path) == self._file:
+        if self._path is not None and not self.inherited and identity(self._path) == self._file:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
 
-def wanted(config: Config, default_path: Path) -> list[Path | TcpAddress]:
-    """Where *config* wants to listen: at *default_path* when it names no address."""
+def wanted(config: Config, default_path: Path, inherited: Iterable[KeptListener] = ()) -> list[Address]:
+    """Where *config* wants to listen. When it names no address: on what was *inherited*, else at *default_path*."""
+    named: list[Address] = [*config.tcp_addresses]
     if config.path is not None:
-        return [Path(config.path), *config.tcp_addresses]
-    return [*config.tcp_addresses] or [default_path]
+        named.insert(0, Path(config.path))
+    return named or [*inherited] or [default_path]
 
 
-def assign(
-    addresses: Sequence[Path | TcpAddress], kept: Sequence[KeptListener]
-) -> dict[Path | TcpAddress, KeptListener]:
-    """Which of the *kept* sockets serves which address. Pure; a wanted port 0 takes any port of its host."""
-    free = {(listener.kind, listener.address): listener for listener in kept}
-    found: dict[Path | TcpAddress, KeptListener] = {}
+def assign(addresses: Sequence[Address], kept: Iterable[KeptListener]) -> dict[Address, KeptListener]:
+    """Which of the *kept* sockets serves which address, the first of several alike.
+
+    A wanted port 0 takes any port of its host. Two spellings of one address are one: systemd writes /run/… where a
+    configuration has /var/run/….
+    """
+    free: dict[tuple[str, str], KeptListener] = {}
+    for listener in kept:
+        free.setdefault(_key(listener), listener)
+    found: dict[Address, KeptListener] = {}
     for address in addresses:
-        listener = free.pop(("uds" if isinstance(address, Path) else "tcp", str(address)), None)
-        if listener is not None:
-            found[address] = listener
+        match = free.pop(_key(address), None)
+        if match is not None:
+            found[address] = match
     for address in addresses:
         if isinstance(address, TcpAddress) and address.port == 0:
-            host = str(address).removesuffix("0")
+            host = _key(address)[1].removesuffix("0")
             key = next((key for key in free if key[0] == "tcp" and key[1].startswith(host)), None)
             if key is not None:
                 found[address] = free.pop(key)
     return found
 
 
+def _key(address: Address) -> tuple[str, str]:
+    """What two spellings of the same address have in common."""
+    if isinstance(address, TcpAddress) or (isinstance(address, KeptListener) and address.kind == "tcp"):
+        host, _, port = str(address if isinstance(address, TcpAddress) else address.address).rpartition(":")
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address(host.strip("[]")))
+        return "tcp", f"{host}:{port}"
+    path = address.address if isinstance(address, KeptListener) else str(address)
+    # Only the folder: where the socket's own name leads is for whoever opens it.
+    return "uds", os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # noqa: PTH118,PTH119,PTH120 - "@name" is no path
+
+
 def has_its_path(listener: KeptListener) -> bool:
     """Whether the path of a Unix socket still leads to it; agents do not find it otherwise."""
-    return listener.kind != "uds" or _identity(Path(listener.address)) == listener.file
+    return listener.kind != "uds" or identity(listener.address) == listener.file
 
 
 def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, int] | None = None) -> list[Listener]:
@@ -104,8 +126,8 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
     """
     listeners: list[Listener] = []
     left = dict(taken or {})
-    addresses = wanted(config, default_path)
-    found = assign(addresses, list(left))
+    addresses = wanted(config, default_path, [one for one in left if one.inherited])
+    found = assign(addresses, left)
     try:
         for address in addresses:
             if address in found:
@@ -113,7 +135,7 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
                 listeners.append(_taken_back(listener, left.pop(listener), config))
             elif isinstance(address, Path):
                 listeners.append(_open_uds(address, config))
-            else:
+            elif isinstance(address, TcpAddress):
                 listeners.append(_open_tcp(address))
     except BaseException:
         for open_one in listeners:
@@ -242,10 +264,10 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def identity(path: str | Path) -> tuple[int, int, int] | None:
     """Which socket file is at *path*; None when none is. A number of an inode alone is used again at once."""
     try:
-        info = path.lstat()
+        info = os.lstat(path)
     except OSError:
         return None
     return (info.st_dev, info.st_ino, info.st_mtime_ns) if stat.S_ISSOCK(info.st_mode) else None

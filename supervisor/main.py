@@ -24,6 +24,7 @@ from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_
 from ipc.status import OperationRow, SupervisorRow
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
+from supervisor.activation import take_passed
 from supervisor.admission import Admission
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
@@ -345,6 +346,7 @@ def serve(
     configure("supervisor", log_level, log_format)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
+        passed = take_passed()
         policy = Policy(config)
         process.raise_descriptor_limit()
         rundir.create()
@@ -352,13 +354,13 @@ def serve(
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    except RuntimeDirError as error:
+    except (RuntimeDirError, ListenError) as error:
         print(f"shardgate: {error}", file=sys.stderr)
         return 1
 
     async def main() -> None:
         default_path = rundir.path / AGENTS_SOCKET
-        taken, foreign = await take_back(config, rundir, default_path)
+        taken, foreign = await take_back(config, rundir, default_path, passed)
         listeners = open_all(config, default_path, taken)
         try:
             supervisor = Supervisor(config, policy, rundir, listeners, foreign, load, (log_level, log_format))

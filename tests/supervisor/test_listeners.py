@@ -13,7 +13,7 @@ from support.product import short_folder
 
 from ipc.handoff import KeptListener
 from supervisor.config.model import Config, TcpAddress
-from supervisor.listeners import Listener, ListenError, assign, has_its_path, open_all, wanted
+from supervisor.listeners import Address, Listener, ListenError, assign, has_its_path, open_all, wanted
 
 DEFAULT = Path("/run/agents.sock")
 
@@ -45,6 +45,7 @@ def test_kept_socket_serves_the_address_that_it_has_and_no_other_one(
 
     assert len(set(found.values())) == len(found)
     for address, listener in found.items():
+        assert not isinstance(address, KeptListener)
         assert listener in listeners
         if isinstance(address, TcpAddress) and address.port == 0:
             assert listener.address.startswith(str(address)[:-1])
@@ -137,3 +138,23 @@ def test_inherited_socket_keeps_its_file_and_its_mode(folder: Path) -> None:
         assert listener.kept == inherited
         listener.close()
         assert stat.S_IMODE(path.stat().st_mode) == 0o606
+
+
+def test_inherited_sockets_are_wanted_where_no_address_is_configured() -> None:
+    passed = KeptListener("uds", "/run/passed.sock", (1, 2, 3), inherited=True)
+    assert wanted(Config(), DEFAULT, [passed]) == [passed]
+    assert wanted(Config(path="/a"), DEFAULT, [passed]) == [Path("/a")]
+    assert assign([passed], [passed]) == {passed: passed}
+
+
+def test_two_spellings_of_an_address_are_one(folder: Path) -> None:
+    (folder / "link").symlink_to(folder)
+    uds = KeptListener("uds", str(folder / "agents.sock"), inherited=True)
+    tcp = KeptListener("tcp", "[::1]:9090", inherited=True)
+    addresses: list[Address] = [folder / "link" / "agents.sock", TcpAddress("0:0::1", 9090)]
+    assert assign(addresses, [uds, tcp]) == dict(zip(addresses, [uds, tcp], strict=True))
+    # The name itself may be a link that leads elsewhere.
+    (folder / "other.sock").symlink_to(folder / "agents.sock")
+    assert assign([folder / "other.sock"], [uds]) == {}
+    # Of two sockets with the same address the first one is taken: what was passed stands in front of what was kept.
+    assert assign([TcpAddress("::1", 9090)], [tcp, KeptListener("tcp", "[::1]:9090")]) == {TcpAddress("::1", 9090): tcp}

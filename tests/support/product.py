@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def environment() -> dict[str, str]:
 class Product:
     """A running shardgate with a Unix socket, two shards and a runtime directory below *folder*.
 
-    *options* go to ``shardgate run``. Its standard error is kept in *log* and printed when a test fails.
+    *options* go to ``shardgate run``, which is started behind *prefix*, with *variables* in its environment and
+    *pass_fds* inherited. Its standard error is kept in *log* and printed when a test fails.
     """
 
     def __init__(
@@ -47,13 +48,16 @@ class Product:
         wait: bool = True,
         uds: bool = True,
         prefix: tuple[str, ...] = (),
+        pass_fds: tuple[int, ...] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.runtime_dir = folder / "run"
         self.socket = folder / "agents.sock"
         self.log = folder / "log"
-        self._prefix = prefix
+        self._prefix, self._pass_fds = prefix, pass_fds
+        self._environment = environment() | dict(variables or {})
         self._arguments = ["run", "--shards", str(shards), "--runtime-dir", str(self.runtime_dir), *options]
         if uds:
             self._arguments += ["--uds", str(self.socket)]
@@ -73,7 +77,8 @@ class Product:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                pass_fds=self._pass_fds,
+                env=self._environment,
             )
         return self.process
 

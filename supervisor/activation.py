@@ -1,0 +1,67 @@
+"""Socket activation: listening sockets from whoever started this process, as systemd does it (sd_listen_fds(3)).
+
+The shards keep copies of these too, so that the next supervisor has them even when it is started by hand. That is also
+why systemd's descriptor store (FDSTORE, sd_notify(3)) is not used: it would keep the sockets over the one case in which
+no shard is left, a crash of everything at once, and for that they would have to be registered, compared and removed
+in a second place. A socket unit covers that case as it is: what systemd opened, systemd keeps open.
+"""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+from ipc.handoff import KeptListener
+from ipc.logs import get_logger, printable
+from supervisor.config.model import TcpAddress
+from supervisor.listeners import ListenError, identity
+
+FIRST_DESCRIPTOR = 3
+"""Where passed descriptors begin: SD_LISTEN_FDS_START."""
+
+
+def take_passed(environment: MutableMapping[str, str] = os.environ) -> dict[KeptListener, int]:
+    """The listening sockets that were passed to this process, each with its descriptor, which the caller owns.
+
+    The variables leave *environment*, and the descriptors are closed on exec, so that no child takes them for its own.
+    What was meant for another process (``LISTEN_PID``) is left alone. Raises `ListenError` for anything that agents
+    cannot be accepted on: whoever passed it expects somebody to listen there.
+    """
+    pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count:
+        return {}
+    if not count.isdecimal() or not 0 <= int(count) <= 1024:
+        raise ListenError(f"LISTEN_FDS={printable(count)} is no number of sockets; it is set by what starts shardgate")
+    named = names.split(":") if names else ["unknown"] * int(count)
+    if len(named) != int(count):
+        raise ListenError(f"LISTEN_FDNAMES has {len(named)} names for {count} sockets")
+    passed: dict[KeptListener, int] = {}
+    for fd, name in enumerate(map(printable, named), FIRST_DESCRIPTOR):
+        listener = _checked(fd, f"descriptor {fd} ({name})")
+        if listener in passed:
+            raise ListenError(f"descriptor {fd} ({name}): {listener.address} was passed twice; once is enough")
+        passed[listener] = fd
+        get_logger().info("socket passed", name=name, address=listener.address)
+    return passed
+
+
+def _checked(fd: int, what: str) -> KeptListener:
+    """What listens at *fd*; *what* names it in an error."""
+    try:
+        os.set_inheritable(fd, False)
+        # A duplicate for asking: the object closes it.
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError as error:
+        raise ListenError(f"{what} is no socket ({error.strerror}); pass listening stream sockets") from error
+    with sock:
+        if sock.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+            raise ListenError(f"{what} is of address family {sock.family}; pass Unix or TCP sockets (ListenStream=)")
+        if sock.type != socket.SOCK_STREAM:
+            raise ListenError(f"{what} is no stream socket; use ListenStream=")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ListenError(f"{what} does not listen; use ListenStream= with Accept=no")
+        address = sock.getsockname()
+    if not isinstance(address, str | bytes):
+        return KeptListener("tcp", str(TcpAddress(*address[:2])), inherited=True)
+    if isinstance(address, bytes):  # An abstract one: no file.
+        return KeptListener("uds", printable(f"@{address[1:].decode('utf-8', 'replace')}"), inherited=True)
+    return KeptListener("uds", address, identity(address), inherited=True)
