@@ -109,10 +109,11 @@ async def take_back(
 ) -> TakenBack:
     """Get the listening sockets that living shards keep, as far as *config* wants them; the others are closed there.
 
-    Those that were *passed* to this process stand above what shards keep; they are among what
-    is returned, or closed when *config* does not want them. All descriptors belong to the caller. When no shard answers for as long as a running
-    supervisor would wait, all are ended as it would do it: sockets that nobody can get back must not stay open. Foreign
-    shards are told to drain, and have closed theirs.
+    Those that were *passed* to this process stand above what shards keep; they are among what is returned, or closed
+    when *config* does not want them. All descriptors belong to the caller.
+
+    When no shard answers for as long as a running supervisor would wait, all are ended as it would do it: sockets that
+    nobody can get back must not stay open. Foreign shards are told to drain, and have closed theirs.
     """
     keepers = list(_living(rundir))
     try:
