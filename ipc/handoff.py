@@ -11,6 +11,8 @@ supervisor can reach living shards. A handoff is prepare, then commit::
 Listening sockets go the same way: `Entrust` leaves copies with a shard, so that agents' connects wait while there is no
 supervisor, and the next one gets them with `TakeBack`.
 
+A supervisor listens in the same way for the one that is to take its place, see `TakeOver`.
+
 The supervisor keeps its own copy of a descriptor until its commit has left, so that a shard which dies, hangs or has
 no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard.
 
@@ -216,6 +218,57 @@ class Kept(msgspec.Struct, array_like=True, frozen=True, tag=12):
     listeners: list[KeptListener]
 
 
+class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
+    """Hand everything over to me, the next supervisor: the first message to one that runs.
+
+    It answers `HandingOver` or `NotNow`. Then come what it holds: `Unregistered`, `Kept`, and at last `Inheritance`. It
+    keeps copies of everything until `Taken`, and goes on when that does not come::
+
+        new supervisor                               old supervisor
+          TakeOver                             ──►   accepts no more, finishes the handoffs under way
+          ◄── HandingOver
+          ◄── Unregistered…, Kept + descriptors
+          ◄── Inheritance + the lock's descriptor    touches nothing from here on
+          Taken                                ──►   ends
+    """
+
+
+class HandingOver(msgspec.Struct, array_like=True, frozen=True, tag=21):
+    """Yes; it takes *seconds* at most."""
+
+    seconds: float
+
+
+class NotNow(msgspec.Struct, array_like=True, frozen=True, tag=22):
+    """No; *reason* says why, and what to do instead."""
+
+    reason: str
+
+
+class Handshake(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A connection whose registration is not complete: what it has sent, and the *seconds* that it has left."""
+
+    transport: str
+    received: bytes
+    seconds: float
+
+
+class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag=23):
+    """Go on with these handshakes; the descriptors come with it, in the same order."""
+
+    handshakes: list[Handshake]
+
+
+class Inheritance(msgspec.Struct, array_like=True, frozen=True, tag=24):
+    """All has been sent, and the runtime directory is yours: its lock comes with it. *drained* shards take nobody."""
+
+    drained: list[int]
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True, tag=25):
+    """The new supervisor serves; the old one ends."""
+
+
 Message = (
     Hello
     | Prepare
@@ -230,6 +283,12 @@ Message = (
     | Entrust
     | TakeBack
     | Kept
+    | TakeOver
+    | HandingOver
+    | NotNow
+    | Unregistered
+    | Inheritance
+    | Taken
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -402,6 +461,8 @@ class HandoffChannel:
             return Kept([])
         if isinstance(message, Moving):
             return message  # Without any descriptor: whoever gets it sends the connections back.
+        if isinstance(message, Unregistered | Inheritance):
+            raise ChannelError("out of descriptors")
         if not isinstance(message, Prepare):
             raise ChannelError("descriptors came with a message that has none")
         self.try_send(Declined(message.batch, "out of descriptors"))
@@ -411,6 +472,10 @@ class HandoffChannel:
 def _descriptors_expected(message: Message) -> int:
     if isinstance(message, Prepare | Moving):
         return len(message.offers)
+    if isinstance(message, Unregistered):
+        return len(message.handshakes)
+    if isinstance(message, Inheritance):
+        return 1
     return len(message.listeners) if isinstance(message, Entrust | Kept) else 0
 
 
@@ -447,7 +512,8 @@ def close_all(descriptors: Sequence[int]) -> None:
 def listen(path: Path) -> socket.socket:
     """A listening handoff socket at *path*, mode 0600, in place of a dead predecessor's.
 
-    Only for the one process that has the right to the path (a shard that its supervisor started).
+    Only for the one process that has the right to the path: a shard that its supervisor started, or the supervisor that
+    has the runtime directory's lock.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
@@ -466,7 +532,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: Path) -> socket.socket:
-    """A socket connected to the shard that listens at *path*; OSError when none does."""
+    """A socket connected to the process that listens at *path*; OSError when none does."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(os.fspath(path))

@@ -5,6 +5,7 @@ It holds, mode 0700::
     lock                 flock of the one supervisor
     supervisor.json      record of the supervisor (pid, create time, epoch)
     supervisor.query     status queries to the supervisor
+    supervisor.handoff   the next supervisor, which takes over from the running one
     bus                  the bus, bound by the supervisor
     counts               what the supervisor publishes
     numbers              connection numbers below this one have been used
@@ -128,6 +129,11 @@ class RuntimeDir:
         """The supervisor's query socket."""
         return self.path / "supervisor.query"
 
+    @property
+    def supervisor_handoff(self) -> Path:
+        """The socket on which a supervisor is asked to hand over to the next one."""
+        return self.path / "supervisor.handoff"
+
     def shard_handoff(self, shard: int) -> Path:
         """The socket on which a shard takes descriptors."""
         return self.path / f"shard-{shard}.handoff"
@@ -192,8 +198,17 @@ class RuntimeDir:
             ) from None
         self._lock_fd = fd
 
+    @property
+    def lock_descriptor(self) -> int:
+        """The descriptor of the lock, while this process has it. Copies of it are the same lock."""
+        return self._lock_fd
+
+    def inherit_lock(self, fd: int) -> None:
+        """Take the directory by a copy of the lock's descriptor, which is owned from now on."""
+        self._lock_fd = fd
+
     def unlock(self) -> None:
-        """Give the directory back."""
+        """Give the directory back, unless another process has got a copy of the lock."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -236,7 +251,7 @@ class RuntimeDir:
 
     def forget_supervisor(self) -> None:
         """Remove the supervisor's record and sockets."""
-        self._remove("supervisor.json", "supervisor.query", "bus", "counts")
+        self._remove("supervisor.json", "supervisor.query", "supervisor.handoff", "bus", "counts")
 
     def forget_shard(self, shard: int) -> None:
         """Remove a shard's record and sockets."""

@@ -67,6 +67,7 @@ class Shard:
                     "shard": shard,
                     "pid": os.getpid(),
                     "epoch": epoch,
+                    "handoff": handoff.VERSION[0],
                     "report": self.report(),
                 },
                 "agents": lambda args: self._pool.list_agents(args.get("after", ""), args.get("limit", 1000)),

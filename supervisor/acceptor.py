@@ -87,11 +87,11 @@ class Acceptor:
         for listener in self._listeners:
             self._loop.remove_reader(listener.sock.fileno())
 
-    def close(self) -> None:
-        """Stop, and close the listeners."""
+    def close(self, *, leave: bool = False) -> None:
+        """Stop, and close the listeners, or *leave* them to another process that has copies."""
         self.stop()
         for listener in self._listeners:
-            listener.close()
+            listener.leave() if leave else listener.close()
         if self._reserve >= 0:
             os.close(self._reserve)
             self._reserve = -1

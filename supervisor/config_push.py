@@ -42,6 +42,10 @@ class ConfigPush:
         self._told = 0
         self._timer: asyncio.TimerHandle | None = None
 
+    def __len__(self) -> int:
+        """How many agents are still to be told something."""
+        return len(self._todo) + len(self._again)
+
     def changed(self, old: AgentConfig, new: AgentConfig) -> None:
         """Tell every agent for which *new* says something else than *old*."""
         self._newest = new

@@ -20,7 +20,7 @@ from ipc.rundir import RuntimeDir
 from supervisor.care import KILL_AFTER, REPLACE_AFTER
 from supervisor.config.model import Config
 from supervisor.listeners import assign, has_its_path, wanted
-from supervisor.processes import ShardProcess, adopt_shard
+from supervisor.processes import Process, adopt_shard
 
 ANSWER_TIMEOUT = 1.0
 """Seconds for an answer from all of them, when one has answered; and for a foreign shard to close its sockets."""
@@ -39,7 +39,7 @@ class TakenBack(NamedTuple):
 class _Keeper:
     """A living shard of an earlier supervisor, and what it answers."""
 
-    def __init__(self, rundir: RuntimeDir, shard: int, epoch: str, process: ShardProcess) -> None:
+    def __init__(self, rundir: RuntimeDir, shard: int, epoch: str, process: Process) -> None:
         self.shard = shard
         self.epoch = epoch
         self.process = process

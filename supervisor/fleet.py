@@ -21,7 +21,7 @@ from supervisor.care import KILL_AFTER, Care
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger
 from supervisor.moves import Moves
-from supervisor.processes import ShardProcess, adopt_shard, start_shard
+from supervisor.processes import Process, adopt_shard, start_shard
 from supervisor.publisher import Publisher
 
 TICK = 0.25
@@ -33,6 +33,9 @@ END_MARGIN = 3.0
 
 FOREIGN_LIMIT = 20.0
 """Seconds that a shard of another version has to drain; it takes 10 s by itself."""
+
+ADOPTION_PAUSE = 0.01
+"""Seconds between attempts to ask an adopted shard what it holds; it is back on the bus after 50 ms as a rule."""
 
 ASK_AGAIN = 1.0
 """Seconds after which a snapshot that has not come is asked for again."""
@@ -64,7 +67,7 @@ class Member:
 
     def __init__(self, shard: int) -> None:
         self.care = Care(shard)
-        self.process: ShardProcess | None = None
+        self.process: Process | None = None
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
         self.fate = Fate.RESPAWN
@@ -114,6 +117,8 @@ class Fleet:
         # Connections that a shard was found to hold on their way to, or from, another one.
         self._adrift: set[int] = set()
         self._stopping = False
+        self.turns = 0
+        """How often all shards have been looked at: it grows as long as this supervisor does its work."""
         self.ready = asyncio.Event()
         """Set once no shard is starting any more, and what living ones hold is in the ledger."""
         self._emptied: asyncio.Event = asyncio.Event()
@@ -144,6 +149,7 @@ class Fleet:
                     self._connect(member)
             else:
                 self._rundir.forget_shard(shard)
+        self._ask_adopted()
         while len(self._members) < shards:
             self.add(self.free_number())
 
@@ -237,6 +243,32 @@ class Fleet:
         self._publisher.close()
         self._bus.close()
 
+    @property
+    def running(self) -> int:
+        """How many shards take connections, or could if they were not draining."""
+        return sum(map(self.is_running, self._members))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no shard is starting or ending, and the ledger knows what they hold."""
+        return all(
+            member.care.state is not ShardState.STARTING and member.request is None and member.end_by is None
+            for member in self._members.values()
+        )
+
+    def leave(self) -> None:
+        """Let go of all shards, which serve on: another supervisor adopts them."""
+        self._stopping = True
+        self._timer.cancel()
+        for member in self._members.values():
+            if member.respawn is not None:
+                member.respawn.cancel()
+            if member.process is not None:
+                self._loop.remove_reader(member.process.pidfd)
+                member.process.close()
+        self._publisher.close()
+        self._bus.close()
+
     def kill(self) -> None:
         """End all shards at once."""
         for member in self._members.values():
@@ -260,7 +292,7 @@ class Fleet:
         member.care.begin(epoch, self._loop.time())
         self._watch(member, process, f"started pid {process.pid}")
 
-    def _watch(self, member: Member, process: ShardProcess, event: str) -> None:
+    def _watch(self, member: Member, process: Process, event: str) -> None:
         member.process = process
         member.care.note(event, _time_of_day())
         self._loop.add_reader(process.pidfd, self._ended, member)
@@ -454,6 +486,14 @@ class Fleet:
             member.asked_at = self._loop.time()
             self._next_request += 1
 
+    def _ask_adopted(self) -> None:
+        """Ask adopted shards what they hold as soon as they are on the bus: until the answer newcomers wait."""
+        waiting = [one for one in self._members.values() if one.request == 0 and one.process is not None]
+        for member in waiting:
+            self._ask_for_snapshot(member)
+        if waiting and not self._stopping:
+            self._loop.call_later(ADOPTION_PAUSE, self._ask_adopted)
+
     def _reconcile(self, member: Member, event: events.Snapshot) -> None:
         if event.request != member.request:
             return  # A newer one has been asked for.
@@ -516,8 +556,9 @@ class Fleet:
                 self._handoffs.set_silent(care.shard)
             if care.is_lost(now) or (member.foreign and now - care.started_at > FOREIGN_LIMIT):
                 self._replace(member, process, now)
+        self.turns += 1
 
-    def _replace(self, member: Member, process: ShardProcess, now: float) -> None:
+    def _replace(self, member: Member, process: Process, now: float) -> None:
         care = member.care
         if care.aborted_at is None:
             care.aborted_at = now

@@ -62,6 +62,16 @@ class Handshakes:
         """Start the handshake of a connection that has just been accepted."""
         self._read(newcomer)
 
+    def release_all(self) -> list[Newcomer]:
+        """Let go of all of them as they are, the oldest first: another supervisor goes on with them."""
+        released = list(self._waiting.values())
+        for newcomer in released:
+            self._forget(newcomer)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return released
+
     def reject_all(self, rejection_code: ErrorCode, message: str) -> None:
         """Turn everybody away who has not registered yet."""
         for newcomer in list(self._waiting.values()):

@@ -147,6 +147,15 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
     return listeners
 
 
+def remove_files(kept: Iterable[KeptListener], listeners: Sequence[Listener]) -> None:
+    """Remove the socket files of those *kept* that none of *listeners* has taken over, where they are ours."""
+    taken = {listener.kept for listener in listeners}
+    for one in kept:
+        if one.kind == "uds" and one not in taken and not one.inherited and has_its_path(one):
+            with contextlib.suppress(OSError):
+                Path(one.address).unlink()
+
+
 def tune_tcp(fd: int) -> bool:
     """Set what every agent's TCP connection gets, and travels with it; False when its peer has reset it already."""
     sock = borrowed(fd, "tcp")

@@ -1,4 +1,4 @@
-"""The supervisor's process: wiring, and the start and end of it."""
+"""The supervisor: everything that it has, wired together; how it begins, hands over, and ends."""
 
 import asyncio
 import contextlib
@@ -12,43 +12,43 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import uvloop
 
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger, log_loop_errors
+from ipc.logs import get_logger, log_loop_errors
 from ipc.query import QueryServer, Refused
 from ipc.readiness import Readiness
-from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
+from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
-from supervisor.activation import take_passed
 from supervisor.admission import Admission
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
 from supervisor.config_push import ConfigPush
-from supervisor.custody import take_back
-from supervisor.farewell import Farewell
+from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.ledger import Ledger
-from supervisor.listeners import Listener, ListenError, open_all
+from supervisor.listeners import Listener
 from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
-
-EX_CONFIG = 78
+from supervisor.sd import ServiceManager
+from supervisor.takeover import (
+    FINISH_LIMIT,
+    PAUSE,
+    Estate,
+    Succession,
+    Successor,
+)
 
 STOP_GRACE = 10.0
 """Seconds that shards have to end by themselves."""
-
-AGENTS_SOCKET = "agents.sock"
-"""The Unix socket in the runtime directory where a configuration without a listener listens."""
 
 READY_LIMIT = 5.0
 """Seconds that newcomers wait at most, after the start, for all shards to be there."""
@@ -74,19 +74,23 @@ class Supervisor:
         policy: Policy,
         rundir: RuntimeDir,
         listeners: list[Listener],
-        foreign: set[int],
+        estate: Estate,
+        manager: ServiceManager,
         load: Callable[[], Config] | None,
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
-        self._config, self._rundir, self._listeners, self._load = config, rundir, listeners, load
-        self._foreign = foreign
+        self._config, self._rundir, self.listeners, self._load = config, rundir, listeners, load
+        self._estate, self._manager = estate, manager
+        self.successor: Successor | None = None
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
-        self._stop_asked = asyncio.Event()
+        self.stop_asked = False
+        self._over = asyncio.Event()
+        self._left: Estate | None = None
         self.shards = config.shards or len(os.sched_getaffinity(0))
         self._readiness = Readiness()
         self._farewell = Farewell(self._readiness)
@@ -141,35 +145,71 @@ class Supervisor:
                 "plan": lambda _: self._operations.plan(self._config.placement),
             },
         )
+        self._succession = Succession(rundir, manager, self._asked_to_hand_over)
 
-    async def run(self) -> None:
-        """Serve until told to stop, then stop in order: no new connections, then shards, then sockets."""
+    async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
+        """Serve until told to stop, then stop in order: no new connections, then shards, then sockets.
+
+        *on_serving* is called once agents are accepted. Asked to hand over, this returns what the *successor* gets;
+        `close` is to be called when that one serves.
+        """
         log_loop_errors(self._loop)
         for number, act in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
             (signal.SIGHUP, self._reload_for_signal),
+            (signal.SIGUSR2, self._replace_for_signal),
         ):
             self._loop.add_signal_handler(number, act)
         self._entrust()
-        self._fleet.start(self.shards, self._foreign)
+        self._fleet.start(self.shards, self._estate.foreign)
+        for shard in self._estate.drained:
+            if shard in self._fleet.shards:
+                self._fleet.drain(shard, draining=True)
+        on_serving()
+        for newcomer in self._estate.handshakes:
+            self._handshakes.begin(newcomer)
         self._acceptor.start()
         self._announce()
         opening = self._loop.create_task(self._open_when_ready())
         process.settle_memory()
         try:
-            await self._stop_asked.wait()
+            await self._over.wait()
         finally:
             opening.cancel()
-            await self._end()
+            if self._left is None:
+                await self._end()
+        return self._left
+
+    @property
+    def rules(self) -> tuple[Config, Policy]:
+        """The configuration and the policy in force."""
+        return self._config, self._admission.policy
 
     def stop(self) -> None:
         """Stop in order; asked again, at once."""
-        if self._stop_asked.is_set():
+        if self.stop_asked and self._left is None:
             self._log.warning("stopping at once")
             self._fleet.kill()
-            return
-        self._stop_asked.set()
+        self.stop_asked = True
+        self._over.set()
+
+    def close(self) -> None:
+        """Close what is still open after everything was handed over."""
+        self._handoffs.close()
+        self._farewell.close()
+        self._readiness.close()
+        self._acceptor.close(leave=True)
+        if self.successor is not None:
+            self.successor.close()
+
+    async def say_farewell(self) -> None:
+        """Let the refused agents read their answers, and the shards hear from the successor first; a second at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while len(self._farewell) or any(map(self._handoffs.has_link, self._fleet.shards)):  # noqa: ASYNC110
+                    # Nothing tells us.
+                    await asyncio.sleep(PAUSE)
 
     async def _open_when_ready(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -178,13 +218,15 @@ class Supervisor:
         self._admission.open()
         self._state = "running"
         self._log.info("ready", shards=self.shards)
+        self._manager.ready(self._summary())
+        self._manager.begin(self._summary, lambda: self._fleet.turns)
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
             self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""
-        sockets = {listener.kept: listener.sock.fileno() for listener in self._listeners}
+        sockets = {listener.kept: listener.sock.fileno() for listener in self.listeners}
         self._handoffs.entrust(sockets, self._config.orphan_timeout)
 
     def _record_numbers(self) -> None:
@@ -194,7 +236,77 @@ class Supervisor:
             self._rundir.write_first_number(self._numbers_recorded)
         self._numbers_timer = self._loop.call_later(0.5, self._record_numbers)
 
+    # Handing over.
+
+    def _replace_for_signal(self) -> None:
+        self._succession.start_one()
+
+    def _asked_to_hand_over(self, successor: Successor) -> None:
+        operation = self._operations.current
+        reason = self._succession.why_not(successor)
+        if self.stop_asked:
+            reason = "is stopping"
+        elif self.successor is not None:
+            reason = f"is handing over to pid {self.successor.process.pid} already"
+        elif operation is not None and not operation.row.is_done:
+            reason = f"is busy with '{operation.row.name}'; ask again when that is done"
+        if reason is not None:
+            successor.refuse(reason)
+            return
+        self.successor = successor
+        successor.accept(FINISH_LIMIT)
+        self._handing_over = self._loop.create_task(self._hand_over(successor))
+
+    async def _hand_over(self, successor: Successor) -> None:
+        """Accept no more, finish what is under way, and leave; or go on as before."""
+        self._acceptor.stop()
+        deadline = self._loop.time() + FINISH_LIMIT
+        while not (self._state == "running" and self._is_quiet()):
+            if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
+                self.successor = None
+                if not self.stop_asked:
+                    self._acceptor.start()
+                successor.refuse("could not finish what is under way, and goes on as it is")
+                return
+            await asyncio.sleep(PAUSE)
+        self._leave(successor)
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody is between a registration and a pool, and nothing else would be lost with this process."""
+        under_way = len(self._handoffs) + len(self._admission) + len(self._config_push)
+        return under_way == 0 and self._fleet.is_settled
+
+    def _leave(self, successor: Successor) -> None:
+        """Let go of everything that another process can have, the shards above all. What is left is closed later."""
+        self._left = Estate(
+            {listener.kept: os.dup(listener.sock.fileno()) for listener in self.listeners},
+            self._handshakes.release_all(),
+            [shard for shard in self._fleet.shards if self._fleet.is_draining(shard)],
+        )
+        self._state = "handing over"
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            self._loop.add_signal_handler(number, self._log.warning, "a new supervisor takes over; signal ignored")
+        status = f"handing over to pid {successor.process.pid}"
+        self._manager.begin(lambda: status, time.monotonic_ns)
+        self._handoffs.flush()
+        self._fleet.leave()
+        self._moves.close()
+        self._config_push.close()
+        self._queries.close()
+        self._succession.close()
+        self._numbers_timer.cancel()
+        self._rundir.write_first_number(self._ledger.next_number)
+        # Before another process binds the same names.
+        close_context()
+        self._over.set()
+
+    def _summary(self) -> str:
+        return (
+            f"{self._fleet.running} of {len(self._fleet.shards)} shards running, {self._ledger.live_total} connections"
+        )
+
     async def _end(self) -> None:
+        self._manager.stopping("stopping")
         self._state = "stopping"
         self._log.info("stopping", connections=self._ledger.live_total)
 
@@ -203,6 +315,10 @@ class Supervisor:
                 ErrorCode.SHUTTING_DOWN, "the listener is shutting down", newcomer.answer_type, retry_after_ms=1000
             )
 
+        self._succession.close()
+        self._succession.end_child()
+        if self.successor is not None:
+            self.successor.refuse("is stopping")
         await self._operations.close()
         self._moves.close()
         self._config_push.close()
@@ -228,7 +344,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Say where the sockets are and what to try next: as text to a person, as a log line to a machine."""
-        addresses = [listener.address for listener in self._listeners]
+        addresses = [listener.address for listener in self.listeners]
         self._log.info("listening", addresses=addresses, runtime_dir=str(self._rundir.path), shards=self.shards)
         if not sys.stderr.isatty():
             return
@@ -250,7 +366,7 @@ class Supervisor:
                 state=self._state,
                 uptime_s=round(time.monotonic() - self._started, 1),
                 version=__version__,
-                listeners=[listener.row for listener in self._listeners],
+                listeners=[listener.row for listener in self.listeners],
                 accepted_total=self._handoffs.accepted_total,
                 rejected_total=dict(self._farewell.rejected),
                 handshakes=len(self._handshakes),
@@ -271,6 +387,8 @@ class Supervisor:
 
     def _operate(self, arguments: dict[str, Any]) -> OperationRow:
         """Start an operation; what becomes of it, the query "operation" tells."""
+        if self.successor is not None:
+            raise Refused("a new supervisor takes over; ask that one in a moment")
         try:
             order = msgspec.convert(arguments, Operate)
         except msgspec.ValidationError as error:
@@ -310,6 +428,13 @@ class Supervisor:
 
     def _reload(self) -> list[str]:
         """Read configuration and tokens again; returns the fields that changed. ConfigError leaves all as it was."""
+        self._manager.reloading()
+        try:
+            return self._read_again()
+        finally:
+            self._manager.ready(self._summary())
+
+    def _read_again(self) -> list[str]:
         try:
             config = self._config if self._load is None else self._load()
             policy = Policy(config)
@@ -330,56 +455,6 @@ class Supervisor:
         restart = [name for name in changed if name in _NEEDS_RESTART]
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
-
-
-def serve(
-    config: Config,
-    *,
-    load: Callable[[], Config] | None = None,
-    log_level: str = "info",
-    log_format: str = "auto",
-) -> int:
-    """Run a supervisor with *config* until it is stopped; returns the exit code.
-
-    *load* makes the configuration again for a reload; without it a reload reads the token files only.
-    """
-    configure("supervisor", log_level, log_format)
-    rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
-    try:
-        passed = take_passed()
-        policy = Policy(config)
-        process.raise_descriptor_limit()
-        rundir.create()
-        rundir.lock()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EX_CONFIG
-    except (RuntimeDirError, ListenError) as error:
-        print(f"shardgate: {error}", file=sys.stderr)
-        return 1
-
-    async def main() -> None:
-        default_path = rundir.path / AGENTS_SOCKET
-        taken, foreign = await take_back(config, rundir, default_path, passed)
-        listeners = open_all(config, default_path, taken)
-        try:
-            supervisor = Supervisor(config, policy, rundir, listeners, foreign, load, (log_level, log_format))
-        except BaseException:
-            for listener in listeners:
-                listener.leave()
-            raise
-        await supervisor.run()
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    except ListenError as error:
-        print(f"shardgate: {error}", file=sys.stderr)
-        return 1
-    finally:
-        close_context()
-        rundir.unlock()
-    return 0
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Shards as processes: started by exec, watched by pidfd. No other module starts a process.
+"""Shards, and the next supervisor, as processes: started by exec, watched by pidfd. No other module starts any.
 
 No fork without exec and no multiprocessing: a forked shard would share the loop's epoll set and hold copies of agents'
 descriptors, which keep an agent half-open after its real owner died. A session of their own keeps the terminal's Ctrl-C
@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -17,8 +18,8 @@ from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
 
 
-class ShardProcess:
-    """A running shard: our child, or one that an earlier supervisor left.
+class Process:
+    """A running process of ours: our child, or a shard that an earlier supervisor left, or the next supervisor.
 
     *pidfd* becomes readable when it has ended. Unlike a pid it cannot come to mean another process.
     """
@@ -52,7 +53,7 @@ class ShardProcess:
 
 def start_shard(
     shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, log_level: str, log_format: str
-) -> ShardProcess:
+) -> Process:
     """Start shard *shard*; OSError when the process cannot be made."""
     command = [
         sys.executable,
@@ -80,10 +81,42 @@ def start_shard(
     pidfd = os.pidfd_open(child.pid)
     # `reap` collects the status; Popen must neither do so nor warn that nobody did.
     child.returncode = 0
-    return ShardProcess(child.pid, pidfd, is_child=True)
+    return Process(child.pid, pidfd, is_child=True)
 
 
-def adopt_shard(record: ProcessRecord) -> ShardProcess | None:
+def start_successor(variables: Mapping[str, str]) -> Process:
+    """Start the command of this process again, with the code that is installed now, to take over from it.
+
+    *variables* go into its environment beside ours. OSError when the process cannot be made.
+    """
+    child = subprocess.Popen(
+        successor_command(sys.orig_argv), stdin=subprocess.DEVNULL, close_fds=True, env={**os.environ, **variables}
+    )
+    pidfd = os.pidfd_open(child.pid)
+    child.returncode = 0
+    return Process(child.pid, pidfd, is_child=True)
+
+
+def successor_command(arguments: Sequence[str]) -> list[str]:
+    """The command line that takes over from the process with these *arguments* (sys.orig_argv).
+
+    A script is run by its name, and so by the interpreter that it names now: after an upgrade that may be another one.
+    """
+    script = arguments[1:2]
+    is_script = bool(script) and not script[0].startswith("-") and os.access(script[0], os.X_OK)
+    command = list(arguments[1:]) if is_script else [sys.executable, *arguments[1:]]
+    return command if "--takeover" in command else [*command, "--takeover"]
+
+
+def hold(pid: int) -> Process | None:
+    """The process *pid*, which is known to live; None when it has ended nevertheless."""
+    try:
+        return Process(pid, os.pidfd_open(pid), is_child=False)
+    except OSError:
+        return None
+
+
+def adopt_shard(record: ProcessRecord) -> Process | None:
     """The living process of *record*; None when it has ended or its pid belongs to another process by now."""
     try:
         pidfd = os.pidfd_open(record.pid)
@@ -93,4 +126,4 @@ def adopt_shard(record: ProcessRecord) -> ShardProcess | None:
     if not record.is_alive() or not record.belongs_to(os.geteuid()):
         os.close(pidfd)
         return None
-    return ShardProcess(record.pid, pidfd, is_child=False)
+    return Process(record.pid, pidfd, is_child=False)

@@ -84,6 +84,11 @@ from supervisor.config.tokens import load_tokens
     "--allow-uid", type=int, multiple=True, metavar="UID", help="Users that may use the Unix socket; may be repeated."
 )
 @click.option(
+    "--takeover",
+    is_flag=True,
+    help="Take the place of the supervisor that runs in the runtime directory, if one does; agents do not notice.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(LEVEL_NAMES),
     default="info",
@@ -101,11 +106,12 @@ from supervisor.config.tokens import load_tokens
     show_envvar=True,
     help="Form of the log on standard error; auto is text on a terminal.",
 )
-def command(file: str | None, log_level: str, log_format: str, **options: Any) -> int:
+def command(file: str | None, log_level: str, log_format: str, takeover: bool, **options: Any) -> int:
     """Accept agents and start the shards, in the foreground, until SIGTERM or Ctrl-C.
 
     Options stand above environment variables, those above the file, and the file above defaults. SIGHUP, or
-    'shardgate reload', reads the file again.
+    'shardgate reload', reads the file again. SIGUSR2 starts the code that is installed now, with the same options, in
+    place of this process, as --takeover does from outside; 'shardgate restart --rolling' does the same for the shards.
     """
     # Also after a change of directory the file has to be found, for a reload and by who reads the status.
     path = os.path.abspath(file) if file else None  # noqa: PTH100 - Path.absolute() leaves ".." in
@@ -122,6 +128,6 @@ def command(file: str | None, log_level: str, log_format: str, **options: Any) -
     except ConfigError as error:
         note(str(error))
         return ExitCode.BAD_CONFIG
-    from supervisor.main import serve
+    from supervisor.serve import serve
 
-    return serve(config, load=load, log_level=log_level, log_format=log_format)
+    return serve(config, load=load, log_level=log_level, log_format=log_format, takeover=takeover)

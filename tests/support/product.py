@@ -69,11 +69,11 @@ class Product:
                 self.end()
                 raise
 
-    def start(self) -> "subprocess.Popen[bytes]":
-        """Start it, or start it again after it ended."""
+    def start(self, *more: str) -> "subprocess.Popen[bytes]":
+        """Start it, or start it again after it ended, with *more* options."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._prefix, sys.executable, "-P", "-m", "shardgate", *self._arguments],
+                [*self._prefix, sys.executable, "-P", "-m", "shardgate", *self._arguments, *more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -81,6 +81,20 @@ class Product:
                 env=self._environment,
             )
         return self.process
+
+    def take_over(self, *more: str) -> None:
+        """Start another one in the place of this one, which must end well."""
+        old = self.process
+        new = self.start("--takeover", *more)
+        try:
+            assert old.wait(30) == 0
+        except BaseException:
+            # So that `end` finds both.
+            new.kill()
+            new.wait()
+            self.process = old
+            raise
+        self.wait_until_running()
 
     def command(self, *arguments: str, timeout: float = 30, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run another ``shardgate`` command against this one."""
@@ -152,6 +166,8 @@ class Product:
             try:
                 answer = self.query("status")
             except Exception:  # noqa: BLE001 - not there yet
+                return False
+            if answer["supervisor"]["pid"] != self.process.pid:
                 return False
             return answer["supervisor"]["state"] == "running" and all(
                 shard["state"] == "running" for shard in answer["shards"]

@@ -1,0 +1,151 @@
+"""The supervisor's process: from its command line to its exit code, over the supervisors that run in it.
+
+There is one as a rule. A second one begins where the first has handed over to another process that then failed.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from ipc import process
+from ipc.bus import close_context
+from ipc.handoff import KeptListener
+from ipc.logs import configure, get_logger
+from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir
+from supervisor.activation import take_passed
+from supervisor.cli.errors import ExitCode
+from supervisor.config.errors import ConfigError
+from supervisor.config.model import Config
+from supervisor.custody import take_back
+from supervisor.listeners import ListenError, open_all, remove_files
+from supervisor.main import Supervisor
+from supervisor.policy import Policy
+from supervisor.sd import ServiceManager
+from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
+
+AGENTS_SOCKET = "agents.sock"
+"""The Unix socket in the runtime directory where a configuration without a listener listens."""
+
+_EXIT_CODES = {
+    ConfigError: ExitCode.BAD_CONFIG,
+    TakeoverRefused: ExitCode.REFUSED,
+    TakeoverTimedOut: ExitCode.TIMED_OUT,
+}
+
+
+def serve(
+    config: Config,
+    *,
+    load: Callable[[], Config] | None = None,
+    log_level: str = "info",
+    log_format: str = "auto",
+    takeover: bool = False,
+) -> int:
+    """Run a supervisor with *config* until it is stopped, or replaced; returns the exit code.
+
+    *load* makes the configuration again for a reload; without it a reload reads the token files only. With *takeover*
+    it takes the place of the one that runs, if one does.
+    """
+    configure("supervisor", log_level, log_format)
+    rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
+    try:
+        passed = take_passed()
+        life = _Life(config, rundir, load, (log_level, log_format), passed)
+        process.raise_descriptor_limit()
+        rundir.create()
+        if not takeover:
+            rundir.lock()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(life.take_over() if takeover else life.begin())
+    except (ConfigError, RuntimeDirError, ListenError, TakeoverRefused, TakeoverTimedOut) as error:
+        print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
+        return _EXIT_CODES.get(type(error), ExitCode.FAILED)
+    finally:
+        close_context()
+        rundir.unlock()
+    return ExitCode.OK
+
+
+class _Life:
+    """What stays the same over the supervisors of one process. ConfigError when the policy cannot be made."""
+
+    def __init__(
+        self,
+        config: Config,
+        rundir: RuntimeDir,
+        load: Callable[[], Config] | None,
+        logging: tuple[str, str],
+        passed: dict[KeptListener, int],
+    ) -> None:
+        self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
+        self._policy = Policy(config)
+        self._manager = ServiceManager()
+        self._default_path: Path = rundir.path / AGENTS_SOCKET
+
+    async def begin(self, estate: Estate | None = None) -> None:
+        """Run where no other supervisor does; the runtime directory is locked."""
+        taken, foreign = await take_back(self._config, self._rundir, self._default_path, self._passed)
+        handshakes = () if estate is None else estate.handshakes
+        await self._run(Estate(taken, handshakes, (), frozenset(foreign)), lambda _: None)
+
+    async def take_over(self) -> None:
+        """Run in the place of the supervisor that runs."""
+        predecessor = await Predecessor.find(self._rundir)
+        if predecessor is None:
+            await self.begin()
+            return
+        check_shards(self._rundir)
+        estate = await predecessor.estate()
+        if estate is None:
+            # It died meanwhile, and the kernel has given its lock back.
+            self._rundir.lock()
+            await self.begin(Estate({}, predecessor.handshakes))
+            return
+        self._rundir.inherit_lock(predecessor.lock)
+
+        def on_serving(supervisor: Supervisor) -> None:
+            predecessor.say_taken()
+            remove_files(estate.listeners, supervisor.listeners)
+
+        await self._run(estate._replace(listeners={**estate.listeners, **self._passed}), on_serving)
+
+    async def _run(self, estate: Estate, on_serving: Callable[[Supervisor], None]) -> None:
+        supervisor = self._supervisor(estate)
+        left = await supervisor.run(lambda: on_serving(supervisor))
+        while left is not None and not await self._has_handed_over(supervisor, left):
+            stop_asked = supervisor.stop_asked
+            self._config, self._policy = supervisor.rules
+            supervisor = self._supervisor(left)
+            if stop_asked:
+                supervisor.stop()
+            left = await supervisor.run()
+
+    def _supervisor(self, estate: Estate) -> Supervisor:
+        listeners = open_all(self._config, self._default_path, estate.listeners)
+        try:
+            return Supervisor(
+                self._config, self._policy, self._rundir, listeners, estate, self._manager, self._load, self._logging
+            )
+        except BaseException:
+            for listener in listeners:
+                listener.leave()
+            raise
+
+    async def _has_handed_over(self, supervisor: Supervisor, left: Estate) -> bool:
+        """Give what a supervisor left to its successor; whether that one serves now."""
+        successor = supervisor.successor
+        assert successor is not None
+        taken = await successor.receives(left, self._rundir.lock_descriptor)
+        if taken:
+            get_logger().info("handed over", to_pid=successor.process.pid)
+            if supervisor.stop_asked:
+                # Whoever asked for the end knows this process only.
+                await successor.ends()
+            else:
+                self._manager.replaced_by(successor.process.pid)
+                await supervisor.say_farewell()
+        supervisor.close()
+        return taken

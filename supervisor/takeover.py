@@ -1,0 +1,365 @@
+"""Replacing the supervisor while agents notice nothing: both ends of it, in the order of `ipc.handoff.TakeOver`.
+
+The old supervisor ends only when the new one serves. Until then it keeps copies of all that it has given away, the lock
+included, and goes on with them when the new one dies. One that hangs is ended: never are there two.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ipc import handoff, peers, query
+from ipc.handoff import (
+    BATCH_BYTES,
+    MAX_BATCH,
+    HandingOver,
+    HandoffChannel,
+    Handshake,
+    Inheritance,
+    Kept,
+    KeptListener,
+    Message,
+    NotNow,
+    Taken,
+    TakeOver,
+    Unregistered,
+    close_all,
+)
+from ipc.logs import get_logger
+from ipc.rundir import RuntimeDir, RuntimeDirBusy
+from supervisor.newcomer import Newcomer
+from supervisor.processes import Process, hold, start_successor
+from supervisor.sd import ServiceManager
+
+ANSWER_LIMIT = 5.0
+"""Seconds that a running supervisor has to say whether it hands over; it answers at once."""
+
+FINISH_LIMIT = 15.0
+"""Seconds to finish what is under way before handing over: handoffs, probes, and the start of shards."""
+
+TAKE_LIMIT = 30.0
+"""Seconds that the new supervisor has from being given everything until it serves."""
+
+BOOT_LIMIT = 30.0
+"""Seconds that a new supervisor, started by the old one, has until it asks."""
+
+PAUSE = 0.005
+"""Seconds between looks at what is waited for."""
+
+
+class TakeoverRefused(Exception):
+    """The running supervisor does not hand over; the message says why, and what to do."""
+
+
+class TakeoverTimedOut(Exception):
+    """The running supervisor does not answer, or does not get done; it goes on as it is."""
+
+
+class Estate(NamedTuple):
+    """What one supervisor leaves to the next. Shards, and what they hold, are found in the runtime directory.
+
+    Descriptors belong to whoever has the estate. *handshakes* are not complete. *drained* shards are to get no
+    connections; *foreign* ones speak another version.
+    """
+
+    listeners: Mapping[KeptListener, int]
+    handshakes: Sequence[Newcomer] = ()
+    drained: Sequence[int] = ()
+    foreign: frozenset[int] = frozenset()
+
+
+# The new supervisor.
+
+
+class Predecessor:
+    """The running supervisor, as the one that takes over sees it. Make it with `ask`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.lock = -1
+        self.handshakes: list[Newcomer] = []
+        self.pid = peers.credentials(sock.fileno())[0]
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._listeners: dict[KeptListener, int] = {}
+        self._loop = asyncio.get_running_loop()
+        self._channel = HandoffChannel(sock, self._on_message, lambda _reason: self._messages.put_nowait(None))
+
+    @classmethod
+    async def find(cls, rundir: RuntimeDir) -> "Predecessor | None":
+        """Reach the supervisor of *rundir*. When there is none the directory is locked, and the answer None."""
+        deadline = asyncio.get_running_loop().time() + ANSWER_LIMIT
+        while True:
+            try:
+                rundir.lock()
+            except RuntimeDirBusy as busy:
+                with contextlib.suppress(OSError):
+                    return cls(handoff.connect(rundir.supervisor_handoff))
+                # It is about to begin, or to end.
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TakeoverTimedOut(f"{busy}; it does not let anybody ask it to hand over") from None
+            else:
+                return None
+            await asyncio.sleep(PAUSE)
+
+    async def estate(self) -> Estate | None:
+        """Get everything that it has; None when it died meanwhile.
+
+        Then what it had is to be found as after a crash, and the *handshakes* that came so far are here. Raises
+        `TakeoverRefused` and `TakeoverTimedOut`; the running supervisor goes on then.
+        """
+        get_logger().info("taking over", from_pid=self.pid)
+        self._channel.try_send(TakeOver())
+        # Whoever gets an error ends, and with it everything that came so far: the old supervisor has copies.
+        limit = ANSWER_LIMIT
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    message = await self._messages.get()
+            except TimeoutError:
+                raise TakeoverTimedOut(
+                    f"the supervisor (pid {self.pid}) did not hand over within {limit:g} s; it goes on as it is"
+                ) from None
+            match message:
+                case HandingOver(seconds=seconds):
+                    limit = seconds + ANSWER_LIMIT
+                case NotNow(reason=reason):
+                    raise TakeoverRefused(f"the supervisor (pid {self.pid}) {reason}")
+                case Inheritance(drained=drained):
+                    return Estate(self._listeners, self.handshakes, drained)
+                case None if self._channel.unreadable:
+                    raise TakeoverRefused(
+                        f"the supervisor (pid {self.pid}) speaks another version; stop it, and start this one"
+                    )
+                case None:
+                    close_all(list(self._listeners.values()))
+                    return None
+
+    def say_taken(self) -> None:
+        """Let it end: this process serves."""
+        self._channel.try_send(Taken())
+        self._channel.close()
+
+    def _on_message(self, message: Message, descriptors: list[int]) -> None:
+        if isinstance(message, Unregistered):
+            for handshake, fd in zip(message.handshakes, descriptors, strict=True):
+                newcomer = Newcomer(fd, handshake.transport, self._loop.time() + handshake.seconds)
+                newcomer.received = handshake.received
+                self.handshakes.append(newcomer)
+        elif isinstance(message, Kept):
+            self._listeners.update(zip(message.listeners, descriptors, strict=True))
+        elif isinstance(message, Inheritance):
+            self.lock = descriptors[0]
+            self._messages.put_nowait(message)
+        else:
+            close_all(descriptors)
+            self._messages.put_nowait(message)
+
+
+def check_shards(rundir: RuntimeDir) -> None:
+    """`TakeoverRefused` when a living shard could not be adopted: its agents would have to reconnect."""
+    paths = {rundir.shard_query(shard): shard for shard in rundir.recorded_shards()}
+    for path, answer in query.ask_many(paths, "status").items():
+        theirs = answer.get("handoff") if isinstance(answer, dict) else None
+        if theirs != handoff.VERSION[0]:
+            raise TakeoverRefused(
+                f"shard {paths[path]} speaks version {theirs} of the handoff, this is version {handoff.VERSION[0]}: its"
+                " agents would have to reconnect; stop the supervisor and start this one when that is acceptable"
+            )
+
+
+# The old supervisor.
+
+
+class Successor:
+    """A process that asks to take over, as the running supervisor sees it."""
+
+    def __init__(self, sock: socket.socket, process: Process, on_asked: Callable[["Successor"], None]) -> None:
+        self.process = process
+        self.lost = asyncio.Event()
+        """Set when it has gone, or given up."""
+        self.taken = asyncio.Event()
+        self._on_asked = on_asked
+        self._channel = HandoffChannel(sock, self._on_message, lambda _reason: self.lost.set())
+
+    def refuse(self, reason: str) -> None:
+        """Tell it to go away; *reason* continues "the supervisor (pid 1) …"."""
+        get_logger().warning("not handing over", to_pid=self.process.pid, reason=reason)
+        self._channel.try_send(NotNow(reason))
+        self.close()
+
+    def accept(self, seconds: float) -> None:
+        """Tell it that everything comes within *seconds*."""
+        get_logger().info("handing over", to_pid=self.process.pid)
+        self._channel.try_send(HandingOver(seconds))
+
+    async def receives(self, estate: Estate, lock: int) -> bool:
+        """Give it everything; whether it serves now. If not, its process has ended, and all is still ours as well."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self.process.pidfd, ended.set)
+        try:
+            for message, descriptors in _messages_of(estate, lock, loop.time()):
+                await self._send(message, descriptors)
+            await _first_of(self.taken, ended, self.lost, seconds=TAKE_LIMIT)
+            if not self.taken.is_set() and not ended.is_set():
+                # A moment for one that is ending; then for good: it may have the lock, and come to life again.
+                await _first_of(ended, self.taken, seconds=1.0)
+            if not self.taken.is_set():
+                self.process.send_signal(signal.SIGKILL)
+                await ended.wait()
+        finally:
+            loop.remove_reader(self.process.pidfd)
+        if ended.is_set():
+            get_logger().error("the new supervisor has ended, going on", pid=self.process.pid, how=self.process.reap())
+        return not ended.is_set()
+
+    async def ends(self) -> None:
+        """Ask its process to stop, and wait until it has."""
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self.process.pidfd, ended.set)
+        self.process.send_signal(signal.SIGTERM)
+        await ended.wait()
+        asyncio.get_running_loop().remove_reader(self.process.pidfd)
+
+    def close(self) -> None:
+        """Let go of it; a child stays the caller's to watch."""
+        self._channel.close()
+        self.lost.set()
+        if not self.process.is_child:
+            self.process.close()
+
+    async def _send(self, message: Message, descriptors: Sequence[int]) -> None:
+        while not self._channel.closed and not self._channel.try_send(message, descriptors):  # noqa: ASYNC110 - rare
+            await asyncio.sleep(PAUSE)
+
+    def _on_message(self, message: Message, descriptors: list[int]) -> None:
+        close_all(descriptors)
+        if isinstance(message, TakeOver):
+            self._on_asked(self)
+        elif isinstance(message, Taken):
+            self.taken.set()
+
+
+class Succession:
+    """Who may take over from this supervisor: whoever asks at its socket, or the one that it starts itself.
+
+    *on_asked* gets each `Successor` that asks; it accepts or refuses it.
+    """
+
+    def __init__(self, rundir: RuntimeDir, manager: ServiceManager, on_asked: Callable[[Successor], None]) -> None:
+        self._manager = manager
+        self._on_asked = on_asked
+        self._loop = asyncio.get_running_loop()
+        self._log = get_logger()
+        self._asking: list[Successor] = []
+        self._child: Process | None = None
+        self._boot_timer: asyncio.TimerHandle | None = None
+        self._listener = handoff.listen(rundir.supervisor_handoff)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def start_one(self) -> None:
+        """Start the code that is installed now, which asks then; what is wrong is logged, and nothing has changed."""
+        if os.getpid() == 1:
+            self._log.error("process 1 cannot be replaced: its end is the container's; start a new container instead")
+            return
+        if self._child is not None:
+            self._log.warning("a new supervisor is starting already", pid=self._child.pid)
+            return
+        try:
+            self._child = start_successor(self._manager.variables)
+        except OSError as error:
+            self._log.error("the new supervisor cannot be started, serving on", reason=error.strerror)
+            return
+        self._log.info("starting a new supervisor", pid=self._child.pid)
+        self._loop.add_reader(self._child.pidfd, self._child_ended)
+        self._boot_timer = self._loop.call_later(BOOT_LIMIT, self._child_is_late)
+
+    def why_not(self, successor: Successor) -> str | None:
+        """Why nobody, or not this one, may take over; None when it may."""
+        if os.getpid() == 1:
+            return "is process 1, whose end is the container's; start a new container instead"
+        if self._manager.is_there and successor.process is not self._child:
+            return (
+                "is run by a service manager, for which its end would be the service's; ask that one:"
+                " systemctl kill --kill-whom=main --signal=USR2 shardgate"
+            )
+        return None
+
+    def close(self) -> None:
+        """Let nobody ask any more; the child that is taking over stays."""
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+        if self._boot_timer is not None:
+            self._boot_timer.cancel()
+        if self._child is not None:
+            self._loop.remove_reader(self._child.pidfd)
+        self._asking.clear()
+
+    def end_child(self) -> None:
+        """End a child that has not taken over: this supervisor stops."""
+        if self._child is not None:
+            self._child.send_signal(signal.SIGKILL)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        pid = peers.credentials(sock.fileno())[0]
+        process = self._child if self._child is not None and self._child.pid == pid else hold(pid)
+        if process is None:
+            sock.close()
+            return
+        self._asking = [one for one in self._asking if not one.lost.is_set()]
+        self._asking.append(Successor(sock, process, self._on_asked))
+
+    def _child_ended(self) -> None:
+        assert self._child is not None
+        self._loop.remove_reader(self._child.pidfd)
+        self._log.error("the new supervisor has ended, serving on", pid=self._child.pid, how=self._child.reap())
+        self._child.close()
+        self._child = None
+        if self._boot_timer is not None:
+            self._boot_timer.cancel()
+
+    def _child_is_late(self) -> None:
+        if self._child is not None and not self._asking:
+            self._log.error("the new supervisor does not begin, ending it", pid=self._child.pid, after_s=BOOT_LIMIT)
+            self._child.send_signal(signal.SIGKILL)
+
+
+def _messages_of(estate: Estate, lock: int, now: float) -> Iterator[tuple[Message, list[int]]]:
+    for batch in _batches(estate.handshakes):
+        handshakes = [Handshake(n.transport, bytes(n.received), max(0.0, n.deadline - now)) for n in batch]
+        yield Unregistered(handshakes), [newcomer.fd for newcomer in batch]
+    # As many as one message carries; nobody has more.
+    listeners = list(estate.listeners.items())[:MAX_BATCH]
+    yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
+    yield Inheritance(list(estate.drained)), [lock]
+
+
+def _batches(newcomers: Iterable[Newcomer]) -> Iterator[list[Newcomer]]:
+    batch: list[Newcomer] = []
+    size = 0
+    for newcomer in newcomers:
+        size += len(newcomer.received)
+        if batch and (size > BATCH_BYTES or len(batch) == MAX_BATCH):
+            yield batch
+            batch, size = [], len(newcomer.received)
+        batch.append(newcomer)
+    if batch:
+        yield batch
+
+
+async def _first_of(*events: asyncio.Event, seconds: float) -> None:
+    """Wait until one of *events* is set, or *seconds* are over."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
