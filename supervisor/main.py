@@ -301,9 +301,8 @@ class Supervisor:
         self._over.set()
 
     def _summary(self) -> str:
-        return (
-            f"{self._fleet.running} of {len(self._fleet.shards)} shards running, {self._ledger.live_total} connections"
-        )
+        fleet = self._fleet
+        return f"{fleet.running} of {len(fleet.shards)} shards running; connections: {self._ledger.live_total}"
 
     async def _end(self) -> None:
         self._manager.stopping("stopping")
