@@ -329,7 +329,7 @@ def test_address_that_cannot_be_opened_is_no_takeover(held: tuple[Product, Calla
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         status, output = ended(new_one(product, "--tcp", f"127.0.0.1:{occupied.getsockname()[1]}"))
     assert (status, "cannot listen" in output) == (1, True), output
-    assert "the new supervisor has ended, going on" in product.log.read_text()
+    wait_for(lambda: "the new supervisor has ended, going on" in product.log.read_text(), "the old one to go on")
     check()
 
 
