@@ -293,7 +293,7 @@ class Supervisor:
         self._moves.close()
         self._config_push.close()
         self._queries.close()
-        self._succession.close()
+        self._succession.close(keep=successor)
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
         # Before another process binds the same names.
@@ -314,10 +314,9 @@ class Supervisor:
                 ErrorCode.SHUTTING_DOWN, "the listener is shutting down", newcomer.answer_type, retry_after_ms=1000
             )
 
-        self._succession.close()
-        self._succession.end_child()
         if self.successor is not None:
             self.successor.refuse("is stopping")
+        self._succession.close()
         await self._operations.close()
         self._moves.close()
         self._config_push.close()

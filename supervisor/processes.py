@@ -6,6 +6,7 @@ from reaching the shards beside the supervisor.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -87,14 +88,18 @@ def start_shard(
 def start_successor(variables: Mapping[str, str]) -> Process:
     """Start the command of this process again, with the code that is installed now, to take over from it.
 
-    *variables* go into its environment beside ours. OSError when the process cannot be made.
+    *variables* go into its environment beside ours. It is no child of ours: systemd waits for the end of a main process
+    only if that was its own child when it was named (MAINPID), and kills it at once otherwise. An orphan is its child.
+    OSError when the process cannot be made.
     """
-    child = subprocess.Popen(
-        successor_command(sys.orig_argv), stdin=subprocess.DEVNULL, close_fds=True, env={**os.environ, **variables}
-    )
-    pidfd = os.pidfd_open(child.pid)
-    child.returncode = 0
-    return Process(child.pid, pidfd, is_child=True)
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *successor_command(sys.orig_argv)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, close_fds=True, env={**os.environ, **variables}, check=False,
+    )  # fmt: skip
+    process = hold(int(done.stdout or 0))
+    if process is None:
+        raise OSError(errno.ECHILD, "it ended at once")
+    return process
 
 
 def successor_command(arguments: Sequence[str]) -> list[str]:

@@ -5,16 +5,16 @@ There is one as a rule. A second one begins where the first has handed over to a
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvloop
 
 from ipc import process
 from ipc.bus import close_context
-from ipc.handoff import KeptListener
+from ipc.handoff import KeptListener, close_all
 from ipc.logs import configure, get_logger
-from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir
+from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from supervisor.activation import take_passed
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
@@ -22,6 +22,7 @@ from supervisor.config.model import Config
 from supervisor.custody import take_back
 from supervisor.listeners import ListenError, open_all, remove_files
 from supervisor.main import Supervisor
+from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
 from supervisor.sd import ServiceManager
 from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
@@ -85,25 +86,28 @@ class _Life:
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
 
-    async def begin(self, estate: Estate | None = None) -> None:
-        """Run where no other supervisor does; the runtime directory is locked."""
+    async def begin(self, handshakes: Sequence[Newcomer] = ()) -> None:
+        """Run where no other supervisor does; the runtime directory is locked. *handshakes* are gone on with."""
         taken, foreign = await take_back(self._config, self._rundir, self._default_path, self._passed)
-        handshakes = () if estate is None else estate.handshakes
         await self._run(Estate(taken, handshakes, (), frozenset(foreign)), lambda _: None)
 
     async def take_over(self) -> None:
         """Run in the place of the supervisor that runs."""
-        predecessor = await Predecessor.find(self._rundir)
-        if predecessor is None:
-            await self.begin()
-            return
-        check_shards(self._rundir)
-        estate = await predecessor.estate()
-        if estate is None:
-            # It died meanwhile, and the kernel has given its lock back.
-            self._rundir.lock()
-            await self.begin(Estate({}, predecessor.handshakes))
-            return
+        while True:
+            predecessor = await Predecessor.find(self._rundir)
+            if predecessor is None:
+                await self.begin()
+                return
+            check_shards(self._rundir)
+            estate = await predecessor.estate()
+            if estate is not None:
+                break
+            if self._is_locked():
+                # It died meanwhile.
+                await self.begin(predecessor.handshakes)
+                return
+            # It has handed over to another process, which is to be asked then.
+            close_all([newcomer.fd for newcomer in predecessor.handshakes])
         self._rundir.inherit_lock(predecessor.lock)
 
         def on_serving(supervisor: Supervisor) -> None:
@@ -111,6 +115,14 @@ class _Life:
             remove_files(estate.listeners, supervisor.listeners)
 
         await self._run(estate._replace(listeners={**estate.listeners, **self._passed}), on_serving)
+
+    def _is_locked(self) -> bool:
+        """Lock the runtime directory, if no other process has."""
+        try:
+            self._rundir.lock()
+        except RuntimeDirBusy:
+            return False
+        return True
 
     async def _run(self, estate: Estate, on_serving: Callable[[Supervisor], None]) -> None:
         supervisor = self._supervisor(estate)

@@ -225,11 +225,10 @@ class Successor:
         asyncio.get_running_loop().remove_reader(self.process.pidfd)
 
     def close(self) -> None:
-        """Let go of it; a child stays the caller's to watch."""
+        """Let go of it."""
         self._channel.close()
         self.lost.set()
-        if not self.process.is_child:
-            self.process.close()
+        self.process.close()
 
     async def _send(self, message: Message, descriptors: Sequence[int]) -> None:
         while not self._channel.closed and not self._channel.try_send(message, descriptors):  # noqa: ASYNC110 - rare
@@ -255,7 +254,7 @@ class Succession:
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._asking: list[Successor] = []
-        self._child: Process | None = None
+        self._started: Process | None = None
         self._boot_timer: asyncio.TimerHandle | None = None
         self._listener = handoff.listen(rundir.supervisor_handoff)
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -265,71 +264,74 @@ class Succession:
         if os.getpid() == 1:
             self._log.error("process 1 cannot be replaced: its end is the container's; start a new container instead")
             return
-        if self._child is not None:
-            self._log.warning("a new supervisor is starting already", pid=self._child.pid)
+        if self._started is not None:
+            self._log.warning("a new supervisor is starting already", pid=self._started.pid)
             return
         try:
-            self._child = start_successor(self._manager.variables)
+            self._started = start_successor(self._manager.variables)
         except OSError as error:
             self._log.error("the new supervisor cannot be started, serving on", reason=error.strerror)
             return
-        self._log.info("starting a new supervisor", pid=self._child.pid)
-        self._loop.add_reader(self._child.pidfd, self._child_ended)
-        self._boot_timer = self._loop.call_later(BOOT_LIMIT, self._child_is_late)
+        self._log.info("starting a new supervisor", pid=self._started.pid)
+        self._loop.add_reader(self._started.pidfd, self._started_one_ended)
+        self._boot_timer = self._loop.call_later(BOOT_LIMIT, self._started_one_is_late)
 
     def why_not(self, successor: Successor) -> str | None:
         """Why nobody, or not this one, may take over; None when it may."""
         if os.getpid() == 1:
             return "is process 1, whose end is the container's; start a new container instead"
-        if self._manager.is_there and successor.process is not self._child:
+        if self._manager.is_there and (self._started is None or successor.process.pid != self._started.pid):
             return (
                 "is run by a service manager, for which its end would be the service's; ask that one:"
                 " systemctl kill --kill-whom=main --signal=USR2 shardgate"
             )
         return None
 
-    def close(self) -> None:
-        """Let nobody ask any more; the child that is taking over stays."""
+    def close(self, keep: Successor | None = None) -> None:
+        """Let nobody ask any more; *keep* is the one that takes over."""
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
         if self._boot_timer is not None:
             self._boot_timer.cancel()
-        if self._child is not None:
-            self._loop.remove_reader(self._child.pidfd)
-        self._asking.clear()
-
-    def end_child(self) -> None:
-        """End a child that has not taken over: this supervisor stops."""
-        if self._child is not None:
-            self._child.send_signal(signal.SIGKILL)
+        if self._started is not None:
+            self._loop.remove_reader(self._started.pidfd)
+            if keep is None:
+                # It was started by this supervisor, which stops.
+                self._started.send_signal(signal.SIGKILL)
+            self._started.close()
+        for one in self._asking:
+            if one is not keep:
+                one.close()
 
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
         except OSError:
             return
-        pid = peers.credentials(sock.fileno())[0]
-        process = self._child if self._child is not None and self._child.pid == pid else hold(pid)
+        process = hold(peers.credentials(sock.fileno())[0])
         if process is None:
             sock.close()
             return
-        self._asking = [one for one in self._asking if not one.lost.is_set()]
+        for gone in [one for one in self._asking if one.lost.is_set()]:
+            gone.close()
+            self._asking.remove(gone)
         self._asking.append(Successor(sock, process, self._on_asked))
 
-    def _child_ended(self) -> None:
-        assert self._child is not None
-        self._loop.remove_reader(self._child.pidfd)
-        self._log.error("the new supervisor has ended, serving on", pid=self._child.pid, how=self._child.reap())
-        self._child.close()
-        self._child = None
+    def _started_one_ended(self) -> None:
+        assert self._started is not None
+        self._loop.remove_reader(self._started.pidfd)
+        # It has said why, on the standard error that it shares with us.
+        self._log.error("the new supervisor has ended, serving on", pid=self._started.pid)
+        self._started.close()
+        self._started = None
         if self._boot_timer is not None:
             self._boot_timer.cancel()
 
-    def _child_is_late(self) -> None:
-        if self._child is not None and not self._asking:
-            self._log.error("the new supervisor does not begin, ending it", pid=self._child.pid, after_s=BOOT_LIMIT)
-            self._child.send_signal(signal.SIGKILL)
+    def _started_one_is_late(self) -> None:
+        if self._started is not None and not self._asking:
+            self._log.error("the new supervisor does not begin, ending it", pid=self._started.pid, after_s=BOOT_LIMIT)
+            self._started.send_signal(signal.SIGKILL)
 
 
 def _messages_of(estate: Estate, lock: int, now: float) -> Iterator[tuple[Message, list[int]]]:
