@@ -33,7 +33,7 @@ files = $(shell find $(abspath $(wildcard $(1))) -name __pycache__ -prune -o -pr
 packages := $(call files,dialout ipc shards supervisor) shardgate.py
 projects := pyproject.toml dialout/pyproject.toml
 texts    := $(wildcard *.md dialout/*.md) LICENSE
-tested   := $(wildcard tests bench examples deploy) pyproject.toml $(texts)
+tested   := $(wildcard tests bench examples deploy) .dockerignore pyproject.toml $(texts)
 
 # One pip, in tools, installs into environments that have none: that saves seconds for each, and shows that the
 # product needs no pip.
@@ -78,13 +78,16 @@ wheels: $(dist)/.built ## build the wheels and sdists of dialout and shardgate i
 .PHONY: environments
 environments: $(app)/.tests $(root)/.copied ## set up what "make test" needs without running it
 
+.PHONY: deploy-tools
+deploy-tools: $(app)/.deploy ## install what checks deploy/ beside the tests: hadolint, kubernetes-validate, pipx, uv
+
 .PHONY: clean
 clean: ## remove everything that make wrote
 	rm -rf $(build)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ': .*## ' '/^## / { print "\n" substr($$0, 4) } /^[a-z]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^## / { print "\n" substr($$0, 4) } /^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 # What the targets above stand on. A stamp is written when its recipe has succeeded.
 
@@ -116,6 +119,10 @@ $(app)/.wheels: $(dist)/.built $(app)/.made
 
 $(app)/.tests: $(app)/.wheels
 	@$(call pip_into,$(app)) --group test
+	@touch $@
+
+$(app)/.deploy: $(app)/.tests
+	@$(call pip_into,$(app)) --group deploy
 	@touch $@
 
 # The wheels come for their dependencies only: mypy reads our own packages in the checkout.
