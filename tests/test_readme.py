@@ -101,5 +101,5 @@ def test_readme_names_files_that_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
         if not target.startswith("http") and (README.parent / "pyproject.toml").exists():
             path = README.parent / target
-            if path.parts[len(README.parent.parts)] in ("examples", "dialout", "bench", "tests"):
+            if path.parts[len(README.parent.parts)] in ("examples", "deploy", "dialout", "bench", "tests"):
                 assert path.exists(), target
