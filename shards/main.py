@@ -10,7 +10,7 @@ import uvloop
 
 from ipc import events, handoff, process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger, log_loop_errors
+from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
 from ipc.query import QueryServer
 from ipc.readiness import Readiness
@@ -21,10 +21,11 @@ from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
 from shards.drain import Drain
 from shards.intake import Intake
+from shards.kicks import Kicks
 from shards.pool import AgentPool
 from shards.proxy_server import ProxyServer
 from shards.relay import Relay
-from shards.reporter import CpuMeter, Reporter
+from shards.reporter import Reporter
 
 DIRECTORY_PAUSE = 0.2
 """Seconds between requests for a full directory, which may be megabytes."""
@@ -45,7 +46,14 @@ class Shard:
         self._shard, self._epoch, self._rundir = shard, epoch, rundir
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._log = get_logger()
-        self._cpu = CpuMeter()
+        self._cpu, self._requests_rate = process.CpuMeter(), process.RateMeter()
+        self._closed_line = Line(
+            "connection closed",
+            "more connections closed",
+            names=("agent_id", "connection_id", "code"),
+            numbers=("shard", "duration_s"),
+            texts=("reason",),
+        )
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
         self._configs = ConfigDelivery(self._pool)
@@ -60,6 +68,7 @@ class Shard:
             self._orphaned,
         )
         self._drain = Drain(self._pool, self.stop)
+        self._kicks = Kicks(self._pool)
         self._queries = QueryServer(
             rundir.shard_query(shard),
             {
@@ -69,7 +78,9 @@ class Shard:
                     "epoch": epoch,
                     "report": self.report(),
                 },
-                "agents": lambda args: self._pool.list_agents(args.get("after", ""), args.get("limit", 1000)),
+                "agents": lambda args: self._pool.list_agents(
+                    args.get("after", ""), args.get("limit", 1000), args.get("agent")
+                ),
                 "connections": lambda args: self._pool.list_connections(
                     args.get("after", 0), args.get("limit", 1000), args.get("agent")
                 ),
@@ -92,6 +103,7 @@ class Shard:
         finally:
             self._proxies.stopping = True
             self._drain.close()
+            self._kicks.close()
             self._configs.close()
             # First of all: nobody may be let in who is answered by nobody.
             self._intake.custody.close()
@@ -102,6 +114,7 @@ class Shard:
             self._reporter.close()
             self._queries.close()
             self._readiness.close()
+            self._closed_line.close()
             # Another shard may have our place by now, and its sockets our names.
             record = self._rundir.read_shard(self._shard)
             if record is None or record.epoch == self._epoch:
@@ -138,14 +151,22 @@ class Shard:
             late_total=self._pool.requests.late,
             relayed_total=self._relay.total,
             moved_total=self._pool.moved_total,
+            requests_per_s=self._requests_rate.per_second(self._pool.requests.total),
+            rss_bytes=process.resident_bytes(),
+            descriptors=process.open_descriptors(),
+            descriptor_limit=process.descriptor_limit(),
         )
 
     def _orphaned(self) -> None:
         self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
         self.drain()
 
-    def _closed(self, number: int, agent_id: str) -> None:
-        self._reporter.closed(number, agent_id)
+    def _closed(self, gone: events.Gone) -> None:
+        self._reporter.closed(gone)
+        agent_id, connection_id = gone.agent_id, f"{gone.agent_id}-conn-{gone.number}"
+        self._closed_line.log(
+            time.time(), agent_id, agent_id, connection_id, gone.code, self._shard, gone.seconds, gone.detail
+        )
 
     def _on_command(self, command: events.Command) -> None:
         if isinstance(command, events.Probe):
@@ -161,6 +182,11 @@ class Shard:
             self._directory.replace(command.at, command.counts)
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
+        elif isinstance(command, events.Kick):
+            self._kicks.order(command)
+        elif isinstance(command, events.SetLogLevel):
+            set_level(command.level)
+            self._log.error("log level set", log_level=command.level)
         elif isinstance(command, events.Stop):
             self._stop_within(asyncio.get_running_loop().time() + command.seconds)
 
@@ -219,3 +245,4 @@ def main(
             runner.run(serve())
     finally:
         close_context()
+        flush()

@@ -17,7 +17,7 @@ import uvloop
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger, log_loop_errors
+from ipc.logs import configure, flush, get_logger, level_name, log_loop_errors
 from ipc.query import QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
@@ -25,6 +25,7 @@ from ipc.status import OperationRow, SupervisorRow
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
 from supervisor.admission import Admission
+from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
@@ -34,6 +35,7 @@ from supervisor.farewell import Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
+from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener, ListenError, open_all
 from supervisor.moves import Moves
@@ -86,13 +88,17 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._stop_asked = asyncio.Event()
+        self._cpu = process.CpuMeter()
         self.shards = config.shards or len(os.sched_getaffinity(0))
         self._readiness = Readiness()
-        self._farewell = Farewell(self._readiness)
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._journal = Journal(self._ledger, config.limits.handshake_timeout)
+        self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
+        self._handoffs.on_accepted = self._journal.accepted
         self._moves = Moves(self._ledger, self._handoffs)
+        self._moves.on_moved = self._journal.moved
         self._admission = Admission(
             policy,
             AgentConfig(config.agent_config),
@@ -106,6 +112,7 @@ class Supervisor:
             self._ledger,
             self._handoffs,
             self._moves,
+            self._journal,
             on_probed=self._admission.probed,
             on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
@@ -113,7 +120,14 @@ class Supervisor:
             log_level=logging[0],
             log_format=logging[1],
         )
-        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves)
+        self._answers = Answers(
+            self._ledger,
+            self._fleet,
+            self._journal,
+            lambda: self._admission.policy,
+            lambda: time.monotonic() - self._started,
+        )
+        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves, self._journal)
         self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
@@ -138,6 +152,8 @@ class Supervisor:
                 "operate": self._operate,
                 "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
                 "plan": lambda _: self._operations.plan(self._config.placement),
+                **self._answers.reading,
+                **self._answers.acting,
             },
         )
 
@@ -176,6 +192,7 @@ class Supervisor:
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
+        self._journal.supervisor("ready", f"{self.shards} shards")
         self._log.info("ready", shards=self.shards)
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
@@ -195,6 +212,7 @@ class Supervisor:
 
     async def _end(self) -> None:
         self._state = "stopping"
+        self._journal.supervisor("stopping")
         self._log.info("stopping", connections=self._ledger.live_total)
 
         def refusal(newcomer: Newcomer) -> Rejection:
@@ -214,6 +232,7 @@ class Supervisor:
         self._farewell.close()
         self._queries.close()
         self._readiness.close()
+        self._journal.close()
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
         self._rundir.forget_supervisor()
@@ -259,6 +278,12 @@ class Supervisor:
                 config_error=self._config_error,
                 max_connections_per_agent=self._ledger.limit,
                 operation=None if self._operations.current is None else self._operations.current.row,
+                kicked_total=self._answers.kicked_total,
+                log_level=level_name(),
+                cpu_percent=self._cpu.percent(),
+                rss_bytes=process.resident_bytes(),
+                descriptors=process.open_descriptors(),
+                descriptor_limit=process.descriptor_limit(),
             ),
             "shards": self._fleet.rows(),
         }
@@ -314,6 +339,7 @@ class Supervisor:
             policy = Policy(config)
         except ConfigError as error:
             self._config_error = str(error)
+            self._journal.supervisor("not_reloaded", error.problems[0].message)
             raise
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
@@ -323,10 +349,12 @@ class Supervisor:
             self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
+        self._journal.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
         restart = [name for name in changed if name in _NEEDS_RESTART]
+        self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
 
@@ -376,6 +404,7 @@ def serve(
         return 1
     finally:
         close_context()
+        flush()
         rundir.unlock()
     return 0
 

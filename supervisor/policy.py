@@ -18,6 +18,14 @@ class Policy:
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
 
+    def objection(self, agent_id: str) -> str | None:
+        """Why no registration under this id can succeed, whatever token it brings; None when one may."""
+        if self._tokens is not None and not self._tokens.knows(agent_id):
+            return "no token is good for this id"
+        if self._allowed is not None and not self._allowed.matches(agent_id):
+            return "it is not in allowed-agents"
+        return None
+
     @property
     def wants_uid(self) -> bool:
         """Whether the uid of a Unix socket's peer matters."""

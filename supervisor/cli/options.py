@@ -27,6 +27,12 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: how it is used, one command a line, as it is written."""
+    # \b keeps click from filling the paragraph.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def runtime_dir_option(command: _Command) -> _Command:
     """Add ``--runtime-dir``; the function gets a `RuntimeDir` as *rundir*."""
     return click.option(

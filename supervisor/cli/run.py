@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ipc.logs import LEVEL_NAMES
+from ipc.log_levels import LEVEL_NAMES
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.output import note
 from supervisor.config.errors import ConfigError

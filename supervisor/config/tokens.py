@@ -145,6 +145,10 @@ class TokenTable:
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, digest_size=16, key=self._key).digest()
 
+    def knows(self, agent_id: str) -> bool:
+        """Tell whether some token is good for `agent_id`: for operators, not for who registers."""
+        return any(entry.patterns.matches(agent_id) for entry in self._entries.values())
+
     def check(self, agent_id: str, token: str | None) -> bool:
         """Tell whether `token` lets `agent_id` register. An empty token is a missing one."""
         digest = hash_token(token or "")
