@@ -81,6 +81,7 @@ class Shard:
                 "agents": lambda args: self._pool.list_agents(
                     args.get("after", ""), args.get("limit", 1000), args.get("agent")
                 ),
+                "busiest": lambda args: self._pool.busiest(args.get("limit", 100)),
                 "connections": lambda args: self._pool.list_connections(
                     args.get("after", 0), args.get("limit", 1000), args.get("agent")
                 ),

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
+from supervisor.config.show import NEEDS_RESTART, Setting, changes, settings
 from supervisor.config_push import ConfigPush
 from supervisor.custody import take_back
 from supervisor.farewell import Farewell
@@ -60,11 +61,6 @@ SURPLUS_SECONDS = 30.0
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
-_NEEDS_RESTART = (
-    "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "pool", "runtime_dir",
-)  # fmt: skip
-"""Fields of the configuration that a reload does not change."""
-
 
 class Supervisor:
     """The supervisor: everything that it has, wired together. Make it on a running loop."""
@@ -77,11 +73,13 @@ class Supervisor:
         listeners: list[Listener],
         foreign: set[int],
         load: Callable[[], Config] | None,
+        origins: Mapping[str, str],
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
         self._config, self._rundir, self._listeners, self._load = config, rundir, listeners, load
         self._foreign = foreign
+        self._origins, self._started_with = origins, config
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._state = "starting"
@@ -152,6 +150,7 @@ class Supervisor:
                 "operate": self._operate,
                 "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
                 "plan": lambda _: self._operations.plan(self._config.placement),
+                "config": self._show_config,
                 **self._answers.reading,
                 **self._answers.acting,
             },
@@ -316,14 +315,38 @@ class Supervisor:
             raise Refused(str(error)) from error
         return operation.row
 
-    def _reload_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            changed = self._reload()
+            before = self._settings()
+            if arguments.get("dry_run"):
+                config = self._config if self._load is None else self._load()
+                after = settings(config, tokens=Policy(config).tokens)
+            else:
+                self._reload()
+                after = self._settings()
         except ConfigError as error:
             raise Refused(str(error)) from error
+        found = changes(before, after)
         return {
-            "changed": [name for name in changed if name not in _NEEDS_RESTART],
-            "restart_needed": [name for name in changed if name in _NEEDS_RESTART],
+            "changed": [change.node for change in found if not change.needs_restart],
+            "restart_needed": [change.node for change in found if change.needs_restart],
+            "changes": found,
+        }
+
+    def _settings(self) -> list[Setting]:
+        return settings(self._config, tokens=self._admission.policy.tokens)
+
+    def _show_config(self, _: dict[str, Any]) -> dict[str, Any]:
+        """What is set, and where; and what runs otherwise, until a restart."""
+        differences = changes(settings(self._started_with), settings(self._config))
+        return {
+            "source": self._config.source,
+            "loaded_at": self._loaded_at,
+            "settings": self._settings(),
+            "origins": dict(self._origins),
+            "pending": {c.node: " ".join(c.old) for c in differences if c.needs_restart},
+            "shards": self.shards,
+            "runtime_dir": str(self._rundir.path),
         }
 
     def _reload_for_signal(self) -> None:
@@ -353,7 +376,7 @@ class Supervisor:
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
-        restart = [name for name in changed if name in _NEEDS_RESTART]
+        restart = [name for name in changed if name.replace("_", "-").replace("addresses", "address") in NEEDS_RESTART]
         self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
@@ -363,12 +386,14 @@ def serve(
     config: Config,
     *,
     load: Callable[[], Config] | None = None,
+    origins: Mapping[str, str] | None = None,
     log_level: str = "info",
     log_format: str = "auto",
 ) -> int:
     """Run a supervisor with *config* until it is stopped; returns the exit code.
 
-    *load* makes the configuration again for a reload; without it a reload reads the token files only.
+    *load* makes the configuration again for a reload; without it a reload reads the token files only. *origins* tells
+    where its values came from, and is kept up to date by *load*.
     """
     configure("supervisor", log_level, log_format)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
@@ -389,7 +414,9 @@ def serve(
         taken, foreign = await take_back(config, rundir, default_path)
         listeners = open_all(config, default_path, taken)
         try:
-            supervisor = Supervisor(config, policy, rundir, listeners, foreign, load, (log_level, log_format))
+            supervisor = Supervisor(
+                config, policy, rundir, listeners, foreign, load, origins or {}, (log_level, log_format)
+            )
         except BaseException:
             for listener in listeners:
                 listener.leave()

@@ -14,7 +14,10 @@ class Policy:
 
     def __init__(self, config: Config) -> None:
         limits = config.limits
-        self._tokens = TokenTable(load_tokens(config)) if limits.require_auth else None
+        loaded = load_tokens(config) if limits.require_auth else ()
+        self._tokens = TokenTable(loaded) if limits.require_auth else None
+        self.tokens = loaded[len(config.tokens) :]
+        """Those of the token files, for who shows them; `Config` has the others."""
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
 

@@ -3,12 +3,10 @@
 import datetime as dt
 from typing import Any
 
+from ipc.schema import SCHEMA
 from supervisor.cli.output import Cell, Column, duration, safe
 from supervisor.history import NO_SHARD, Event
 from supervisor.merge import rfc3339
-
-SCHEMA = 1
-"""Of all that ``--json`` prints: raised when a field changes its meaning. Fields are only ever added under a number."""
 
 COLUMNS = (
     Column("TIME"),

@@ -8,7 +8,7 @@ from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.event_text import COLUMNS, event_cells, event_row
-from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.history import Event, Page
 
 _PAGE = 1000
@@ -25,7 +25,7 @@ _WIDTHS = (18, 10, 24, 12, 5, 0)
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
 @click.option("--agent", "agent_id", metavar="ID", help="Only what has to do with this agent.")
-@click.option("--shard", type=click.IntRange(0), metavar="N", help="Only what has to do with this shard.")
+@shard_option("Only what has to do with this shard.")
 @click.option(
     "--last", type=click.IntRange(0, _PAGE), default=100, show_default=True, metavar="N", help="Begin with so many."
 )

@@ -5,10 +5,10 @@ import time
 import click
 
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from supervisor.answer_rows import Kicked, Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.event_text import SCHEMA
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, safe
 

@@ -5,9 +5,9 @@ import msgspec
 
 from ipc.log_levels import LEVEL_NAMES
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.event_text import SCHEMA
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 
 

@@ -52,6 +52,11 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
+def shard_option(what: str) -> Callable[[_Command], _Command]:
+    """Add ``--shard``."""
+    return click.option("--shard", type=click.IntRange(0), metavar="N", help=what)
+
+
 def timeout_option(default: str, what: str) -> Callable[[_Command], _Command]:
     """Add ``--timeout``, in seconds for the function."""
     return click.option(

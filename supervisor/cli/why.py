@@ -8,11 +8,12 @@ import click
 import msgspec
 
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from supervisor.advice import Now, advise
 from supervisor.answer_rows import Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.event_text import SCHEMA, event_row, local_time, what
+from supervisor.cli.event_text import event_row, local_time, what
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, duration, safe
 from supervisor.history import Refusals
