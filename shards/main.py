@@ -12,10 +12,11 @@ from ipc import events, handoff, process
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
-from ipc.query import QueryServer
+from ipc.query import Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
+from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
 from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
@@ -41,7 +42,9 @@ PROBE_PAUSE = 0.03
 class Shard:
     """One shard: everything that it has, wired together. Make it on a running loop."""
 
-    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions) -> None:
+    def __init__(
+        self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, status_dir: RuntimeDir | None = None
+    ) -> None:
         self._started = time.monotonic()
         self._shard, self._epoch, self._rundir = shard, epoch, rundir
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,24 +72,27 @@ class Shard:
         )
         self._drain = Drain(self._pool, self.stop)
         self._kicks = Kicks(self._pool)
-        self._queries = QueryServer(
-            rundir.shard_query(shard),
-            {
-                "status": lambda _: {
-                    "shard": shard,
-                    "pid": os.getpid(),
-                    "epoch": epoch,
-                    "report": self.report(),
-                },
-                "agents": lambda args: self._pool.list_agents(
-                    args.get("after", ""), args.get("limit", 1000), args.get("agent")
-                ),
-                "busiest": lambda args: self._pool.busiest(args.get("limit", 100)),
-                "connections": lambda args: self._pool.list_connections(
-                    args.get("after", 0), args.get("limit", 1000), args.get("agent")
-                ),
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        reading: dict[str, Method] = {
+            "status": lambda _: {
+                "shard": shard,
+                "pid": os.getpid(),
+                "epoch": epoch,
+                "report": self.report(),
             },
-        )
+            "agents": lambda args: self._pool.list_agents(
+                args.get("after", ""), args.get("limit", 1000), args.get("agent")
+            ),
+            "busiest": lambda args: self._pool.busiest(args.get("limit", 100)),
+            "connections": lambda args: self._pool.list_connections(
+                args.get("after", 0), args.get("limit", 1000), args.get("agent")
+            ),
+        }
+        self._queries = [QueryServer(rundir.shard_query(shard), reading)]
+        if status_dir is not None:
+            path = status_dir.shard_query(shard)
+            mode = socket_mode(status_dir.path)
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
         self._reporter = Reporter(rundir, events.identity(shard, epoch), self._on_command, self._on_counts, self.report)
 
     async def run(self) -> None:
@@ -97,7 +103,8 @@ class Shard:
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
-        self._rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
+        for rundir in self._directories:
+            rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
         process.settle_memory()
         try:
             await self._ended
@@ -113,13 +120,15 @@ class Shard:
             self._proxies.close()
             self._intake.close()
             self._reporter.close()
-            self._queries.close()
+            for queries in self._queries:
+                queries.close()
             self._readiness.close()
             self._closed_line.close()
             # Another shard may have our place by now, and its sockets our names.
-            record = self._rundir.read_shard(self._shard)
-            if record is None or record.epoch == self._epoch:
-                self._rundir.forget_shard(self._shard)
+            for rundir in self._directories:
+                record = rundir.read_shard(self._shard)
+                if record is None or record.epoch == self._epoch:
+                    rundir.forget_shard(self._shard)
 
     def drain(self) -> None:
         """Take nobody any more, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
@@ -227,6 +236,7 @@ def main(
     options: PoolOptions,
     log_level: str,
     log_format: str,
+    status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
@@ -239,7 +249,8 @@ def main(
     process.raise_descriptor_limit()
 
     async def serve() -> None:
-        await Shard(shard, epoch, RuntimeDir(runtime_dir), options).run()
+        looking = None if status_dir is None else RuntimeDir(status_dir)
+        await Shard(shard, epoch, RuntimeDir(runtime_dir), options, looking).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -101,8 +101,9 @@ class Fleet:
         pool: PoolOptions,
         log_level: str,
         log_format: str,
+        status_dir: RuntimeDir | None = None,
     ) -> None:
-        self._rundir = rundir
+        self._rundir, self._status_dir = rundir, status_dir
         self._ledger = ledger
         self._handoffs = handoffs
         self._moves = moves
@@ -149,7 +150,7 @@ class Fleet:
                 else:
                     self._connect(member)
             else:
-                self._rundir.forget_shard(shard)
+                self._forget(shard)
         while len(self._members) < shards:
             self.add(self.free_number())
 
@@ -265,10 +266,12 @@ class Fleet:
     def _spawn(self, member: Member) -> None:
         shard = member.care.shard
         member.respawn = None
-        self._rundir.forget_shard(shard)
+        self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
-            process = start_shard(shard, epoch, self._rundir, self._pool, self._log_level, self._log_format)
+            process = start_shard(
+                shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
+            )
         except OSError as error:
             delay = max(1.0, member.care.backoff.after_death(0.0))
             self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)
@@ -313,7 +316,7 @@ class Fleet:
         if self._is_wanted(member):
             self._note(member, "stopped", f"pid {process.pid} {how}")
         if self._stopping:
-            self._rundir.forget_shard(care.shard)
+            self._forget(care.shard)
             self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
             if all(other.process is None for other in self._members.values()):
                 self._emptied.set()
@@ -333,6 +336,12 @@ class Fleet:
         )  # fmt: skip
         member.respawn = self._loop.call_later(delay, self._spawn, member)
 
+    def _forget(self, shard: int) -> None:
+        """Remove a shard's record and sockets."""
+        self._rundir.forget_shard(shard)
+        if self._status_dir is not None:
+            self._status_dir.forget_shard(shard)
+
     def _is_wanted(self, member: Member) -> bool:
         """Whether the end of this shard's process was asked for."""
         return self._stopping or member.fate is not Fate.RESPAWN
@@ -346,7 +355,7 @@ class Fleet:
         else:
             del self._members[shard]
             self._handoffs.drain(shard, draining=False)
-            self._rundir.forget_shard(shard)
+            self._forget(shard)
 
     def _look_whether_ready(self) -> None:
         if all(

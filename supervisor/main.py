@@ -18,10 +18,11 @@ from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
 from ipc.logs import configure, flush, get_logger, level_name, log_loop_errors
-from ipc.query import QueryServer, Refused
+from ipc.query import Method, QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
+from ipc.status_dir import READS_ONLY, create_status_dir, socket_mode
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
 from supervisor.admission import Admission
@@ -74,6 +75,7 @@ class Supervisor:
         foreign: set[int],
         load: Callable[[], Config] | None,
         origins: Mapping[str, str],
+        status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
@@ -117,6 +119,7 @@ class Supervisor:
             pool=config.pool,
             log_level=logging[0],
             log_format=logging[1],
+            status_dir=status_dir,
         )
         self._answers = Answers(
             self._ledger,
@@ -140,21 +143,27 @@ class Supervisor:
             flush=self._handoffs.flush,
         )
         self._record_numbers()
-        rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
-        self._queries = QueryServer(
-            rundir.supervisor_query,
-            {
-                "status": self._status,
-                "reload": self._reload_for_query,
-                "stop": self._stop_for_query,
-                "operate": self._operate,
-                "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
-                "plan": lambda _: self._operations.plan(self._config.placement),
-                "config": self._show_config,
-                **self._answers.reading,
-                **self._answers.acting,
-            },
-        )
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        for directory in self._directories:
+            directory.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
+        reading: dict[str, Method] = {
+            "status": self._status,
+            "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
+            "plan": lambda _: self._operations.plan(self._config.placement),
+            **self._answers.reading,
+        }
+        acting: dict[str, Method] = {
+            "reload": self._reload_for_query,
+            "stop": self._stop_for_query,
+            "operate": self._operate,
+            # It acts no more than the others above, but shows what helps to guess a token.
+            "config": self._show_config,
+            **self._answers.acting,
+        }
+        self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
+        if status_dir is not None:
+            path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
 
     async def run(self) -> None:
         """Serve until told to stop, then stop in order: no new connections, then shards, then sockets."""
@@ -229,12 +238,14 @@ class Supervisor:
         await self._fleet.stop(STOP_GRACE)
         self._handoffs.close()
         self._farewell.close()
-        self._queries.close()
+        for queries in self._queries:
+            queries.close()
         self._readiness.close()
         self._journal.close()
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
-        self._rundir.forget_supervisor()
+        for directory in self._directories:
+            directory.forget_supervisor()
         self._log.info("stopped")
 
     def _count_under_way(self) -> int:
@@ -402,11 +413,15 @@ def serve(
         process.raise_descriptor_limit()
         rundir.create()
         rundir.lock()
+        status_dir = None
+        if config.status_dir is not None:
+            status_dir = create_status_dir(config.status_dir, config.status_mode, config.status_group)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
     except RuntimeDirError as error:
         print(f"shardgate: {error}", file=sys.stderr)
+        rundir.unlock()
         return 1
 
     async def main() -> None:
@@ -414,8 +429,9 @@ def serve(
         taken, foreign = await take_back(config, rundir, default_path)
         listeners = open_all(config, default_path, taken)
         try:
+            logging = (log_level, log_format)
             supervisor = Supervisor(
-                config, policy, rundir, listeners, foreign, load, origins or {}, (log_level, log_format)
+                config, policy, rundir, listeners, foreign, load, origins or {}, status_dir, logging
             )
         except BaseException:
             for listener in listeners:

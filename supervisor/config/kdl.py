@@ -52,6 +52,9 @@ SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "placement": ("placement", values.placement),
     "runtime-dir": ("runtime_dir", values.text),
     "orphan-timeout": ("orphan_timeout", values.duration),
+    "status-dir": ("status_dir", values.text),
+    "status-mode": ("status_mode", values.octal_mode),
+    "status-group": ("status_group", values.owner),
 }
 # node -> field of Config, conversion of each of its values
 SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
@@ -78,7 +81,7 @@ _BLOCKS = ("auth", "agent-config", "pool")
 _KNOWN = (*SINGLE, *SEVERAL, *_BLOCKS)
 _IN_AUTH = ("token", "token-file")
 _LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
-_PATHS = ("path", "runtime_dir")
+_PATHS = ("path", "runtime_dir", "status_dir")
 
 
 def load_config(
@@ -310,7 +313,9 @@ class _Reader:
         self.check_plain(node, where)
         if len(node.args) == 1:
             return self.converted(node, where, convert, node.args)
-        self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+        # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
+        if node.args or not (node.properties or node.children):
+            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
         return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:

@@ -61,8 +61,7 @@ def test_help_of_every_command_has_examples_that_the_command_line_takes(cli: Cli
             seen += 1
             # A shell takes redirections out, and click the rest: what it refuses, it says.
             words = shlex.split(line.partition(" > ")[0].partition(" < ")[0])[1:]
-            with click.Context(shardgate) as top:
-                shardgate.make_context("shardgate", [*words, "--help"], resilient_parsing=True)
+            with click.Context(shardgate, **shardgate.context_settings) as top:
                 _name, command, rest = shardgate.resolve_command(top, words)
                 assert command is not None
                 while isinstance(command, click.Group) and rest:
