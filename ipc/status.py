@@ -67,6 +67,12 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     config_error: str | None
     max_connections_per_agent: int
     operation: OperationRow | None = None
+    kicked_total: int = 0
+    log_level: str = ""
+    cpu_percent: float = 0.0
+    rss_bytes: int = 0
+    descriptors: int = 0
+    descriptor_limit: int = 0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
@@ -99,6 +105,9 @@ class ShardRow(msgspec.Struct, kw_only=True):
     late_total: int = 0
     relayed_total: int = 0
     moved_total: int = 0
+    requests_per_s: float = 0.0
+    descriptors: int = 0
+    descriptor_limit: int = 0
     stale_s: float = 0.0
     last_event: str | None = None
 
@@ -122,6 +131,10 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     late_total: int
     relayed_total: int
     moved_total: int
+    requests_per_s: float = 0.0
+    rss_bytes: int = 0
+    descriptors: int = 0
+    descriptor_limit: int = 0
 
 
 class AgentRow(msgspec.Struct, kw_only=True):

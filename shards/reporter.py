@@ -1,7 +1,6 @@
 """The shard's end of the bus: what it tells the supervisor, and what it is told to do."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from ipc import events
@@ -32,7 +31,7 @@ class Reporter:
         self._on_command = on_command
         self._report = report
         self._sequence = 0
-        self._closed: list[tuple[int, str]] = []
+        self._closed: list[events.Gone] = []
         self._log = get_logger()
         self._bus = Bus.dealer(identity, self._on_message)
         self._bus.connect(rundir.bus)
@@ -47,11 +46,11 @@ class Reporter:
         self._due = self._loop.time()
         self._timer = self._loop.call_soon(self._beat)
 
-    def closed(self, number: int, agent_id: str) -> None:
+    def closed(self, gone: events.Gone) -> None:
         """Report a connection as gone."""
         if not self._closed:
             self._loop.call_soon(self._flush)
-        self._closed.append((number, agent_id))
+        self._closed.append(gone)
 
     def snapshot(
         self,
@@ -103,19 +102,3 @@ class Reporter:
 
     def _on_message(self, parts: list[bytes]) -> None:
         self._on_command(events.decode_command(parts[-1]))
-
-
-class CpuMeter:
-    """Share of one processor that this process used, between two looks at least a quarter second apart."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-        self._percent = 0.0
-
-    def percent(self) -> float:
-        """Percent of one processor since the last look."""
-        wall, cpu = time.monotonic(), time.process_time()
-        if wall - self._wall >= 0.25:
-            self._percent = 100 * (cpu - self._cpu) / (wall - self._wall)
-            self._wall, self._cpu = wall, cpu
-        return round(self._percent, 1)

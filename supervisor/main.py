@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,22 +16,26 @@ import msgspec
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
-from ipc.logs import get_logger, log_loop_errors
-from ipc.query import QueryServer, Refused
+from ipc.logs import get_logger, level_name, log_loop_errors
+from ipc.query import Method, QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
+from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
 from supervisor.admission import Admission
+from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
+from supervisor.config.show import NEEDS_RESTART, Setting, changes, settings
 from supervisor.config_push import ConfigPush
 from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
+from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener
 from supervisor.moves import Moves
@@ -59,11 +63,6 @@ SURPLUS_SECONDS = 30.0
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
-_NEEDS_RESTART = (
-    "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "pool", "runtime_dir",
-)  # fmt: skip
-"""Fields of the configuration that a reload does not change."""
-
 
 class Supervisor:
     """The supervisor: everything that it has, wired together. Make it on a running loop."""
@@ -77,12 +76,15 @@ class Supervisor:
         estate: Estate,
         manager: ServiceManager,
         load: Callable[[], Config] | None,
+        origins: Mapping[str, str],
+        status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
         self._config, self._rundir, self.listeners, self._load = config, rundir, listeners, load
         self._estate, self._manager = estate, manager
         self.successor: Successor | None = None
+        self._origins, self._started_with = origins, config
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._state = "starting"
@@ -91,13 +93,17 @@ class Supervisor:
         self.stop_asked = False
         self._over = asyncio.Event()
         self._left: Estate | None = None
+        self._cpu = process.CpuMeter()
         self.shards = config.shards or len(os.sched_getaffinity(0))
         self._readiness = Readiness()
-        self._farewell = Farewell(self._readiness)
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._journal = Journal(self._ledger, config.limits.handshake_timeout)
+        self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
+        self._handoffs.on_accepted = self._journal.accepted
         self._moves = Moves(self._ledger, self._handoffs)
+        self._moves.on_moved = self._journal.moved
         self._admission = Admission(
             policy,
             AgentConfig(config.agent_config),
@@ -111,14 +117,23 @@ class Supervisor:
             self._ledger,
             self._handoffs,
             self._moves,
+            self._journal,
             on_probed=self._admission.probed,
             on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
             pool=config.pool,
             log_level=logging[0],
             log_format=logging[1],
+            status_dir=status_dir,
         )
-        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves)
+        self._answers = Answers(
+            self._ledger,
+            self._fleet,
+            self._journal,
+            lambda: self._admission.policy,
+            lambda: time.monotonic() - self._started,
+        )
+        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves, self._journal)
         self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
@@ -133,18 +148,27 @@ class Supervisor:
             flush=self._handoffs.flush,
         )
         self._record_numbers()
-        rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
-        self._queries = QueryServer(
-            rundir.supervisor_query,
-            {
-                "status": self._status,
-                "reload": self._reload_for_query,
-                "stop": self._stop_for_query,
-                "operate": self._operate,
-                "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
-                "plan": lambda _: self._operations.plan(self._config.placement),
-            },
-        )
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        for directory in self._directories:
+            directory.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
+        reading: dict[str, Method] = {
+            "status": self._status,
+            "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
+            "plan": lambda _: self._operations.plan(self._config.placement),
+            **self._answers.reading,
+        }
+        acting: dict[str, Method] = {
+            "reload": self._reload_for_query,
+            "stop": self._stop_for_query,
+            "operate": self._operate,
+            # It acts no more than the others above, but shows what helps to guess a token.
+            "config": self._show_config,
+            **self._answers.acting,
+        }
+        self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
+        if status_dir is not None:
+            path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
 
     async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
@@ -199,6 +223,7 @@ class Supervisor:
         self._handoffs.close()
         self._farewell.close()
         self._readiness.close()
+        self._journal.close()
         self._acceptor.close(leave=True)
         if self.successor is not None:
             self.successor.close()
@@ -217,6 +242,7 @@ class Supervisor:
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
+        self._journal.supervisor("ready", f"{self.shards} shards")
         self._log.info("ready", shards=self.shards)
         self._manager.ready(self._summary())
         self._manager.begin(self._summary, lambda: self._fleet.turns)
@@ -284,6 +310,7 @@ class Supervisor:
             [shard for shard in self._fleet.shards if self._fleet.is_draining(shard)],
         )
         self._state = "handing over"
+        self._journal.supervisor("handing over", f"to pid {successor.process.pid}")
         for number in (signal.SIGHUP, signal.SIGUSR2):
             self._loop.add_signal_handler(number, self._log.warning, "a new supervisor takes over; signal ignored")
         status = f"handing over to pid {successor.process.pid}"
@@ -292,7 +319,8 @@ class Supervisor:
         self._fleet.leave()
         self._moves.close()
         self._config_push.close()
-        self._queries.close()
+        for queries in self._queries:
+            queries.close()
         self._succession.close(keep=successor)
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
@@ -307,6 +335,7 @@ class Supervisor:
     async def _end(self) -> None:
         self._manager.stopping("stopping")
         self._state = "stopping"
+        self._journal.supervisor("stopping")
         self._log.info("stopping", connections=self._ledger.live_total)
 
         def refusal(newcomer: Newcomer) -> Rejection:
@@ -327,11 +356,14 @@ class Supervisor:
         await self._fleet.stop(STOP_GRACE)
         self._handoffs.close()
         self._farewell.close()
-        self._queries.close()
+        for queries in self._queries:
+            queries.close()
         self._readiness.close()
+        self._journal.close()
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
-        self._rundir.forget_supervisor()
+        for directory in self._directories:
+            directory.forget_supervisor()
         self._log.info("stopped")
 
     def _count_under_way(self) -> int:
@@ -374,6 +406,12 @@ class Supervisor:
                 config_error=self._config_error,
                 max_connections_per_agent=self._ledger.limit,
                 operation=None if self._operations.current is None else self._operations.current.row,
+                kicked_total=self._answers.kicked_total,
+                log_level=level_name(),
+                cpu_percent=self._cpu.percent(),
+                rss_bytes=process.resident_bytes(),
+                descriptors=process.open_descriptors(),
+                descriptor_limit=process.descriptor_limit(),
             ),
             "shards": self._fleet.rows(),
         }
@@ -408,14 +446,38 @@ class Supervisor:
             raise Refused(str(error)) from error
         return operation.row
 
-    def _reload_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            changed = self._reload()
+            before = self._settings()
+            if arguments.get("dry_run"):
+                config = self._config if self._load is None else self._load()
+                after = settings(config, tokens=Policy(config).tokens)
+            else:
+                self._reload()
+                after = self._settings()
         except ConfigError as error:
             raise Refused(str(error)) from error
+        found = changes(before, after)
         return {
-            "changed": [name for name in changed if name not in _NEEDS_RESTART],
-            "restart_needed": [name for name in changed if name in _NEEDS_RESTART],
+            "changed": [change.node for change in found if not change.needs_restart],
+            "restart_needed": [change.node for change in found if change.needs_restart],
+            "changes": found,
+        }
+
+    def _settings(self) -> list[Setting]:
+        return settings(self._config, tokens=self._admission.policy.tokens)
+
+    def _show_config(self, _: dict[str, Any]) -> dict[str, Any]:
+        """What is set, and where; and what runs otherwise, until a restart."""
+        differences = changes(settings(self._started_with), settings(self._config))
+        return {
+            "source": self._config.source,
+            "loaded_at": self._loaded_at,
+            "settings": self._settings(),
+            "origins": dict(self._origins),
+            "pending": {c.node: " ".join(c.old) for c in differences if c.needs_restart},
+            "shards": self.shards,
+            "runtime_dir": str(self._rundir.path),
         }
 
     def _reload_for_signal(self) -> None:
@@ -438,6 +500,7 @@ class Supervisor:
             policy = Policy(config)
         except ConfigError as error:
             self._config_error = str(error)
+            self._journal.supervisor("not_reloaded", error.problems[0].message)
             raise
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
@@ -447,10 +510,12 @@ class Supervisor:
             self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
+        self._journal.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
-        restart = [name for name in changed if name in _NEEDS_RESTART]
+        restart = [name for name in changed if name.replace("_", "-").replace("addresses", "address") in NEEDS_RESTART]
+        self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
 

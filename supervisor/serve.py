@@ -5,7 +5,7 @@ There is one as a rule. A second one begins where the first has handed over to a
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import uvloop
@@ -13,8 +13,9 @@ import uvloop
 from ipc import process
 from ipc.bus import close_context
 from ipc.handoff import KeptListener, close_all
-from ipc.logs import configure, get_logger
+from ipc.logs import configure, flush, get_logger
 from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.status_dir import create_status_dir
 from supervisor.activation import take_passed
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
@@ -41,24 +42,27 @@ def serve(
     config: Config,
     *,
     load: Callable[[], Config] | None = None,
+    origins: Mapping[str, str] | None = None,
     log_level: str = "info",
     log_format: str = "auto",
     takeover: bool = False,
 ) -> int:
     """Run a supervisor with *config* until it is stopped, or replaced; returns the exit code.
 
-    *load* makes the configuration again for a reload; without it a reload reads the token files only. With *takeover*
-    it takes the place of the one that runs, if one does.
+    *load* makes the configuration again for a reload; without it a reload reads the token files only. *origins* tells
+    where its values came from, and is kept up to date by *load*. With *takeover* it takes the place of the one that
+    runs, if one does.
     """
     configure("supervisor", log_level, log_format)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
         passed = take_passed()
-        life = _Life(config, rundir, load, (log_level, log_format), passed)
+        life = _Life(config, rundir, load, origins or {}, (log_level, log_format), passed)
         process.raise_descriptor_limit()
         rundir.create()
         if not takeover:
             rundir.lock()
+        life.make_status_dir()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(life.take_over() if takeover else life.begin())
     except (ConfigError, RuntimeDirError, ListenError, TakeoverRefused, TakeoverTimedOut) as error:
@@ -66,6 +70,7 @@ def serve(
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
         close_context()
+        flush()
         rundir.unlock()
     return ExitCode.OK
 
@@ -78,13 +83,22 @@ class _Life:
         config: Config,
         rundir: RuntimeDir,
         load: Callable[[], Config] | None,
+        origins: Mapping[str, str],
         logging: tuple[str, str],
         passed: dict[KeptListener, int],
     ) -> None:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
+        self._origins = origins
+        self._status_dir: RuntimeDir | None = None
         self._policy = Policy(config)
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
+
+    def make_status_dir(self) -> None:
+        """Make the directory for those who may only look, where there is to be one."""
+        config = self._config
+        if config.status_dir is not None:
+            self._status_dir = create_status_dir(config.status_dir, config.status_mode, config.status_group)
 
     async def begin(self, handshakes: Sequence[Newcomer] = ()) -> None:
         """Run where no other supervisor does; the runtime directory is locked. *handshakes* are gone on with."""
@@ -139,8 +153,9 @@ class _Life:
         listeners = open_all(self._config, self._default_path, estate.listeners)
         try:
             return Supervisor(
-                self._config, self._policy, self._rundir, listeners, estate, self._manager, self._load, self._logging
-            )
+                self._config, self._policy, self._rundir, listeners, estate, self._manager,
+                self._load, self._origins, self._status_dir, self._logging,
+            )  # fmt: skip
         except BaseException:
             for listener in listeners:
                 listener.leave()

@@ -36,8 +36,8 @@ from supervisor.config.values import BadValue
 T = TypeVar("T")
 Convert = Callable[[object], T]
 
-# node -> field of Config, conversion of its one value
-_SINGLE: dict[str, tuple[str, Convert[Any]]] = {
+# node -> field of Config, conversion of its one value; in the order of the documentation
+SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "path": ("path", values.text),
     "socket-mode": ("socket_mode", values.octal_mode),
     "socket-owner": ("socket_owner", values.owner),
@@ -52,15 +52,18 @@ _SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "placement": ("placement", values.placement),
     "runtime-dir": ("runtime_dir", values.text),
     "orphan-timeout": ("orphan_timeout", values.duration),
+    "status-dir": ("status_dir", values.text),
+    "status-mode": ("status_mode", values.octal_mode),
+    "status-group": ("status_group", values.owner),
 }
 # node -> field of Config, conversion of each of its values
-_SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
+SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
     "tcp-address": ("tcp_addresses", values.tcp_address),
     "allowed-agents": ("allowed_agents", values.pattern),
     "allow-uid": ("allow_uids", values.unix_id),
 }
 # the same, inside pool
-_IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
+IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "strategy": ("strategy", values.one_of(Strategy)),
     "request-timeout": ("request_timeout", values.duration),
     "max-concurrent-per-connection": ("max_concurrent_per_connection", values.integer),
@@ -75,22 +78,29 @@ _IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "free-agent-memory": ("free_agent_memory", values.boolean),
 }
 _BLOCKS = ("auth", "agent-config", "pool")
-_KNOWN = (*_SINGLE, *_SEVERAL, *_BLOCKS)
+_KNOWN = (*SINGLE, *SEVERAL, *_BLOCKS)
 _IN_AUTH = ("token", "token-file")
 _LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
-_PATHS = ("path", "runtime_dir")
+_PATHS = ("path", "runtime_dir", "status_dir")
 
 
-def load_config(path: str | os.PathLike[str], options: Mapping[str, object] | None = None) -> Config:
+def load_config(
+    path: str | os.PathLike[str],
+    options: Mapping[str, object] | None = None,
+    lines: dict[str, int | None] | None = None,
+) -> Config:
     """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
 
     `options` of the command line (see `options.apply_options`) take the place of what the file says before
     it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
-    themselves are not kept: `tokens.load_tokens` reads them when they are needed.
+    themselves are not kept: `tokens.load_tokens` reads them when they are needed. `lines` is filled with the line of
+    each node, under its path.
     """
     source = os.fspath(path)
     reader = _Reader(source, _parse(read_text(source), source))
     config, problems = reader.read(options or {})
+    if lines is not None:
+        lines.update(reader.lines)
     try:
         load_tokens(config)
     except ConfigError as error:
@@ -198,7 +208,7 @@ class _Reader:
             if node.name not in known:
                 self.report(node, path, "unknown node", _meant(node.name, known))
             elif node.name in seen and node.name not in repeatable:
-                hint = "put all values into one node" if node.name in _SEVERAL else "remove one of the two"
+                hint = "put all values into one node" if node.name in SEVERAL else "remove one of the two"
                 self.report(node, path, f"is there already{_on_line(seen[node.name])}", hint)
             else:
                 seen.setdefault(node.name, node)
@@ -206,11 +216,11 @@ class _Reader:
                 read(node, path)
 
     def read_node(self, node: Node, where: str) -> None:
-        if node.name in _SINGLE:
-            field, convert = _SINGLE[node.name]
+        if node.name in SINGLE:
+            field, convert = SINGLE[node.name]
             self.store(field, self.one_value(node, where, convert))
-        elif node.name in _SEVERAL:
-            field, convert = _SEVERAL[node.name]
+        elif node.name in SEVERAL:
+            field, convert = SEVERAL[node.name]
             self.check_plain(node, where)
             # An empty list of agents has an error of its own, which tells what it would do.
             if not node.args and field != "allowed_agents":
@@ -227,7 +237,7 @@ class _Reader:
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write each as a node between { and }")
             self.check_annotations(node, where)
-            self.read_nodes(node, where, tuple(_IN_POOL), (), self.read_pool)
+            self.read_nodes(node, where, tuple(IN_POOL), (), self.read_pool)
         else:
             self.read_agent_config(node, where)
 
@@ -261,7 +271,7 @@ class _Reader:
                 self.tokens += [Token(patterns, parsed)] if patterns is not None else []
 
     def read_pool(self, node: Node, where: str) -> None:
-        field, convert = _IN_POOL[node.name]
+        field, convert = IN_POOL[node.name]
         got = self.one_value(node, where, convert)
         if got is not None:
             self.pool[field] = got[0]
@@ -303,7 +313,9 @@ class _Reader:
         self.check_plain(node, where)
         if len(node.args) == 1:
             return self.converted(node, where, convert, node.args)
-        self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+        # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
+        if node.args or not (node.properties or node.children):
+            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
         return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
@@ -350,7 +362,7 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
     """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
     if name in _KNOWN:
         return f"it belongs directly into {BLOCK}"
-    for block, names in (("auth", _IN_AUTH), ("pool", tuple(_IN_POOL))):
+    for block, names in (("auth", _IN_AUTH), ("pool", tuple(IN_POOL))):
         if name in names:
             return f"it belongs into {BLOCK} > {block}"
     found = values.closest(name, known)
