@@ -7,7 +7,7 @@ and is mended with a `Snapshot`, never guessed. Counts are exact because the led
 
 import msgspec
 
-from ipc.status import ShardReport
+from ipc.status import RequestLatency, ShardReport
 
 
 class Closed(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -22,6 +22,7 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
     sequence: int
     report: ShardReport
+    latency: RequestLatency = msgspec.field(default_factory=RequestLatency)
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -50,7 +51,15 @@ class DirectoryRequest(msgspec.Struct, array_like=True, frozen=True, tag=5):
     sequence: int
 
 
-Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest
+class AgentsPage(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """The answer to `ListAgents`: id, connections, in flight, healthy, by id."""
+
+    sequence: int
+    request: int
+    agents: list[tuple[str, int, int, bool]]
+
+
+Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest | AgentsPage
 
 
 class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -86,7 +95,15 @@ class PushConfig(msgspec.Struct, array_like=True, frozen=True, tag=14):
     agent_ids: list[str]
 
 
-Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig
+class ListAgents(msgspec.Struct, array_like=True, frozen=True, tag=15):
+    """Tell at most *limit* agents with an id above *after*, in answer to request *request*."""
+
+    request: int
+    after: str
+    limit: int
+
+
+Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | ListAgents
 
 
 class Counts(msgspec.Struct, array_like=True, frozen=True):

@@ -16,6 +16,7 @@ from ipc.query import QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
+from ipc.usage import Usage
 from ipc.version import __version__
 from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
@@ -24,7 +25,7 @@ from shards.intake import Intake
 from shards.pool import AgentPool
 from shards.proxy_server import ProxyServer
 from shards.relay import Relay
-from shards.reporter import CpuMeter, Reporter
+from shards.reporter import Reporter
 
 DIRECTORY_PAUSE = 0.2
 """Seconds between requests for a full directory, which may be megabytes."""
@@ -45,7 +46,7 @@ class Shard:
         self._shard, self._epoch, self._rundir = shard, epoch, rundir
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._log = get_logger()
-        self._cpu = CpuMeter()
+        self._usage = Usage()
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
         self._configs = ConfigDelivery(self._pool)
@@ -75,7 +76,14 @@ class Shard:
                 ),
             },
         )
-        self._reporter = Reporter(rundir, events.identity(shard, epoch), self._on_command, self._on_counts, self.report)
+        self._reporter = Reporter(
+            rundir,
+            events.identity(shard, epoch),
+            self._on_command,
+            self._on_counts,
+            self.report,
+            self._pool.requests.latency,
+        )
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -130,7 +138,7 @@ class Shard:
             adopted_total=self._pool.adopted_total,
             closed_total=self._pool.closed_total,
             frames_total=self._pool.frames_total,
-            cpu_percent=self._cpu.percent(),
+            cpu_percent=self._usage.cpu_percent(),
             lag_ms=self._reporter.lag_ms,
             uptime_s=time.monotonic() - self._started,
             answered_total=self._pool.requests.answered,
@@ -138,6 +146,10 @@ class Shard:
             late_total=self._pool.requests.late,
             relayed_total=self._relay.total,
             moved_total=self._pool.moved_total,
+            cpu_seconds=self._usage.cpu_seconds(),
+            rss_bytes=self._usage.rss_bytes(),
+            descriptors=self._usage.descriptors(),
+            descriptor_limit=self._usage.descriptor_limit(),
         )
 
     def _orphaned(self) -> None:
@@ -161,6 +173,8 @@ class Shard:
             self._directory.replace(command.at, command.counts)
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
+        elif isinstance(command, events.ListAgents):
+            self._reporter.agents(command.request, self._pool.list_agents(command.after, command.limit))
         elif isinstance(command, events.Stop):
             self._stop_within(asyncio.get_running_loop().time() + command.seconds)
 

@@ -1,6 +1,7 @@
 """The agents of one process, their connections, and the choice among them."""
 
 import asyncio
+import heapq
 import itertools
 import select
 from collections.abc import Callable
@@ -278,7 +279,7 @@ class AgentPool(PoolApi):
 
     def list_agents(self, after: str, limit: int) -> list[tuple[str, int, int, bool]]:
         """At most *limit* agents with an id above *after*, ascending: id, connections, in flight, healthy."""
-        chosen = sorted(agent_id for agent_id in self.agents if agent_id > after)[:limit]
+        chosen = heapq.nsmallest(limit, (agent_id for agent_id in self.agents if agent_id > after))
         rows = []
         for agent_id in chosen:
             connections = self.agents[agent_id].connections.values()

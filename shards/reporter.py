@@ -1,14 +1,13 @@
 """The shard's end of the bus: what it tells the supervisor, and what it is told to do."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from ipc import events
 from ipc.bus import Bus
 from ipc.logs import get_logger
 from ipc.rundir import RuntimeDir
-from ipc.status import ShardReport
+from ipc.status import RequestLatency, ShardReport
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -27,10 +26,11 @@ class Reporter:
         on_command: Callable[[events.Command], None],
         on_counts: Callable[[events.Counts], None],
         report: Callable[[], ShardReport],
+        latency: RequestLatency,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_command = on_command
-        self._report = report
+        self._report, self._latency = report, latency
         self._sequence = 0
         self._closed: list[tuple[int, str]] = []
         self._log = get_logger()
@@ -69,13 +69,18 @@ class Reporter:
         self._flush()
         self._send(events.Probed(self._next(), probe))
 
+    def agents(self, request: int, agents: list[tuple[str, int, int, bool]]) -> None:
+        """Answer a request for a list of agents."""
+        self._send(events.AgentsPage(self._next(), request, agents))
+
     def ask_for_directory(self) -> None:
         """Ask for the counts of all agents."""
         self._send(events.DirectoryRequest(self._next()))
 
     def close(self) -> None:
-        """Report what is left and stop."""
+        """Report what is left, and how all was in the end, and stop."""
         self._flush()
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
@@ -96,26 +101,10 @@ class Reporter:
         self._due = now + HEARTBEAT_SECONDS
         self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         self._flush()
-        self._send(events.Heartbeat(self._next(), self._report()))
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
 
     def _send(self, event: events.Event) -> None:
         self._bus.send(events.encode(event))
 
     def _on_message(self, parts: list[bytes]) -> None:
         self._on_command(events.decode_command(parts[-1]))
-
-
-class CpuMeter:
-    """Share of one processor that this process used, between two looks at least a quarter second apart."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-        self._percent = 0.0
-
-    def percent(self) -> float:
-        """Percent of one processor since the last look."""
-        wall, cpu = time.monotonic(), time.process_time()
-        if wall - self._wall >= 0.25:
-            self._percent = 100 * (cpu - self._cpu) / (wall - self._wall)
-            self._wall, self._cpu = wall, cpu
-        return round(self._percent, 1)

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import ErrorCode, Rejection
 from ipc.logs import get_logger
@@ -116,7 +117,9 @@ class Acceptor:
         # socket.accept() would make an object and ask the kernel twice more, 4 µs of 6; a descriptor is all we need.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         kind, is_tcp = listener.kind, listener.kind == "tcp"
-        deadline = self._loop.time() + self.handshake_timeout
+        # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
+        now = monotonic()
+        deadline = now + self.handshake_timeout
         for _ in range(most):
             try:
                 fd, _address = accept()
@@ -130,6 +133,7 @@ class Acceptor:
                 self._exhausted(listener, error)
                 return
             newcomer = Newcomer(fd, kind, deadline)
+            newcomer.accepted_at = now
             if is_tcp and not tune_tcp(fd):
                 newcomer.close()
                 continue
