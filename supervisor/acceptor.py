@@ -46,7 +46,8 @@ class Acceptor:
     """Accepts from all listeners. *begin* gets each newcomer.
 
     *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
-    being closed. *gather* is called before a batch is accepted and *flush* after it.
+    being closed. *spare* descriptors are left to others in this process. *gather* is called before a batch is accepted
+    and *flush* after it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Acceptor:
         *,
         handshake_timeout: float,
         shards: int,
+        spare: int = 0,
         gather: Callable[[], None] = _nothing,
         flush: Callable[[], None] = _nothing,
     ) -> None:
@@ -68,12 +70,17 @@ class Acceptor:
         self._begin = begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
-        self._budget = DescriptorBudget(expected=8 + 4 * shards)
+        self._budget = DescriptorBudget(expected=8 + 4 * shards + spare)
         self._loop = asyncio.get_running_loop()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
         self._log = get_logger()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a descriptor for one more agent."""
+        return self._budget.left(self._held()) > 0
 
     def start(self) -> None:
         """Accept from now on."""

@@ -97,6 +97,11 @@ class Handoffs:
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
 
+    @property
+    def parked(self) -> int:
+        """How many have a slot and, for the moment, no shard that takes them."""
+        return len(self._parked)
+
     # What the fleet says about shards.
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:

@@ -22,8 +22,13 @@ from ipc.query import QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
+from ipc.usage import Usage
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
+from supervisor.admin import http
+from supervisor.admin.agents import AgentLists
+from supervisor.admin.observer import Observer
+from supervisor.admin.server import Admin, open_admin
 from supervisor.admission import Admission
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
@@ -36,6 +41,7 @@ from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener, ListenError, open_all
+from supervisor.merge import Status
 from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
@@ -55,11 +61,15 @@ READY_LIMIT = 5.0
 SURPLUS_SECONDS = 30.0
 """Seconds for what is in flight on shards that an earlier supervisor left and that are too many."""
 
+RECORD_SECONDS = 0.5
+"""Between looks at the recorded number, and at how late the loop is."""
+
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
 _NEEDS_RESTART = (
     "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "pool", "runtime_dir",
+    "admin_listen", "admin_socket_mode", "admin_allow_remote",
 )  # fmt: skip
 """Fields of the configuration that a reload does not change."""
 
@@ -73,6 +83,7 @@ class Supervisor:
         policy: Policy,
         rundir: RuntimeDir,
         listeners: list[Listener],
+        admin: Listener | None,
         foreign: set[int],
         load: Callable[[], Config] | None,
         logging: tuple[str, str],
@@ -82,6 +93,7 @@ class Supervisor:
         self._foreign = foreign
         self._loaded_at = _now()
         self._config_error: str | None = None
+        self._reloads = {"success": 0, "failure": 0}
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -124,15 +136,20 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
+            spare=0 if admin is None else http.MOST_CONNECTIONS,
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
+        self._usage = Usage()
+        self._lag_ms = 0.0
+        self._due = self._loop.time()
         self._record_numbers()
+        self._admin = None if admin is None else self._make_admin(admin)
         rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
         self._queries = QueryServer(
             rundir.supervisor_query,
             {
-                "status": self._status,
+                "status": lambda _: self.status(),
                 "reload": self._reload_for_query,
                 "stop": self._stop_for_query,
                 "operate": self._operate,
@@ -151,6 +168,8 @@ class Supervisor:
         ):
             self._loop.add_signal_handler(number, act)
         self._entrust()
+        if self._admin is not None:
+            await self._admin.start()
         self._fleet.start(self.shards, self._foreign)
         self._acceptor.start()
         self._announce()
@@ -188,10 +207,12 @@ class Supervisor:
 
     def _record_numbers(self) -> None:
         """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
+        self._lag_ms = max(0.0, (self._loop.time() - self._due) * 1000)
+        self._due = self._loop.time() + RECORD_SECONDS
         if self._ledger.next_number + NUMBERS_AHEAD // 2 > self._numbers_recorded:
             self._numbers_recorded = self._ledger.next_number + NUMBERS_AHEAD
             self._rundir.write_first_number(self._numbers_recorded)
-        self._numbers_timer = self._loop.call_later(0.5, self._record_numbers)
+        self._numbers_timer = self._loop.call_later(RECORD_SECONDS, self._record_numbers)
 
     async def _end(self) -> None:
         self._state = "stopping"
@@ -215,9 +236,32 @@ class Supervisor:
         self._queries.close()
         self._readiness.close()
         self._numbers_timer.cancel()
+        if self._admin is not None:
+            self._admin.close()
         self._rundir.write_first_number(self._ledger.next_number)
         self._rundir.forget_supervisor()
         self._log.info("stopped")
+
+    def _make_admin(self, listener: Listener) -> Admin:
+        agents = AgentLists(
+            lambda: self._fleet.shards,
+            self._fleet.ask_agents,
+            lambda: self._ledger.agent_total,
+            lambda: self._ledger.limit,
+        )
+        self._fleet.on_agents = agents.answered
+        observer = Observer(
+            status=self.status,
+            reloads=self._reloads,
+            acceptor=self._acceptor,
+            handshakes=self._handshakes,
+            handoffs=self._handoffs,
+            moves=self._moves,
+            farewell=self._farewell,
+            fleet=self._fleet,
+            ledger=self._ledger,
+        )
+        return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
 
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
@@ -242,9 +286,10 @@ class Supervisor:
 
     # Queries.
 
-    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "supervisor": SupervisorRow(
+    def status(self) -> Status:
+        """What ``shardgate status`` and the admin endpoint tell; each shard as of its last heartbeat."""
+        return Status(
+            supervisor=SupervisorRow(
                 pid=os.getpid(),
                 state=self._state,
                 uptime_s=round(time.monotonic() - self._started, 1),
@@ -259,9 +304,16 @@ class Supervisor:
                 config_error=self._config_error,
                 max_connections_per_agent=self._ledger.limit,
                 operation=None if self._operations.current is None else self._operations.current.row,
+                shards_wanted=self.shards,
+                cpu_percent=self._usage.cpu_percent(),
+                cpu_seconds=self._usage.cpu_seconds(),
+                rss_bytes=self._usage.rss_bytes(),
+                descriptors=self._usage.descriptors(),
+                descriptor_limit=self._usage.descriptor_limit(),
+                lag_ms=round(self._lag_ms, 1),
             ),
-            "shards": self._fleet.rows(),
-        }
+            shards=self._fleet.rows(),
+        )
 
     def _stop_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
         # The answer leaves before the end begins.
@@ -285,6 +337,7 @@ class Supervisor:
                     operation = operations.restart(order.shards, seconds)
                 case "scale":
                     operation = operations.scale(order.number, seconds, placement)
+                    self.shards = order.number
                 case "rebalance":
                     operation = operations.rebalance(seconds, placement)
         except CannotOperate as error:
@@ -314,9 +367,11 @@ class Supervisor:
             policy = Policy(config)
         except ConfigError as error:
             self._config_error = str(error)
+            self._reloads["failure"] += 1
             raise
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
+        self._reloads["success"] += 1
         self._admission.policy = policy
         if "agent_config" in changed:
             old, self._admission.pushed = self._admission.pushed, AgentConfig(config.agent_config)
@@ -358,13 +413,22 @@ def serve(
 
     async def main() -> None:
         default_path = rundir.path / AGENTS_SOCKET
-        taken, foreign = await take_back(config, rundir, default_path)
-        listeners = open_all(config, default_path, taken)
+        with contextlib.ExitStack() as opened:
+            admin = open_admin(config)
+            if admin is not None:
+                opened.callback(admin.close)
+            taken, foreign = await take_back(config, rundir, default_path)
+            listeners = open_all(config, default_path, taken)
+            # From here on it is the supervisor that closes it.
+            opened.pop_all()
         try:
-            supervisor = Supervisor(config, policy, rundir, listeners, foreign, load, (log_level, log_format))
+            logging = log_level, log_format
+            supervisor = Supervisor(config, policy, rundir, listeners, admin, foreign, load, logging)
         except BaseException:
             for listener in listeners:
                 listener.leave()
+            if admin is not None:
+                admin.close()
             raise
         await supervisor.run()
 
