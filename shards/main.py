@@ -60,7 +60,8 @@ class Shard:
             handoff.Hello(shard, epoch, os.getpid()),
             self._orphaned,
         )
-        self._drain = Drain(self._pool, self.stop)
+        # What proxies ask through this shard may still be on its way at another one.
+        self._drain = Drain(self._pool, self._stop_within)
         self._queries = QueryServer(
             rundir.shard_query(shard),
             {
