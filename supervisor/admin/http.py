@@ -28,6 +28,9 @@ REQUEST_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 """Between requests; and from an answer until it must have been read. Who comes each minute stays connected."""
 
+LINGER_SECONDS = 1.0
+"""From a refusal until it must have been read; what still comes is thrown away meanwhile."""
+
 MOST_UNREAD = 1 << 20
 """Bytes of a stream that may wait for a client which does not read."""
 
@@ -139,6 +142,7 @@ class HttpConnection(asyncio.Protocol):
         self._arm(REQUEST_SECONDS)
         if not self._server.enter(self):
             self._refuse(503, "too many connections; come again")
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request."""
@@ -189,6 +193,10 @@ class HttpConnection(asyncio.Protocol):
                     if event.method not in (b"GET", b"HEAD"):
                         self._refuse(405, "GET and HEAD only: nothing can be changed here", ("Allow", "GET, HEAD"))
                         return
+                    # h11 bounds a header only while it is incomplete.
+                    if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > HEADER_LIMIT:
+                        self._refuse(431, "the header is too long")
+                        return
                 elif isinstance(event, h11.Data):
                     self._refuse(413, "a request has no body here")
                     return
@@ -196,13 +204,14 @@ class HttpConnection(asyncio.Protocol):
                     self._answer()
                     return
                 else:
+                    self._transport.resume_reading()
                     return
         except h11.RemoteProtocolError as error:
             self._refuse(error.error_status_hint, "not a request that this server understands")
 
     def _answer(self) -> None:
         assert self._request is not None
-        # More requests wait in the kernel until this one is answered.
+        # What comes behind it waits in the kernel until all that is here is answered.
         self._transport.pause_reading()
         try:
             response = self._server.handler(_plain(self._request))
@@ -229,11 +238,15 @@ class HttpConnection(asyncio.Protocol):
         self._send(Response(500, TEXT, b"this could not be answered; the log says why\n"))
 
     def _refuse(self, status: int, message: str, *headers: tuple[str, str]) -> None:
-        """Answer whatever this is with *status*, and close."""
+        """Answer whatever this is with *status*, and close when the client has read it, or has not for a moment."""
         get_logger().debug("admin request refused", status=status)
-        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._write(Response(status, TEXT, f"{message}\n".encode(), (*headers, ("Connection", "close"))))
-        self._transport.close()
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._transport.close()
+            return
+        self._write(Response(status, TEXT, f"{message}\n".encode(), (*headers, ("Connection", "close"))))
+        # A close with unread bytes would make TCP reset the answer away (RFC 1122, 4.2.2.13).
+        self._transport.write_eof()
+        self._arm(LINGER_SECONDS)
 
     def _send(self, response: Response) -> None:
         if self._transport.is_closing():
@@ -249,10 +262,7 @@ class HttpConnection(asyncio.Protocol):
             self._request = None
             self.is_idle = not self._http.trailing_data[0]
             self._server.served(self)
-            self._transport.resume_reading()
-            if not self.is_idle:
-                self._arm(REQUEST_SECONDS)
-                self._loop.call_soon(self._advance)
+            self._loop.call_soon(self._advance)
 
     def _write(self, response: Response) -> None:
         """Write an answer, or the beginning of one that is a stream."""

@@ -1,7 +1,7 @@
 """All metrics of the admin endpoint: what each is called, what it is, by what it is divided, and what it means.
 
-Names follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for counters. README has the
-same table, which a test compares.
+Names follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for counters. METRICS.md
+has the same table, which a test compares.
 """
 
 from typing import Literal, NamedTuple, cast

@@ -50,8 +50,8 @@ def render(figures: Figures, accept: str) -> tuple[str, bytes]:
 
     try:
         encode, content_type = choose_encoder(accept)
-    except ValueError:
-        # A version that is none.
+    except (TypeError, ValueError):
+        # A version that is none: up to 0.26 at least the library compares it as it is.
         encode, content_type = choose_encoder("")
     return content_type, encode(Once())
 

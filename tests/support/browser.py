@@ -67,8 +67,9 @@ class Browser:
         return found["result"].get("value")
 
     def text(self, selector: str) -> str:
-        """The text that the first element of *selector* shows; empty when there is none."""
-        return str(self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+        """The text that the first element of *selector* shows; empty when there is none, or it is hidden."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        return str(self.evaluate(f"{element}?.checkVisibility() ? {element}.innerText : ''"))
 
     def show_as(self, scheme: Literal["light", "dark"], width: int, height: int, *, scale: float = 1.0) -> None:
         """Show the page in a colour scheme and a size."""
@@ -110,7 +111,7 @@ def browser(folder: Path) -> Iterator[Browser]:
     ours_in, low_out = os.pipe()
     log = folder / "chromium.log"
     # The protocol wants descriptors 3 and 4; so ours must be no such ones.
-    theirs_in, theirs_out = fcntl.fcntl(low_in, fcntl.F_DUPFD_CLOEXEC, 10), fcntl.fcntl(low_out, fcntl.F_DUPFD_CLOEXEC, 10)
+    theirs_in, theirs_out = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (low_in, low_out))
     command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
     home = folder / "home"
     home.mkdir()
