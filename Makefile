@@ -75,6 +75,10 @@ bench: $(app)/.wheels $(root)/.copied ## measure registration beside a plain asy
 wheels: $(dist)/.built ## build the wheels and sdists of dialout and shardgate into build/dist
 	@ls $(dist)
 
+.PHONY: man
+man: $(app)/.wheels ## write the manual pages into build/man
+	@$(app)/bin/shardgate man $(build)/man
+
 .PHONY: environments
 environments: $(app)/.tests $(root)/.copied ## set up what "make test" needs without running it
 

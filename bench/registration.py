@@ -4,6 +4,7 @@
     python -m bench.registration --quick             some seconds, for a first look
     python -m bench.registration --check             exit code 3 when a budget is missed
     python -m bench.registration --json figures.json every round, with the machine it ran on
+    python -m bench.registration --logs              what log lines cost, for 200,000 registrations each: some minutes
 
 Agents of four connections each register over a Unix socket, 16 or 128 of them in handshake at any moment, and hold
 their connections; all are closed and the pool is empty before the next round. In each round the product, the plain
@@ -30,13 +31,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench import loadgen
+from bench import loadgen, log_cost
 from bench.accounting import ProcessGoneError
 from bench.measure import Memory, NotMeasuredError, Round, measure_memory, measure_round, warm_up
 from bench.report import Budget, Ratio, Summary, budgets, ratios, summaries, table
 from bench.targets import PER_AGENT, Target, TargetError, shardgate, streams
 
 IN_HANDSHAKE = (16, 128)
+_NOT_MEASURED = (NotMeasuredError, ProcessGoneError, TargetError, loadgen.LoadGeneratorError)
 EXIT_NOT_MEASURED, EXIT_BUDGET_MISSED = 1, 3
 
 
@@ -163,6 +165,7 @@ def _progress(done: Round) -> None:
 @click.option("--idle", type=click.IntRange(8), help="Idle connections to measure memory with. [default: 10000]")
 @click.option("--quick", is_flag=True, help="Defaults of 1 round, 1000 registrations, 2000 idle connections.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
+@click.option("--logs", is_flag=True, help="Measure the cost of log lines instead, with and without.")
 @click.option("--check", is_flag=True, help="Exit with 3 when a budget is missed.")
 def main(
     rounds: int | None,
@@ -170,16 +173,21 @@ def main(
     idle: int | None,
     quick: bool,
     json_file: Path | None,
+    logs: bool,
     check: bool,
 ) -> None:
     """Runs the benchmark."""
     machine = Machine.this()
     if machine.load_before > machine.cpus / 4:
         _say(f"the load was {machine.load_before:.1f} before the start: ratios will hold better than figures")
+    if logs:
+        sys.exit(
+            _measure_logs(rounds or (1 if quick else 20), registrations or (1000 if quick else 10_000), check=check)
+        )
     try:
         done = run_rounds(rounds or (1 if quick else 5), registrations or (1000 if quick else 6000))
         memory = run_memory(idle or (2000 if quick else 10_000))
-    except (NotMeasuredError, ProcessGoneError, TargetError, loadgen.LoadGeneratorError) as why:
+    except _NOT_MEASURED as why:
         _say(f"not measured: {why}")
         sys.exit(EXIT_NOT_MEASURED)
     figures = summarise(machine, done, memory)
@@ -188,6 +196,16 @@ def main(
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
     if check and not all(budget.kept for budget in figures.budgets):
         sys.exit(EXIT_BUDGET_MISSED)
+
+
+def _measure_logs(rounds: int, registrations: int, *, check: bool) -> int:
+    try:
+        costs = log_cost.log_cost(log_cost.measure(rounds, registrations, IN_HANDSHAKE))
+    except _NOT_MEASURED as why:
+        _say(f"not measured: {why}")
+        return EXIT_NOT_MEASURED
+    click.echo(log_cost.as_text(costs))
+    return EXIT_BUDGET_MISSED if check and not all(budget.kept for budget in log_cost.budgets(costs)) else 0
 
 
 def summarise(machine: Machine, done: Sequence[Round], memory: Sequence[Memory]) -> Figures:

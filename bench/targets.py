@@ -136,7 +136,7 @@ class Shardgate:
         self.address = str(directory / "agents.sock")
         self.runtime_dir = directory / "run"
         self._process = process
-        self._log = log
+        self.log = log
 
     def pool(self) -> Pool:
         """What `shardgate status` says, with every process that the supervisor has started."""
@@ -183,15 +183,16 @@ class Shardgate:
             raise self._error(f"`status` exited with {done.returncode} and no status ({wrong}): {said}") from wrong
 
     def _error(self, what: str) -> TargetError:
-        said = self._log.read_bytes()[-2000:].decode(errors="replace").strip()
+        said = self.log.read_bytes()[-2000:].decode(errors="replace").strip()
         return TargetError(f"shardgate {what}; it wrote:\n{said}")
 
 
 @contextlib.contextmanager
-def shardgate(directory: Path, shards: int = 2) -> Iterator[Shardgate]:
+def shardgate(directory: Path, shards: int = 2, *, log_level: str = "info") -> Iterator[Shardgate]:
     """The product with `shards` shards, listening in `directory`, all of its processes ended on leaving."""
     options = ["--uds", str(directory / "agents.sock"), "--runtime-dir", str(directory / "run")]
     options += ["--shards", str(shards), "--max-connections-per-agent", str(PER_AGENT)]
+    options += ["--log-level", log_level]
     log = directory / "shardgate.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -106,10 +106,10 @@ class Bus:
         bus._socket.reconnect_ivl_max = 500
         return bus
 
-    def bind(self, path: Path) -> None:
-        """Listen at *path*, mode 0600. The caller holds the runtime directory's lock."""
+    def bind(self, path: Path, mode: int = 0o600) -> None:
+        """Listen at *path*. The caller holds the runtime directory's lock."""
         # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
-        previous = os.umask(0o177)
+        previous = os.umask(0o777 & ~mode)
         try:
             self._socket.bind(_endpoint(path))
         finally:

@@ -5,16 +5,60 @@ sequence number, one higher for each: a hole means that something was lost (a fu
 and is mended with a `Snapshot`, never guessed. Counts are exact because the ledger believes only these.
 """
 
+from enum import StrEnum
+
 import msgspec
 
 from ipc.status import RequestLatency, ShardReport
 
 
+class CloseCode(StrEnum):
+    """Why an agent's connection ended: the stable value of ``code`` in logs, events and ``why``."""
+
+    CLOSED_BY_AGENT = "closed_by_agent"
+    """The agent ended its stream, in good order."""
+
+    RESET_BY_AGENT = "reset_by_agent"
+    """The agent ended with something unread, a ping perhaps: its kernel says so with a reset (RFC 1122, 4.2.2.13)."""
+
+    CONNECTION_LOST = "connection_lost"
+    """The kernel gave up on it: keepalive, ``TCP_USER_TIMEOUT``, no route."""
+
+    BAD_FRAME = "bad_frame"
+    """What the agent sent cannot be cut into frames any more."""
+
+    NOT_READING = "not_reading"
+    """More waits for the agent than a connection may hold."""
+
+    PING_TIMEOUT = "ping_timeout"
+    KICKED = "kicked"
+    SHARD_DRAINED = "shard_drained"
+    SHARD_STOPPED = "shard_stopped"
+    SHARD_DIED = "shard_died"
+    """Said by the supervisor: the shard could not."""
+
+    LOST_SIGHT = "lost_sight"
+    """Said by the supervisor: a snapshot lacks it, and the message that told why was lost."""
+
+
+class Gone(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A connection that is gone: its number, its agent, why, after how many seconds.
+
+    *detail* is for people, and empty where *code* says all. A code of a newer version is taken as it is.
+    """
+
+    number: int
+    agent_id: str
+    code: str = CloseCode.LOST_SIGHT
+    seconds: float = 0.0
+    detail: str = ""
+
+
 class Closed(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """These connections are gone; their descriptors are closed. Pairs of number and agent id."""
+    """These connections are gone; their descriptors are closed."""
 
     sequence: int
-    connections: list[tuple[int, str]]
+    connections: list[Gone]
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
@@ -103,7 +147,20 @@ class ListAgents(msgspec.Struct, array_like=True, frozen=True, tag=15):
     limit: int
 
 
-Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | ListAgents
+class Kick(msgspec.Struct, array_like=True, frozen=True, tag=20):
+    """Close these connections, each as soon as nothing is in flight on it, after *seconds* at the latest."""
+
+    numbers: list[int]
+    seconds: float = 0.0
+
+
+class SetLogLevel(msgspec.Struct, array_like=True, frozen=True, tag=21):
+    """Log what is of this level or above from now on."""
+
+    level: str
+
+
+Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | ListAgents | Kick | SetLogLevel
 
 
 class Counts(msgspec.Struct, array_like=True, frozen=True):

@@ -1,25 +1,59 @@
 """Log lines of all our processes, in one form.
 
-To a terminal as text, otherwise as one JSON object a line, on standard error. Text that came from an agent goes through
-`printable` first: it may hold escape sequences.
+To a terminal as text, otherwise as one JSON object a line, on standard error; each with its syslog priority in front
+(``<6>``, sd-daemon(3)) where that is the journal's. Text that came from an agent goes through `printable` first: it may
+hold escape sequences.
+
+Two ways to log. `get_logger` is structlog, for what happens now and then: 20 µs a line. A `Line` is for what happens
+with every connection: its text is mostly written beforehand, and lines of `GATHER_SECONDS` leave in one write.
 """
 
 import asyncio
+import atexit
 import json
+import os
 import sys
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
 
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+from ipc.log_levels import LEVEL_NAMES, LEVELS
+from ipc.log_output import LogOutput
 
-LEVEL_NAMES = tuple(_LEVELS)
+_INFO = LEVELS["info"]
+
+_PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
+"""Of syslog(3), as the journal takes them at the beginning of a line."""
+
+MOST_REPEATS = 10
+"""Lines of one kind about the same thing in a second; what comes above that is summed up in one line."""
+
+MOST_LINES = 20_000
+"""Lines of one kind in a second, whatever they are about: a disk must not fill up with what strangers do."""
+
+
+class _State:
+    """What `configure` has set up, for this process."""
+
+    level = LEVELS["info"]
+    output: LogOutput | None = None
+    # What stands around a `Line`, and whether as JSON.
+    process = ""
+    prefix = ""
+    as_json = True
 
 
 def configure(process: str, level: str = "info", form: str = "auto") -> None:
     """Set up logging for this process; *form* is ``auto``, ``text`` or ``json``."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    output = LogOutput(sys.stderr)
+    if _State.output is None:
+        atexit.register(flush)
+    _State.output, _State.process, _State.as_json = output, process, not as_text
+    _State.prefix = _PRIORITIES["info"] if _is_journals() else ""
+    set_level(level)
     ending: list[Any]
     if as_text:
         # The first parameter is the padding of the event; it has another name in structlog 26.
@@ -29,22 +63,44 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_to_json),
         ]
+    if _State.prefix:
+        ending.append(_PriorityRenderer(ending.pop()))
     structlog.configure(
         processors=[
+            _drop_unwanted,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _name_process(process),
             *ending,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Every level: which ones are wanted may change while we run.
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        logger_factory=lambda *_: _Writer(output),
         cache_logger_on_first_use=True,
     )
+
+
+def set_level(level: str) -> None:
+    """Log what is of *level* or above from now on; ValueError when it is none of `LEVEL_NAMES`."""
+    if level not in LEVEL_NAMES:
+        raise ValueError(f"{level!r} is no level; levels are {', '.join(LEVEL_NAMES)}")
+    _State.level = LEVELS[level]
+
+
+def level_name() -> str:
+    """The least level that is logged."""
+    return next(name for name, number in LEVELS.items() if number == _State.level)
 
 
 def get_logger() -> Any:
     """The logger; structlog gives it its methods at run time, hence the type."""
     return structlog.get_logger()
+
+
+def flush() -> None:
+    """Write what has gathered, as far as the reader takes it; for the end of a process."""
+    if _State.output is not None:
+        _State.output.flush()
 
 
 def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
@@ -62,6 +118,172 @@ def printable(text: str, limit: int = 128) -> str:
     escaped = shortened.encode("ascii", "backslashreplace").decode("ascii")
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
     return clean if len(text) <= limit else f"{clean}…"
+
+
+class Repeats:
+    """Which lines of one second to write: so many about each thing, and so many in all."""
+
+    __slots__ = ("_counts", "_left_out", "_most", "_most_in_all", "_written")
+
+    def __init__(self, most: int = MOST_REPEATS, most_in_all: int = MOST_LINES) -> None:
+        self._most, self._most_in_all = most, most_in_all
+        self._counts: dict[str, int] = {}
+        self._left_out: dict[str, int] = {}
+        self._written = 0
+
+    def allows(self, about: str) -> bool:
+        """Whether to write one more line about this; it counts as left out if not."""
+        if self._written >= self._most_in_all:
+            # Names that were not seen before share one entry: there may be any number of them.
+            name = about if about in self._counts else "others"
+            self._left_out[name] = self._left_out.get(name, 0) + 1
+            return False
+        written = self._counts.get(about, 0)
+        if written >= self._most:
+            self._left_out[about] = self._left_out.get(about, 0) + 1
+            return False
+        self._counts[about] = written + 1
+        self._written += 1
+        return True
+
+    def next_second(self) -> dict[str, int]:
+        """Begin anew; how many lines were left out about what, most first."""
+        left_out = dict(sorted(self._left_out.items(), key=lambda item: -item[1]))
+        self._counts.clear()
+        self._left_out.clear()
+        self._written = 0
+        return left_out
+
+
+class Line:
+    """A kind of log line, of level info, that is written for every connection.
+
+    *names* are fields whose values are words of ours or of a checked syntax (an agent id), and need no escaping;
+    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `log` takes their values in
+    that order; it takes 2 µs. Lines about the same thing are limited by `Repeats`; *summary* is the event of the line
+    that says what was left out.
+    """
+
+    SUMMARY_NAMES: ClassVar = 10
+
+    def __init__(
+        self,
+        event: str,
+        summary: str,
+        *,
+        names: tuple[str, ...],
+        numbers: tuple[str, ...] = (),
+        texts: tuple[str, ...] = (),
+    ) -> None:
+        self._event, self._summary = event, summary
+        self._fields = (*names, *numbers, *texts)
+        self._first_text = len(names) + len(numbers)
+        parts = [f'"{name}":"%s"' for name in names] + [f'"{name}":{_number(name)}' for name in numbers]
+        parts += [f'"{name}":%s' for name in texts]
+        prefix, process = _State.prefix, _State.process
+        end = f'"event":"{event}","level":"info","timestamp":"%s","process":"{process}"'
+        self._json = f"{prefix}{{{','.join(parts)},{end}}}"
+        parts = [f"{name}=%s" for name in names] + [f"{name}={_number(name)}" for name in numbers]
+        parts += [f"{name}=%s" for name in texts]
+        self._text = f"{prefix}%s [info     ] {event} {' '.join(parts)} process={process}"
+        self._repeats = Repeats()
+        self._timer: asyncio.TimerHandle | None = None
+        self._millisecond = -1
+        self._stamp = ""
+
+    def log(self, now: float, about: str, *values: Any) -> None:
+        """Write the line, unless there were too many *about* the same; *now* is seconds since 1970."""
+        output = _State.output
+        if _State.level > _INFO:
+            return
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._sum_up)
+        if not self._repeats.allows(about):
+            return
+        if output is None:
+            # Embedded in a program that has set up structlog in its own way, or not at all.
+            get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
+            return
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._stamp = _timestamp(millisecond)
+        if self._first_text < len(values):
+            values = (*values[: self._first_text], *map(_quoted, values[self._first_text :]))
+        if _State.as_json:
+            output.put(self._json % (*values, self._stamp))
+        else:
+            output.put(self._text % (self._stamp, *values))
+
+    def close(self) -> None:
+        """Sum up what was left out, and stop the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._timer = None
+        left_out = self._repeats.next_second()
+        if left_out:
+            most = dict(list(left_out.items())[: self.SUMMARY_NAMES])
+            get_logger().info(self._summary, n=sum(left_out.values()), most=most)
+
+
+class _Writer:
+    """What structlog hands its finished lines to."""
+
+    def __init__(self, output: LogOutput) -> None:
+        self._output = output
+
+    def msg(self, message: str) -> None:
+        self._output.write(message)
+
+    debug = info = warning = error = critical = log = msg
+
+
+class _PriorityRenderer:
+    """A renderer, with the priority in front of each line that it makes."""
+
+    def __init__(self, renderer: Any) -> None:
+        self._renderer = renderer
+
+    def __call__(self, logger: Any, method: str, event: dict[str, Any]) -> str:
+        priority = _PRIORITIES.get(method, "<6>")
+        text = str(self._renderer(logger, method, event))
+        return priority + text.replace("\n", f"\n{priority}")
+
+
+def _is_journals() -> bool:
+    """Whether standard error is the stream that systemd gave us: ``$JOURNAL_STREAM`` names it, systemd.exec(5).
+
+    Only then: who redirects it elsewhere inherits the variable all the same.
+    """
+    named = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
+def _drop_unwanted(_logger: Any, method: str, event: Any) -> Any:
+    if LEVELS.get(method, 50) < _State.level:
+        raise structlog.DropEvent
+    return event
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode() if text else '""'
+
+
+def _number(name: str) -> str:
+    # %.6g would do for both, and takes three times as long.
+    return "%.3f" if name.endswith("_s") else "%d"
+
+
+def _timestamp(millisecond: int) -> str:
+    seconds, rest = divmod(millisecond, 1000)
+    return time.strftime(f"%Y-%m-%dT%H:%M:%S.{rest:03d}Z", time.gmtime(seconds))
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:

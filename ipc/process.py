@@ -5,6 +5,7 @@ import fcntl
 import gc
 import os
 import resource
+import time
 
 
 def raise_descriptor_limit() -> int:
@@ -23,6 +24,55 @@ def raise_descriptor_limit() -> int:
     with contextlib.suppress(OSError), open(os.devnull, "rb") as null:  # noqa: PTH123 - a descriptor, not a path
         os.close(fcntl.fcntl(null.fileno(), fcntl.F_DUPFD_CLOEXEC, highest))
     return soft
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
+    # Their number is the folder's size since Linux 6.2; listing 50,000 takes 10 ms.
+    return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH116, PTH208 - see above
+
+
+def resident_bytes() -> int:
+    """The memory of this process that is resident: proc(5), statm."""
+    with open("/proc/self/statm", "rb", buffering=0) as statm:  # noqa: PTH123 - twice a second, in every shard
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class RateMeter:
+    """How fast a total grows, between two looks at least a quarter second apart."""
+
+    def __init__(self) -> None:
+        self._wall, self._total = time.monotonic(), 0
+        self._rate = 0.0
+
+    def per_second(self, total: int) -> float:
+        """By how many a second *total* has grown since the last look."""
+        wall = time.monotonic()
+        if wall - self._wall >= 0.25:
+            self._rate = (total - self._total) / (wall - self._wall)
+            self._wall, self._total = wall, total
+        return round(self._rate, 1)
+
+
+class CpuMeter:
+    """Share of one processor that this process used, between two looks at least a quarter second apart."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._percent = 0.0
+
+    def percent(self) -> float:
+        """Percent of one processor since the last look."""
+        wall, cpu = time.monotonic(), time.process_time()
+        if wall - self._wall >= 0.25:
+            self._percent = 100 * (cpu - self._cpu) / (wall - self._wall)
+            self._wall, self._cpu = wall, cpu
+        return round(self._percent, 1)
 
 
 class DescriptorBudget:

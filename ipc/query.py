@@ -52,14 +52,16 @@ Method = Callable[[dict[str, Any]], Any]
 class QueryServer:
     """Answers queries on one socket with the functions in *methods*.
 
-    A method takes the arguments and returns what msgspec can encode; a `Refused` that it raises reaches the asker. What
-    else it raises goes to the loop's exception handler, and the asker hears that there is no answer to wait for.
+    Whoever asks for another one hears *refusal*. A method takes the arguments and returns what msgspec can encode; a
+    `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception handler, and the asker
+    hears that there is no answer to wait for.
     """
 
-    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
+    def __init__(self, path: Path, methods: Mapping[str, Method], *, mode: int = 0o600, refusal: str = "") -> None:
         self._methods = methods
+        self._refusal = refusal or "unknown query; this process may be of another version"
         self._bus = bus.Bus.router(self._answer)
-        self._bus.bind(path)
+        self._bus.bind(path, mode)
 
     def close(self) -> None:
         """Stop answering."""
@@ -81,7 +83,7 @@ class QueryServer:
             return Reply(error=f"not a query: {error}")
         method = self._methods.get(request.method)
         if method is None:
-            return Reply(error=f"unknown query {request.method!r}; this process may be of another version")
+            return Reply(error=self._refusal)
         try:
             return Reply(result=method(request.arguments))
         except Refused as refusal:

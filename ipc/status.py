@@ -69,12 +69,14 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     config_error: str | None
     max_connections_per_agent: int
     operation: OperationRow | None = None
-    shards_wanted: int = 0
+    kicked_total: int = 0
+    log_level: str = ""
     cpu_percent: float = 0.0
-    cpu_seconds: float = 0.0
     rss_bytes: int = 0
     descriptors: int = 0
     descriptor_limit: int = 0
+    shards_wanted: int = 0
+    cpu_seconds: float = 0.0
     lag_ms: float = 0.0
 
 
@@ -109,6 +111,7 @@ class ShardRow(msgspec.Struct, kw_only=True):
     late_total: int = 0
     relayed_total: int = 0
     moved_total: int = 0
+    requests_per_s: float = 0.0
     cpu_seconds: float = 0.0
     descriptors: int = 0
     descriptor_limit: int = 0
@@ -135,10 +138,11 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     late_total: int
     relayed_total: int
     moved_total: int
-    cpu_seconds: float = 0.0
+    requests_per_s: float = 0.0
     rss_bytes: int = 0
     descriptors: int = 0
     descriptor_limit: int = 0
+    cpu_seconds: float = 0.0
 
 
 class RequestLatency(msgspec.Struct, array_like=True):

@@ -13,6 +13,7 @@ parser.add_argument("--epoch", required=True)
 parser.add_argument("--parent", type=int)
 parser.add_argument("--runtime-dir", required=True)
 parser.add_argument("--pool", type=lambda text: msgspec.json.decode(text, type=PoolOptions), default=PoolOptions())
+parser.add_argument("--status-dir")
 parser.add_argument("--log-level", default="info")
 parser.add_argument("--log-format", default="auto")
 arguments = parser.parse_args()
@@ -24,4 +25,5 @@ main(
     arguments.pool,
     arguments.log_level,
     arguments.log_format,
+    arguments.status_dir,
 )

@@ -31,6 +31,7 @@ from dialout import (
 )
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
+from ipc.events import CloseCode
 from ipc.handoff import Established, Offer
 from shards.calls import Call, Outcome
 from shards.stream import Stream
@@ -259,8 +260,8 @@ class Connection(Stream):
             and now - self.pinged_at > self.pool.options.ping_timeout
         )
 
-    def _closed(self, reason: str) -> None:
-        self.pool.remove(self, reason)
+    def _closed(self, code: CloseCode, reason: str) -> None:
+        self.pool.remove(self, code, reason)
         if self.pending is not None:
             pending, self.pending = self.pending, None
             if self.in_flight:

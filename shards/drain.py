@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from ipc.events import CloseCode
 from shards.pool import AgentPool
 
 DRAIN_LIMIT = 10.0
@@ -44,7 +45,7 @@ class Drain:
     def _turn(self) -> None:
         for connection in list(self._pool.connections.values()):
             if connection.in_flight == 0:
-                connection.close("the shard drains")
+                connection.close(CloseCode.SHARD_DRAINED, "the shard drains")
         if not self._pool.connections or self._loop.time() >= self._deadline:
             self._timer = self._loop.call_soon(self._on_empty, self._deadline)  # type: ignore[assignment]
         else:

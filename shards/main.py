@@ -10,18 +10,19 @@ import uvloop
 
 from ipc import events, handoff, process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger, log_loop_errors
+from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
-from ipc.query import QueryServer
+from ipc.query import Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
-from ipc.usage import Usage
+from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
 from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
 from shards.drain import Drain
 from shards.intake import Intake
+from shards.kicks import Kicks
 from shards.pool import AgentPool
 from shards.proxy_server import ProxyServer
 from shards.relay import Relay
@@ -41,12 +42,21 @@ PROBE_PAUSE = 0.03
 class Shard:
     """One shard: everything that it has, wired together. Make it on a running loop."""
 
-    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions) -> None:
+    def __init__(
+        self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, status_dir: RuntimeDir | None = None
+    ) -> None:
         self._started = time.monotonic()
         self._shard, self._epoch, self._rundir = shard, epoch, rundir
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._log = get_logger()
-        self._usage = Usage()
+        self._cpu, self._requests_rate = process.CpuMeter(), process.RateMeter()
+        self._closed_line = Line(
+            "connection closed",
+            "more connections closed",
+            names=("agent_id", "connection_id", "code"),
+            numbers=("shard", "duration_s"),
+            texts=("reason",),
+        )
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
         self._configs = ConfigDelivery(self._pool)
@@ -62,21 +72,28 @@ class Shard:
         )
         # What proxies ask through this shard may still be on its way at another one.
         self._drain = Drain(self._pool, self._stop_within)
-        self._queries = QueryServer(
-            rundir.shard_query(shard),
-            {
-                "status": lambda _: {
-                    "shard": shard,
-                    "pid": os.getpid(),
-                    "epoch": epoch,
-                    "report": self.report(),
-                },
-                "agents": lambda args: self._pool.list_agents(args.get("after", ""), args.get("limit", 1000)),
-                "connections": lambda args: self._pool.list_connections(
-                    args.get("after", 0), args.get("limit", 1000), args.get("agent")
-                ),
+        self._kicks = Kicks(self._pool)
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        reading: dict[str, Method] = {
+            "status": lambda _: {
+                "shard": shard,
+                "pid": os.getpid(),
+                "epoch": epoch,
+                "report": self.report(),
             },
-        )
+            "agents": lambda args: self._pool.list_agents(
+                args.get("after", ""), args.get("limit", 1000), args.get("agent")
+            ),
+            "busiest": lambda args: self._pool.busiest(args.get("limit", 100)),
+            "connections": lambda args: self._pool.list_connections(
+                args.get("after", 0), args.get("limit", 1000), args.get("agent")
+            ),
+        }
+        self._queries = [QueryServer(rundir.shard_query(shard), reading)]
+        if status_dir is not None:
+            path = status_dir.shard_query(shard)
+            mode = socket_mode(status_dir.path)
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -94,13 +111,15 @@ class Shard:
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
-        self._rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
+        for rundir in self._directories:
+            rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
         process.settle_memory()
         try:
             await self._ended
         finally:
             self._proxies.stopping = True
             self._drain.close()
+            self._kicks.close()
             self._configs.close()
             # First of all: nobody may be let in who is answered by nobody.
             self._intake.custody.close()
@@ -109,12 +128,15 @@ class Shard:
             self._proxies.close()
             self._intake.close()
             self._reporter.close()
-            self._queries.close()
+            for queries in self._queries:
+                queries.close()
             self._readiness.close()
+            self._closed_line.close()
             # Another shard may have our place by now, and its sockets our names.
-            record = self._rundir.read_shard(self._shard)
-            if record is None or record.epoch == self._epoch:
-                self._rundir.forget_shard(self._shard)
+            for rundir in self._directories:
+                record = rundir.read_shard(self._shard)
+                if record is None or record.epoch == self._epoch:
+                    rundir.forget_shard(self._shard)
 
     def drain(self) -> None:
         """Take nobody any more, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
@@ -139,7 +161,7 @@ class Shard:
             adopted_total=self._pool.adopted_total,
             closed_total=self._pool.closed_total,
             frames_total=self._pool.frames_total,
-            cpu_percent=self._usage.cpu_percent(),
+            cpu_percent=self._cpu.percent(),
             lag_ms=self._reporter.lag_ms,
             uptime_s=time.monotonic() - self._started,
             answered_total=self._pool.requests.answered,
@@ -147,18 +169,23 @@ class Shard:
             late_total=self._pool.requests.late,
             relayed_total=self._relay.total,
             moved_total=self._pool.moved_total,
-            cpu_seconds=self._usage.cpu_seconds(),
-            rss_bytes=self._usage.rss_bytes(),
-            descriptors=self._usage.descriptors(),
-            descriptor_limit=self._usage.descriptor_limit(),
+            requests_per_s=self._requests_rate.per_second(self._pool.requests.total),
+            rss_bytes=process.resident_bytes(),
+            descriptors=process.open_descriptors(),
+            descriptor_limit=process.descriptor_limit(),
+            cpu_seconds=round(time.process_time(), 3),
         )
 
     def _orphaned(self) -> None:
         self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
         self.drain()
 
-    def _closed(self, number: int, agent_id: str) -> None:
-        self._reporter.closed(number, agent_id)
+    def _closed(self, gone: events.Gone) -> None:
+        self._reporter.closed(gone)
+        agent_id, connection_id = gone.agent_id, f"{gone.agent_id}-conn-{gone.number}"
+        self._closed_line.log(
+            time.time(), agent_id, agent_id, connection_id, gone.code, self._shard, gone.seconds, gone.detail
+        )
 
     def _on_command(self, command: events.Command) -> None:
         if isinstance(command, events.Probe):
@@ -176,6 +203,11 @@ class Shard:
             self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.ListAgents):
             self._reporter.agents(command.request, self._pool.list_agents(command.after, command.limit))
+        elif isinstance(command, events.Kick):
+            self._kicks.order(command)
+        elif isinstance(command, events.SetLogLevel):
+            set_level(command.level)
+            self._log.error("log level set", log_level=command.level)
         elif isinstance(command, events.Stop):
             self._stop_within(asyncio.get_running_loop().time() + command.seconds)
 
@@ -215,6 +247,7 @@ def main(
     options: PoolOptions,
     log_level: str,
     log_format: str,
+    status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
@@ -227,10 +260,12 @@ def main(
     process.raise_descriptor_limit()
 
     async def serve() -> None:
-        await Shard(shard, epoch, RuntimeDir(runtime_dir), options).run()
+        looking = None if status_dir is None else RuntimeDir(status_dir)
+        await Shard(shard, epoch, RuntimeDir(runtime_dir), options, looking).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
     finally:
         close_context()
+        flush()

@@ -32,7 +32,7 @@ class Reporter:
         self._on_command = on_command
         self._report, self._latency = report, latency
         self._sequence = 0
-        self._closed: list[tuple[int, str]] = []
+        self._closed: list[events.Gone] = []
         self._log = get_logger()
         self._bus = Bus.dealer(identity, self._on_message)
         self._bus.connect(rundir.bus)
@@ -47,11 +47,11 @@ class Reporter:
         self._due = self._loop.time()
         self._timer = self._loop.call_soon(self._beat)
 
-    def closed(self, number: int, agent_id: str) -> None:
+    def closed(self, gone: events.Gone) -> None:
         """Report a connection as gone."""
         if not self._closed:
             self._loop.call_soon(self._flush)
-        self._closed.append((number, agent_id))
+        self._closed.append(gone)
 
     def snapshot(
         self,

@@ -1,15 +1,20 @@
 """An agent's byte stream: frames out, frames in, and the descriptor under them."""
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from typing import Protocol
 
 from dialout import FrameDecoder, FrameError
+from ipc.events import CloseCode
 from ipc.options import PoolOptions
 from ipc.readiness import READ, WRITE, Readiness
 
 READ_SIZE = 65536
 """Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
+
+
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 
 class Host(Protocol):
@@ -21,7 +26,7 @@ class Host(Protocol):
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
 
-    def close_soon(self, stream: "Stream", reason: str) -> None:
+    def close_soon(self, stream: "Stream", code: CloseCode, reason: str) -> None:
         """Close the stream, but not under the feet of whoever is just using it."""
 
 
@@ -50,7 +55,7 @@ class Stream(ABC):
         """Take a frame from the agent."""
 
     @abstractmethod
-    def _closed(self, reason: str) -> None:
+    def _closed(self, code: CloseCode, reason: str) -> None:
         """Clean up: the descriptor is closed, for *reason*."""
 
     def start(self, unsent: bytes, residue: bytes) -> None:
@@ -61,7 +66,7 @@ class Stream(ABC):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.close(f"gone before the first write: {error.strerror}")
+            self.close(_code_for(error), f"gone before the first write: {error.strerror}")
             return
         self.offset += sent
         if sent < len(unsent):
@@ -81,9 +86,10 @@ class Stream(ABC):
             self.out.append(frame)
         self.waiting_bytes += len(frame)
         if self.waiting_bytes > self._host.options.close_at:
-            self._host.close_soon(self, f"the agent does not read: {self.waiting_bytes} bytes wait for it")
+            reason = f"the agent does not read: {self.waiting_bytes} bytes wait for it"
+            self._host.close_soon(self, CloseCode.NOT_READING, reason)
 
-    def close(self, reason: str) -> None:
+    def close(self, code: CloseCode, reason: str) -> None:
         """Close the descriptor and clean up. Closing again does nothing."""
         fd = self.fd
         if fd < 0:
@@ -92,7 +98,7 @@ class Stream(ABC):
         self.fd = -1
         os.close(fd)
         self.out = self.sending = None
-        self._closed(reason)
+        self._closed(code, reason)
 
     @property
     def unsent(self) -> bytes:
@@ -120,7 +126,7 @@ class Stream(ABC):
         except BlockingIOError:
             return
         except OSError as error:
-            self.close(f"read failed: {error.strerror}")
+            self.close(_code_for(error), f"read failed: {error.strerror}")
             return
         if data:
             self._take(data)
@@ -128,9 +134,9 @@ class Stream(ABC):
         try:
             self.decoder.feed_eof()
         except FrameError as error:
-            self.close(str(error))
+            self.close(CloseCode.BAD_FRAME, str(error))
         else:
-            self.close("closed by the agent")
+            self.close(CloseCode.CLOSED_BY_AGENT, "closed by the agent")
 
     def flush(self) -> None:
         """Write what waits, as far as the agent takes it."""
@@ -148,7 +154,7 @@ class Stream(ABC):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.close(f"write failed: {error.strerror}")
+            self.close(_code_for(error), f"write failed: {error.strerror}")
             return
         self.offset += sent
         self.waiting_bytes -= sent
@@ -167,7 +173,11 @@ class Stream(ABC):
         except FrameError as error:
             for frame_type, payload in error.frames:
                 self._serve(frame_type, payload)
-            self.close(str(error))
+            self.close(CloseCode.BAD_FRAME, str(error))
             return
         for frame_type, payload in frames:
             self._serve(frame_type, payload)
+
+
+def _code_for(error: OSError) -> CloseCode:
+    return CloseCode.RESET_BY_AGENT if error.errno in _RESET else CloseCode.CONNECTION_LOST

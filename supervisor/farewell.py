@@ -8,9 +8,10 @@ import asyncio
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable
 
 from dialout import ErrorCode, Rejection, rejection_frame
-from ipc.logs import get_logger, printable
+from ipc.logs import Repeats, get_logger, printable
 from ipc.peers import borrowed
 from ipc.readiness import Readiness
 from ipc.version import __version__
@@ -22,14 +23,15 @@ LINGER_SECONDS = 1.0
 MOST_LINGERING = 1024
 """Refused connections kept open at once; beyond it the oldest goes."""
 
-LOG_LINES_PER_SECOND = 10
-"""Refusals logged one by one; what comes above that is summed up in one line."""
-
 
 class Farewell:
-    """The refused connections that are being closed, and the count of all refusals by error code."""
+    """The refused connections that are being closed, and the count of all refusals by error code.
 
-    def __init__(self, readiness: Readiness) -> None:
+    *on_refused* is told of each refusal, before the connection is closed.
+    """
+
+    def __init__(self, readiness: Readiness, on_refused: Callable[[Newcomer, Rejection], None] | None = None) -> None:
+        self._on_refused = on_refused
         self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
         self.not_agents = 0
         self._readiness = readiness
@@ -37,8 +39,8 @@ class Farewell:
         self._lingering: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
-        self._lines_left = LOG_LINES_PER_SECOND
-        self._unlogged: Counter[str] = Counter()
+        # By error code: a flood of one kind leaves the others their lines.
+        self._repeats = Repeats()
         self._line_timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -47,6 +49,8 @@ class Farewell:
     def reject(self, newcomer: Newcomer, rejection: Rejection, *, linger: bool = True) -> None:
         """Answer *newcomer* with *rejection* and close it in good order. It must not be watched any more."""
         self.rejected[rejection.error_code] += 1
+        if self._on_refused is not None:
+            self._on_refused(newcomer, rejection)
         self._note(newcomer, rejection)
         frame = self.frame_for(rejection, newcomer.answer_type)
         try:
@@ -127,7 +131,7 @@ class Farewell:
             self._end(oldest)
 
     def _note(self, newcomer: Newcomer, rejection: Rejection) -> None:
-        if not self._may_log(rejection.error_code):
+        if not self._may_log(rejection.error_code.value):
             return
         agent = newcomer.registration
         self._log.info(
@@ -141,15 +145,10 @@ class Farewell:
     def _may_log(self, what: str) -> bool:
         if self._line_timer is None:
             self._line_timer = self._loop.call_later(1.0, self._sum_up)
-        if self._lines_left > 0:
-            self._lines_left -= 1
-            return True
-        self._unlogged[what] += 1
-        return False
+        return self._repeats.allows(what)
 
     def _sum_up(self) -> None:
         self._line_timer = None
-        self._lines_left = LOG_LINES_PER_SECOND
-        if self._unlogged:
-            self._log.info("more registrations refused", **{str(code): n for code, n in self._unlogged.items()})
-            self._unlogged.clear()
+        left_out = self._repeats.next_second()
+        if left_out:
+            self._log.info("more registrations refused", n=sum(left_out.values()), **left_out)

@@ -12,6 +12,7 @@ import msgspec
 
 from ipc import events, handoff
 from ipc.bus import Bus
+from ipc.events import CloseCode
 from ipc.handoff import HandoffChannel, Hello, Message, Moving, Staying
 from ipc.logs import get_logger
 from ipc.options import PoolOptions
@@ -19,6 +20,7 @@ from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState
 from supervisor.care import KILL_AFTER, Care
 from supervisor.handoffs import Handoffs
+from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.moves import Moves
 from supervisor.processes import ShardProcess, adopt_shard, start_shard
@@ -83,7 +85,7 @@ class Fleet:
     """All shards of this supervisor.
 
     *on_freed* is told of each agent that a slot became free for, *on_probed* gets a shard's answer to a probe,
-    *on_gone* the number of a shard whose process has ended, both after the ledger was told.
+    *on_gone* the number of a shard whose process has ended, both after the ledger was told. *journal* notes it all.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Fleet:
         ledger: Ledger,
         handoffs: Handoffs,
         moves: Moves,
+        journal: Journal,
         *,
         on_probed: Callable[[int, int], None],
         on_freed: Callable[[str], None],
@@ -99,13 +102,17 @@ class Fleet:
         pool: PoolOptions,
         log_level: str,
         log_format: str,
+        status_dir: RuntimeDir | None = None,
     ) -> None:
-        self._rundir = rundir
+        self._rundir, self._status_dir = rundir, status_dir
         self._ledger = ledger
         self._handoffs = handoffs
         self._moves = moves
+        self._journal = journal
         self._on_probed, self._on_freed, self._on_gone = on_probed, on_freed, on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
+        # Whether the level was changed since the start: shards that come up then may have been started with another.
+        self._tell_level = False
         self._first_number = ledger.next_number
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -142,13 +149,13 @@ class Fleet:
                 member = self._members[shard] = Member(shard)
                 member.care.begin(record.epoch, self._loop.time())
                 member.request = 0
-                self._watch(member, process, f"adopted pid {process.pid}")
+                self._watch(member, process, "adopted", f"adopted pid {process.pid}")
                 if shard in foreign:
                     self._drain_foreign(member)
                 else:
                     self._connect(member)
             else:
-                self._rundir.forget_shard(shard)
+                self._forget(shard)
         while len(self._members) < shards:
             self.add(self.free_number())
 
@@ -183,6 +190,7 @@ class Fleet:
     def drain(self, shard: int, *, draining: bool) -> None:
         """Give a shard no connections, or again some."""
         self._members[shard].care.draining = draining
+        self._note(self._members[shard], *(("draining", "drains") if draining else ("undrained", "takes connections")))
         self._handoffs.drain(shard, draining=draining)
 
     def is_draining(self, shard: int) -> bool:
@@ -229,6 +237,16 @@ class Fleet:
         """Have a shard bring agents their configuration; False when it cannot be told."""
         return self._send(shard, events.PushConfig(config, agent_ids))
 
+    def kick(self, shard: int, numbers: list[int], seconds: float) -> bool:
+        """Have a shard close connections within *seconds*; False when it cannot be told."""
+        return self._send(shard, events.Kick(numbers, seconds))
+
+    def set_log_level(self, level: str) -> list[int]:
+        """Have all shards, and those that will be started, log from *level* on; which of them cannot be told now."""
+        self._log_level, self._tell_level = level, True
+        # Those that are down for the moment are started with it.
+        return [shard for shard in self.shards if not self._send(shard, events.SetLogLevel(level))]
+
     async def stop(self, grace: float) -> None:
         """End all shards and return when they are gone: asked first, SIGTERM after *grace* seconds, then SIGKILL."""
         self._stopping = True
@@ -263,21 +281,28 @@ class Fleet:
     def _spawn(self, member: Member) -> None:
         shard = member.care.shard
         member.respawn = None
-        self._rundir.forget_shard(shard)
+        self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
-            process = start_shard(shard, epoch, self._rundir, self._pool, self._log_level, self._log_format)
+            process = start_shard(
+                shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
+            )
         except OSError as error:
             delay = max(1.0, member.care.backoff.after_death(0.0))
             self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)
             member.respawn = self._loop.call_later(delay, self._spawn, member)
             return
         member.care.begin(epoch, self._loop.time())
-        self._watch(member, process, f"started pid {process.pid}")
+        self._watch(member, process, "started", f"started pid {process.pid}")
 
-    def _watch(self, member: Member, process: ShardProcess, event: str) -> None:
+    def _note(self, member: Member, code: str, text: str) -> None:
+        """Keep what happened to a shard, for status and for the history."""
+        member.care.note(text, _time_of_day())
+        self._journal.shard(member.care.shard, code, text)
+
+    def _watch(self, member: Member, process: ShardProcess, code: str, text: str) -> None:
         member.process = process
-        member.care.note(event, _time_of_day())
+        self._note(member, code, text)
         self._loop.add_reader(process.pidfd, self._ended, member)
         self._log.info("shard starting", shard=member.care.shard, pid=process.pid, epoch=member.care.epoch)
 
@@ -295,14 +320,20 @@ class Fleet:
         if self.totals.end(care.shard, care.report, care.latency) and not self._stopping:
             self._rundir.write_totals(self.totals.encode())
         care.go(ShardState.DOWN)
+        gone = self._ledger.live_numbers(care.shard)
         lost = self._ledger.drop_shard(care.shard)
+        self._journal.lost(
+            care.shard, gone, CloseCode.SHARD_STOPPED if self._is_wanted(member) else CloseCode.SHARD_DIED
+        )
         self._handoffs.shard_ended(care.shard)
         self._moves.shard_ended(care.shard)
         self._found = [found for found in self._found if found[0] != care.shard]
         self._on_gone(care.shard)
         self._look_whether_ready()
+        if self._is_wanted(member):
+            self._note(member, "stopped", f"pid {process.pid} {how}")
         if self._stopping:
-            self._rundir.forget_shard(care.shard)
+            self._forget(care.shard)
             self._log.info("shard stopped", shard=care.shard, pid=process.pid, how=how)
             if all(other.process is None for other in self._members.values()):
                 self._emptied.set()
@@ -313,12 +344,24 @@ class Fleet:
             return
         delay = care.backoff.after_death(self._loop.time() - care.started_at)
         care.restarts += 1
+        again = f"; {lost} connections lost, starting again in {delay:g} s"
         care.note(f"pid {process.pid} {how}", _time_of_day())
+        self._journal.shard(care.shard, "died", f"pid {process.pid} {how}{again}")
         self._log.error(
             "shard ended, starting it again",
             shard=care.shard, pid=process.pid, how=how, connections_lost=lost, in_s=delay,
         )  # fmt: skip
         member.respawn = self._loop.call_later(delay, self._spawn, member)
+
+    def _forget(self, shard: int) -> None:
+        """Remove a shard's record and sockets."""
+        self._rundir.forget_shard(shard)
+        if self._status_dir is not None:
+            self._status_dir.forget_shard(shard)
+
+    def _is_wanted(self, member: Member) -> bool:
+        """Whether the end of this shard's process was asked for."""
+        return self._stopping or member.fate is not Fate.RESPAWN
 
     def _place_is_empty(self, member: Member) -> None:
         """Do with the place of a shard that was asked to end what was meant to be done with it."""
@@ -329,7 +372,7 @@ class Fleet:
         else:
             del self._members[shard]
             self._handoffs.drain(shard, draining=False)
-            self._rundir.forget_shard(shard)
+            self._forget(shard)
 
     def _look_whether_ready(self) -> None:
         if all(
@@ -393,7 +436,7 @@ class Fleet:
         member.request = None
         if member.care.state is not ShardState.DRAINING and member.process is not None:
             member.care.go(ShardState.DRAINING)
-            member.care.note("speaks another version", _time_of_day())
+            self._note(member, "foreign", "speaks another version, drains")
             self._log.warning("draining a foreign shard", shard=member.care.shard, pid=member.process.pid)
             member.process.send_signal(signal.SIGTERM)
         self._look_whether_ready()
@@ -403,8 +446,11 @@ class Fleet:
         if hello.epoch != care.epoch or member.channel is None:
             return
         self._handoffs.add_shard(care.shard, member.channel)
+        if self._tell_level:
+            self._send(care.shard, events.SetLogLevel(self._log_level))
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
+            self._journal.shard(care.shard, "running", f"pid {hello.pid} takes connections")
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
         else:
             # A channel in place of a lost one: whatever was on its way then is told by a snapshot.
@@ -436,9 +482,10 @@ class Fleet:
     def _take(self, member: Member, event: events.Event) -> None:
         shard = member.care.shard
         if isinstance(event, events.Closed):
-            for number, agent_id in event.connections:
-                if self._ledger.release_live(agent_id, number, shard):
-                    self._on_freed(agent_id)
+            for gone in event.connections:
+                if self._ledger.release_live(gone.agent_id, gone.number, shard):
+                    self._journal.closed(shard, gone)
+                    self._on_freed(gone.agent_id)
         elif isinstance(event, events.Heartbeat):
             self._heartbeat(member, event)
         elif isinstance(event, events.Probed):
@@ -458,7 +505,7 @@ class Fleet:
         if care.state is ShardState.UNHEALTHY:
             care.go(ShardState.RUNNING)
             care.aborted_at = None
-            care.note("answers again", _time_of_day())
+            self._note(member, "answers", "answers again")
             self._log.info("shard answers again", shard=care.shard)
         self._handoffs.heard_from(care.shard)
         held = event.report.connections + event.report.prepared
@@ -479,6 +526,7 @@ class Fleet:
         if event.request != member.request:
             return  # A newer one has been asked for.
         shard = member.care.shard
+        before = self._ledger.live_numbers(shard)
         changed = self._ledger.reconcile(
             shard,
             # A commit may be on its way: what the shard holds prepared is not gone.
@@ -486,6 +534,10 @@ class Fleet:
             event.live,
         )
         member.request, member.believed = None, set()
+        if changed:
+            after = self._ledger.live_numbers(shard)
+            self._journal.lost(shard, before - after, CloseCode.LOST_SIGHT)
+            self._journal.adopted(shard, after - before)
         self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
         self._found += [(shard, number, agent_id) for number, agent_id in event.prepared if number < self._first_number]
         self._found += [
@@ -511,6 +563,7 @@ class Fleet:
             self._handoffs.revoke_found(shard, number)
         elif is_member or self._ledger.count(agent_id) < self._ledger.limit:
             self._ledger.adopt(agent_id, number, shard)
+            self._journal.adopted(shard, [(number, agent_id)])
             self._handoffs.commit_found(shard, number)
         else:
             self._handoffs.refuse_found(shard, number)
@@ -532,7 +585,7 @@ class Fleet:
                 self._connect(member)
             if care.is_silent(now):
                 care.go(ShardState.UNHEALTHY)
-                care.note("silent", _time_of_day())
+                self._note(member, "silent", "silent")
                 self._log.error("shard is silent, it gets no connections", shard=care.shard, pid=process.pid)
                 self._handoffs.set_silent(care.shard)
             if care.is_lost(now) or (member.foreign and now - care.started_at > FOREIGN_LIMIT):
@@ -544,6 +597,7 @@ class Fleet:
             care.aborted_at = now
             silent_s = round(now - care.heard_at, 1)
             self._log.error("replacing a silent shard", shard=care.shard, pid=process.pid, silent_s=silent_s)
+            self._journal.shard(care.shard, "aborted", f"pid {process.pid} was silent for {silent_s} s")
             process.send_signal(signal.SIGABRT)
         elif now - care.aborted_at > KILL_AFTER:
             process.send_signal(signal.SIGKILL)

@@ -76,6 +76,8 @@ class Handoffs:
         self.on_settled: Callable[[Mover, int | None], None] | None = None
         """Told of each mover which shard serves it now; None when it was lost: its shard has died, and no other one
         took it in time."""
+        self.on_accepted: Callable[[int, list[Newcomer]], None] | None = None
+        """Told of each shard's newcomers whose commit has left, movers among them; their descriptors are still open."""
         self._movers: dict[int, Mover] = {}
         self._draining: set[int] = set()
         self._ledger = ledger
@@ -367,6 +369,8 @@ class Handoffs:
         if not link.channel.try_send(Commit([*link.found, *(newcomer.number for newcomer in done)])):
             return False
         link.committing, link.found = [], []
+        if done and self.on_accepted is not None:
+            self.on_accepted(link.shard, done)
         now = monotonic()
         for newcomer in done:
             assert newcomer.offer is not None

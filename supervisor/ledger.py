@@ -104,6 +104,11 @@ class Ledger:
         agent = self._agents.get(agent_id)
         return 0 if agent is None else agent.count_on(shard)
 
+    def slots(self, agent_id: str) -> dict[int, Slot]:
+        """A copy of the agent's slots, by connection number."""
+        agent = self._agents.get(agent_id)
+        return {} if agent is None else dict(agent.slots)
+
     def live_shards(self, agent_id: str) -> set[int]:
         """The shards that hold live connections of the agent: those to ask whether they still do."""
         return set(self.live_counts(agent_id))

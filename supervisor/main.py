@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,12 +17,12 @@ import uvloop
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
-from ipc.logs import configure, get_logger, log_loop_errors
-from ipc.query import QueryServer, Refused
+from ipc.logs import configure, flush, get_logger, level_name, log_loop_errors
+from ipc.query import Method, QueryServer, Refused
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
-from ipc.usage import Usage
+from ipc.status_dir import READS_ONLY, create_status_dir, socket_mode
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
 from supervisor.admin import http
@@ -30,15 +30,18 @@ from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
 from supervisor.admin.server import Admin, open_admin
 from supervisor.admission import Admission
+from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
+from supervisor.config.show import NEEDS_RESTART, Setting, changes, settings
 from supervisor.config_push import ConfigPush
 from supervisor.custody import take_back
 from supervisor.farewell import Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
+from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener, ListenError, open_all
 from supervisor.merge import Status
@@ -67,12 +70,6 @@ RECORD_SECONDS = 0.5
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
-_NEEDS_RESTART = (
-    "path", "socket_mode", "socket_owner", "socket_group", "tcp_addresses", "shards", "pool", "runtime_dir",
-    "admin_listen", "admin_socket_mode", "admin_allow_remote",
-)  # fmt: skip
-"""Fields of the configuration that a reload does not change."""
-
 
 class Supervisor:
     """The supervisor: everything that it has, wired together. Make it on a running loop."""
@@ -86,11 +83,14 @@ class Supervisor:
         admin: Listener | None,
         foreign: set[int],
         load: Callable[[], Config] | None,
+        origins: Mapping[str, str],
+        status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
         self._started = time.monotonic()
         self._config, self._rundir, self._listeners, self._load = config, rundir, listeners, load
         self._foreign = foreign
+        self._origins, self._started_with = origins, config
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._reloads = {"success": 0, "failure": 0}
@@ -98,13 +98,17 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._stop_asked = asyncio.Event()
+        self._cpu = process.CpuMeter()
         self.shards = config.shards or len(os.sched_getaffinity(0))
         self._readiness = Readiness()
-        self._farewell = Farewell(self._readiness)
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._journal = Journal(self._ledger)
+        self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
+        self._handoffs.on_accepted = self._journal.accepted
         self._moves = Moves(self._ledger, self._handoffs)
+        self._moves.on_moved = self._journal.moved
         self._admission = Admission(
             policy,
             AgentConfig(config.agent_config),
@@ -118,14 +122,23 @@ class Supervisor:
             self._ledger,
             self._handoffs,
             self._moves,
+            self._journal,
             on_probed=self._admission.probed,
             on_freed=self._admission.freed,
             on_gone=self._admission.shard_gone,
             pool=config.pool,
             log_level=logging[0],
             log_format=logging[1],
+            status_dir=status_dir,
         )
-        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves)
+        self._answers = Answers(
+            self._ledger,
+            self._fleet,
+            self._journal,
+            lambda: self._admission.policy,
+            lambda: time.monotonic() - self._started,
+        )
+        self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves, self._journal)
         self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
@@ -140,23 +153,31 @@ class Supervisor:
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
-        self._usage = Usage()
         self._lag_ms = 0.0
         self._due = self._loop.time()
         self._record_numbers()
         self._admin = None if admin is None else self._make_admin(admin)
-        rundir.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
-        self._queries = QueryServer(
-            rundir.supervisor_query,
-            {
-                "status": lambda _: self.status(),
-                "reload": self._reload_for_query,
-                "stop": self._stop_for_query,
-                "operate": self._operate,
-                "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
-                "plan": lambda _: self._operations.plan(self._config.placement),
-            },
-        )
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        for directory in self._directories:
+            directory.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
+        reading: dict[str, Method] = {
+            "status": lambda _: self.status(),
+            "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
+            "plan": lambda _: self._operations.plan(self._config.placement),
+            **self._answers.reading,
+        }
+        acting: dict[str, Method] = {
+            "reload": self._reload_for_query,
+            "stop": self._stop_for_query,
+            "operate": self._operate,
+            # It acts no more than the others above, but shows what helps to guess a token.
+            "config": self._show_config,
+            **self._answers.acting,
+        }
+        self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
+        if status_dir is not None:
+            path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
 
     async def run(self) -> None:
         """Serve until told to stop, then stop in order: no new connections, then shards, then sockets."""
@@ -195,6 +216,7 @@ class Supervisor:
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
+        self._journal.supervisor("ready", f"{self.shards} shards")
         self._log.info("ready", shards=self.shards)
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
@@ -216,6 +238,7 @@ class Supervisor:
 
     async def _end(self) -> None:
         self._state = "stopping"
+        self._journal.supervisor("stopping")
         self._log.info("stopping", connections=self._ledger.live_total)
 
         def refusal(newcomer: Newcomer) -> Rejection:
@@ -233,13 +256,16 @@ class Supervisor:
         await self._fleet.stop(STOP_GRACE)
         self._handoffs.close()
         self._farewell.close()
-        self._queries.close()
+        for queries in self._queries:
+            queries.close()
         self._readiness.close()
+        self._journal.close()
         self._numbers_timer.cancel()
         if self._admin is not None:
             self._admin.close()
         self._rundir.write_first_number(self._ledger.next_number)
-        self._rundir.forget_supervisor()
+        for directory in self._directories:
+            directory.forget_supervisor()
         self._log.info("stopped")
 
     def _make_admin(self, listener: Listener) -> Admin:
@@ -260,6 +286,7 @@ class Supervisor:
             farewell=self._farewell,
             fleet=self._fleet,
             ledger=self._ledger,
+            history=self._journal.history,
         )
         return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
 
@@ -304,12 +331,14 @@ class Supervisor:
                 config_error=self._config_error,
                 max_connections_per_agent=self._ledger.limit,
                 operation=None if self._operations.current is None else self._operations.current.row,
+                kicked_total=self._answers.kicked_total,
+                log_level=level_name(),
+                cpu_percent=self._cpu.percent(),
+                rss_bytes=process.resident_bytes(),
+                descriptors=process.open_descriptors(),
+                descriptor_limit=process.descriptor_limit(),
                 shards_wanted=self.shards,
-                cpu_percent=self._usage.cpu_percent(),
-                cpu_seconds=self._usage.cpu_seconds(),
-                rss_bytes=self._usage.rss_bytes(),
-                descriptors=self._usage.descriptors(),
-                descriptor_limit=self._usage.descriptor_limit(),
+                cpu_seconds=round(time.process_time(), 3),
                 lag_ms=round(self._lag_ms, 1),
             ),
             shards=self._fleet.rows(),
@@ -344,14 +373,38 @@ class Supervisor:
             raise Refused(str(error)) from error
         return operation.row
 
-    def _reload_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            changed = self._reload()
+            before = self._settings()
+            if arguments.get("dry_run"):
+                config = self._config if self._load is None else self._load()
+                after = settings(config, tokens=Policy(config).tokens)
+            else:
+                self._reload()
+                after = self._settings()
         except ConfigError as error:
             raise Refused(str(error)) from error
+        found = changes(before, after)
         return {
-            "changed": [name for name in changed if name not in _NEEDS_RESTART],
-            "restart_needed": [name for name in changed if name in _NEEDS_RESTART],
+            "changed": [change.node for change in found if not change.needs_restart],
+            "restart_needed": [change.node for change in found if change.needs_restart],
+            "changes": found,
+        }
+
+    def _settings(self) -> list[Setting]:
+        return settings(self._config, tokens=self._admission.policy.tokens)
+
+    def _show_config(self, _: dict[str, Any]) -> dict[str, Any]:
+        """What is set, and where; and what runs otherwise, until a restart."""
+        differences = changes(settings(self._started_with), settings(self._config))
+        return {
+            "source": self._config.source,
+            "loaded_at": self._loaded_at,
+            "settings": self._settings(),
+            "origins": dict(self._origins),
+            "pending": {c.node: " ".join(c.old) for c in differences if c.needs_restart},
+            "shards": self.shards,
+            "runtime_dir": str(self._rundir.path),
         }
 
     def _reload_for_signal(self) -> None:
@@ -368,6 +421,7 @@ class Supervisor:
         except ConfigError as error:
             self._config_error = str(error)
             self._reloads["failure"] += 1
+            self._journal.supervisor("not_reloaded", error.problems[0].message)
             raise
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
@@ -381,7 +435,9 @@ class Supervisor:
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
-        restart = [name for name in changed if name in _NEEDS_RESTART]
+        nodes = {name: name.replace("_", "-").replace("addresses", "address") for name in changed}
+        restart = [name for name, node in nodes.items() if node in NEEDS_RESTART or node.startswith("admin-")]
+        self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed
 
@@ -390,12 +446,14 @@ def serve(
     config: Config,
     *,
     load: Callable[[], Config] | None = None,
+    origins: Mapping[str, str] | None = None,
     log_level: str = "info",
     log_format: str = "auto",
 ) -> int:
     """Run a supervisor with *config* until it is stopped; returns the exit code.
 
-    *load* makes the configuration again for a reload; without it a reload reads the token files only.
+    *load* makes the configuration again for a reload; without it a reload reads the token files only. *origins* tells
+    where its values came from, and is kept up to date by *load*.
     """
     configure("supervisor", log_level, log_format)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
@@ -404,11 +462,15 @@ def serve(
         process.raise_descriptor_limit()
         rundir.create()
         rundir.lock()
+        status_dir = None
+        if config.status_dir is not None:
+            status_dir = create_status_dir(config.status_dir, config.status_mode, config.status_group)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
     except RuntimeDirError as error:
         print(f"shardgate: {error}", file=sys.stderr)
+        rundir.unlock()
         return 1
 
     async def main() -> None:
@@ -422,8 +484,10 @@ def serve(
             # From here on it is the supervisor that closes it.
             opened.pop_all()
         try:
-            logging = log_level, log_format
-            supervisor = Supervisor(config, policy, rundir, listeners, admin, foreign, load, logging)
+            logging = (log_level, log_format)
+            supervisor = Supervisor(
+                config, policy, rundir, listeners, admin, foreign, load, origins or {}, status_dir, logging
+            )
         except BaseException:
             for listener in listeners:
                 listener.leave()
@@ -440,6 +504,7 @@ def serve(
         return 1
     finally:
         close_context()
+        flush()
         rundir.unlock()
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ipc.schema import SCHEMA
 from ipc.status import AgentRow, ConnectionRow, ShardReport, ShardRow, ShardState, SupervisorRow
 
 _WELL = (ShardState.RUNNING, ShardState.DRAINING)
@@ -18,6 +19,7 @@ _WELL = (ShardState.RUNNING, ShardState.DRAINING)
 class Status(msgspec.Struct, kw_only=True):
     """The whole of ``shardgate status``; *supervisor* is None while it is down or silent."""
 
+    schema: int = SCHEMA
     supervisor: SupervisorRow | None
     shards: list[ShardRow]
 

@@ -7,7 +7,7 @@ here with its descriptor, leaves its place in the ledger but not its slot, and g
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ipc.handoff import MoveOut, Moving, Staying, close_all
 from ipc.histogram import Histogram
@@ -60,6 +60,8 @@ class Moves:
         self.seconds = Histogram()
         """How long each connection that moved was served by nobody."""
         self._timer: asyncio.TimerHandle | None = None
+        self.on_moved: Callable[[Mover, int | None], None] | None = None
+        """Told of each connection that was on its way which shard serves it now; None when it was lost."""
         handoffs.on_settled = self.settled
 
     def order(
@@ -110,6 +112,8 @@ class Moves:
 
     def settled(self, mover: Mover, shard: int | None) -> None:
         """Note which shard serves a connection that was on its way."""
+        if self.on_moved is not None:
+            self.on_moved(mover, shard)
         order = self._by_number.get(mover.number)
         if order is None:
             return

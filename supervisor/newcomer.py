@@ -107,13 +107,14 @@ class Mover(Newcomer):
     """A member on its way from one shard to another, which the first one has let go of: in its slot, and established.
 
     It is offered like a newcomer, but never turned away: when no other shard takes it, it goes back to the one that it
-    *came_from*, which is None once that shard's process has ended.
+    *came_from*, which is None once that shard's process has ended. *began_at* is that shard for good.
     """
 
     def __init__(self, fd: int, offer: Offer, came_from: int, wanted_by: int | None, deadline: float) -> None:
         # Not Newcomer's, which makes the descriptor non-blocking: that it is.
         self.fd, self.transport, self.deadline = fd, offer.transport, deadline
         self.offer, self.number = offer, offer.number
+        self.began_at = came_from
         self.came_from: int | None = came_from
         self.wanted_by = wanted_by
         self.declined_by = {came_from}

@@ -15,6 +15,7 @@ from ipc.status import OperationRow
 from supervisor.config.model import Placement
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
+from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.moves import Moves, Order
 from supervisor.rebalance import Move, plan
@@ -71,7 +72,8 @@ class Operation:
 class Operations:
     """Runs operations on the shards of one supervisor. Each method starts one, or raises CannotOperate."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger, handoffs: Handoffs, moves: Moves) -> None:
+    def __init__(self, fleet: Fleet, ledger: Ledger, handoffs: Handoffs, moves: Moves, journal: Journal) -> None:
+        self._journal = journal
         self._fleet = fleet
         self._ledger = ledger
         self._handoffs = handoffs
@@ -148,6 +150,8 @@ class Operations:
         finally:
             row.seconds = round(self._loop.time() - began, 3)
             row.is_done = True
+            outcome = row.error or f"{row.moved} connections moved, {row.left} left, {row.seconds:.1f} s"
+            self._journal.supervisor("operation", f"{row.name}: {outcome}")
             self._log.info(
                 "operation done",
                 name=row.name, moved=row.moved, left=row.left, seconds=row.seconds, error=row.error,

@@ -14,9 +14,20 @@ class Policy:
 
     def __init__(self, config: Config) -> None:
         limits = config.limits
-        self._tokens = TokenTable(load_tokens(config)) if limits.require_auth else None
+        loaded = load_tokens(config) if limits.require_auth else ()
+        self._tokens = TokenTable(loaded) if limits.require_auth else None
+        self.tokens = loaded[len(config.tokens) :]
+        """Those of the token files, for who shows them; `Config` has the others."""
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
+
+    def objection(self, agent_id: str) -> str | None:
+        """Why no registration under this id can succeed, whatever token it brings; None when one may."""
+        if self._tokens is not None and not self._tokens.knows(agent_id):
+            return "no token is good for this id"
+        if self._allowed is not None and not self._allowed.matches(agent_id):
+            return "it is not in allowed-agents"
+        return None
 
     @property
     def wants_uid(self) -> bool:

@@ -51,7 +51,13 @@ class ShardProcess:
 
 
 def start_shard(
-    shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, log_level: str, log_format: str
+    shard: int,
+    epoch: str,
+    rundir: RuntimeDir,
+    options: PoolOptions,
+    log_level: str,
+    log_format: str,
+    status_dir: RuntimeDir | None = None,
 ) -> ShardProcess:
     """Start shard *shard*; OSError when the process cannot be made."""
     command = [
@@ -75,6 +81,8 @@ def start_shard(
         "--log-format",
         log_format,
     ]
+    if status_dir is not None:
+        command += ["--status-dir", str(status_dir.path)]
     # Standard output would mix with what the command line prints; log lines go to standard error.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True)
     pidfd = os.pidfd_open(child.pid)

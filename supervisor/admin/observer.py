@@ -14,6 +14,7 @@ from supervisor.farewell import Farewell
 from supervisor.fleet import Fleet
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
+from supervisor.history import History
 from supervisor.ledger import Ledger
 from supervisor.merge import Status
 from supervisor.moves import Moves
@@ -34,8 +35,10 @@ class Observer:
         farewell: Farewell,
         fleet: Fleet,
         ledger: Ledger,
+        history: History,
     ) -> None:
         self.status = status
+        self.history = history
         self._reloads = reloads
         self._acceptor, self._handshakes, self._handoffs, self._moves = acceptor, handshakes, handoffs, moves
         self._farewell, self._fleet, self._ledger = farewell, fleet, ledger

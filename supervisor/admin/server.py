@@ -123,7 +123,7 @@ class Admin:
                 status=status,
                 readiness=self._observer.readiness(status),
                 agents=self._observer.agent_total,
-                events=happened(status),
+                events=happened(self._observer.history),
             )
         )
 

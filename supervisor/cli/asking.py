@@ -110,7 +110,7 @@ def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
     answers = [understood(result, ShardAnswer) for result in results.values()]
     status = merge_status(supervised, {answer.shard: answer for answer in answers}, recorded)
     for row in status.shards:
-        if row.pid is not None and row.state is not ShardState.DOWN:
+        if row.pid is not None and row.state is not ShardState.DOWN and not row.rss_bytes:
             row.rss_bytes = _rss(row.pid)
     return Collected(status, supervised is None and bus.is_served(rundir.supervisor_query))
 
@@ -154,17 +154,22 @@ def collect_pages(
     return Pages(entries, silent)
 
 
-def living_shards(rundir: RuntimeDir) -> list[int]:
-    """The numbers of the shards that run.
+def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
+    """The numbers of the shards that run, or of the *only* one that is asked for.
 
-    Raises `CommandError` when there is none and no supervisor either.
+    Raises `CommandError` when that one does not run, or when there is none and no supervisor either.
     """
     check_access(rundir)
     # Across pid namespaces a record says nothing, and the socket all the more.
     living = [n for n, record in _recorded(rundir).items() if record.alive or bus.is_served(rundir.shard_query(n))]
     if not living and not bus.is_served(rundir.supervisor_query):
         raise nothing_runs(rundir)
-    return living
+    if only is None:
+        return living
+    if only not in living:
+        known = ", ".join(map(str, living)) or "none"
+        raise CommandError(ExitCode.FAILED, f"shard {only} is not running; running shards: {known}")
+    return [only]
 
 
 def warn_of_silence(silent: list[int], timeout: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.options import json_option
+from supervisor.cli.options import examples, json_option
 from supervisor.cli.output import count, note, print_json, safe
 from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config
@@ -14,7 +14,9 @@ from supervisor.config.model import Config, Token, format_duration
 from supervisor.config.tokens import load_tokens
 
 
-@click.command("check", short_help="Check a configuration file.")
+@click.command(
+    "check", short_help="Check a configuration file.", epilog=examples("shardgate check /etc/shardgate/listener.kdl")
+)
 @click.argument("file", metavar="FILE.kdl")
 @json_option
 def command(file: str, as_json: bool) -> int:

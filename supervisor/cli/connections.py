@@ -6,8 +6,7 @@ import msgspec
 from ipc.rundir import RuntimeDir
 from ipc.status import ConnectionRow
 from supervisor.cli import asking, output
-from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.cli.output import Cell, Column
 from supervisor.merge import ConnectionEntry, merge_connections
 
@@ -24,24 +23,28 @@ _COLUMNS = (
 )
 
 
-@click.command("connections", short_help="List the agents' connections.")
+@click.command(
+    "connections",
+    short_help="List the agents' connections.",
+    epilog=examples(
+        "shardgate connections", "shardgate connections --agent waf-1", "shardgate connections --transport tcp --json"
+    ),
+)
 @click.option("--agent", metavar="ID", help="Only the connections of this agent.")
-@click.option("--shard", type=click.IntRange(0), metavar="N", help="Only the connections in this shard.")
+@shard_option("Only the connections in this shard.")
+@click.option("--transport", type=click.Choice(["uds", "tcp"]), help="Only connections over it.")
 @runtime_dir_option
 @json_option
 @timeout_option("1.5s", "to wait for answers")
-def command(agent: str | None, shard: int | None, rundir: RuntimeDir, as_json: bool, timeout: float) -> None:
-    """List the connections of the agents."""
-    shards = asking.living_shards(rundir)
-    if shard is not None:
-        if shard not in shards:
-            known = ", ".join(map(str, shards)) or "none"
-            raise CommandError(ExitCode.FAILED, f"shard {shard} is not running; running shards: {known}")
-        shards = [shard]
+def command(
+    agent: str | None, shard: int | None, transport: str | None, rundir: RuntimeDir, as_json: bool, timeout: float
+) -> None:
+    """List the connections of the agents: where each is, who is at its other end, and what it does."""
+    shards = asking.living_shards(rundir, shard)
     pages = asking.collect_pages(
         rundir, shards, "connections", {"after": 0, "agent": agent}, ConnectionEntry, lambda entry: entry.n, timeout
     )
-    rows = merge_connections(pages.entries)
+    rows = [row for row in merge_connections(pages.entries) if transport in (None, row.transport)]
     if as_json:
         output.print_json(rows)
     elif rows:

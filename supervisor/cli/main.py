@@ -14,19 +14,31 @@ from supervisor.cli.errors import CommandError, ExitCode
 _COMMANDS = {
     "run": "run",
     "check": "check",
+    "config": "config",
     "token": "tokens",
+    "doctor": "doctor",
     "status": "status",
+    "top": "top",
     "agents": "agents",
     "connections": "connections",
+    "why": "why",
+    "events": "events",
     "send": "send",
     "drain": "operating",
     "restart": "operating",
     "scale": "operating",
     "rebalance": "operating",
+    "kick": "kick",
+    "log-level": "log_level",
     "reload": "reload",
     "stop": "stop",
+    "completion": "completion",
+    "man": "man",
 }
 """Commands in the order of the help, and the modules that they are in."""
+
+_SECTIONS = {"run": "Run it", "status": "See what it does", "drain": "Change it while it runs", "completion": "Use it"}
+"""Headings in the help, each in front of its first command."""
 
 _INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -46,16 +58,55 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands under their headings."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        heading = ""
+        for name in self.list_commands(ctx):
+            heading = _SECTIONS.get(name, heading)
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                sections.setdefault(heading, []).append((name, command.get_short_help_str(formatter.width)))
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
 
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not all healthy, 4 not reachable, 5 refused, 6 timed out, 78 bad "
-    "configuration. SHARDGATE_DEBUG=1 shows where an unexpected error came from.",
+    epilog="""\b
+First steps:
+  shardgate run --shards 2      listens on a Unix socket, with safe defaults
+  shardgate status              in another terminal: what runs, and how
+  shardgate why waf-1           what became of an agent, and what to do next
+
+Every command explains itself: shardgate COMMAND --help, or man shardgate-COMMAND. Commands find a running shardgate by
+its runtime directory; --runtime-dir or $SHARDGATE_RUNTIME_DIR names another one than the default. With --json they
+print what programs can read; the object of 'status' has a number "schema" for all of it, which is raised when a field
+changes its meaning. Fields are only ever added under a number. Colours go to terminals only, and nowhere with
+$NO_COLOR.
+
+\b
+Exit codes:
+  0   ok
+  1   failed
+  2   wrong usage
+  3   not all healthy (status)
+  4   nothing runs, or it cannot be reached
+  5   refused
+  6   timed out, or incomplete
+  78  bad configuration
+
+SHARDGATE_DEBUG=1 shows where an unexpected error came from.""",
 )
 @click.version_option(__version__, prog_name="shardgate", message="%(prog)s %(version)s")
 def shardgate() -> None:
-    """Accept reverse connections of agents and spread them over shards."""
+    """Accept reverse connections of agents and spread them over shards.
+
+    Agents dial out to this host, over a Unix socket or TCP, register once, and serve a proxy's requests over that same
+    connection. One supervisor accepts and checks them; each of N shards, processes of their own, serves its part.
+    """
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from ipc.rundir import RuntimeDir
 from ipc.status import OperationRow
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 
 _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.1
@@ -31,7 +31,11 @@ class _Move(msgspec.Struct, array_like=True):
     target: int
 
 
-@click.command("drain", short_help="Move a shard's connections to the others.")
+@click.command(
+    "drain",
+    short_help="Move a shard's connections to the others.",
+    epilog=examples("shardgate drain 1", "shardgate drain 1 --undo"),
+)
 @click.argument("shard", type=click.IntRange(0))
 @click.option("--undo", is_flag=True, help="Let a drained shard take connections again.")
 @runtime_dir_option
@@ -47,7 +51,11 @@ def drain(shard: int, undo: bool, rundir: RuntimeDir, as_json: bool, timeout: fl
     return _operate(rundir, {"what": what, "number": shard, "seconds": timeout}, timeout, as_json=as_json)
 
 
-@click.command("restart", short_help="Replace shards' processes, without a reconnect.")
+@click.command(
+    "restart",
+    short_help="Replace shards' processes, without a reconnect.",
+    epilog=examples("shardgate restart --rolling", "shardgate restart 1 --timeout 1m"),
+)
 @click.argument("shards", type=click.IntRange(0), nargs=-1, metavar="[SHARD]...")
 @click.option("--rolling", is_flag=True, help="Restart all shards, one after the other.")
 @runtime_dir_option
@@ -65,7 +73,7 @@ def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json:
     return _operate(rundir, order, timeout * 64, as_json=as_json)
 
 
-@click.command("scale", short_help="Change the number of shards.")
+@click.command("scale", short_help="Change the number of shards.", epilog=examples("shardgate scale 4"))
 @click.argument("shards", type=click.IntRange(1, 64))
 @runtime_dir_option
 @json_option
@@ -78,7 +86,11 @@ def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int
     return _operate(rundir, {"what": "scale", "number": shards, "seconds": timeout}, 2 * timeout, as_json=as_json)
 
 
-@click.command("rebalance", short_help="Spread the connections over the shards.")
+@click.command(
+    "rebalance",
+    short_help="Spread the connections over the shards.",
+    epilog=examples("shardgate rebalance --dry-run", "shardgate rebalance"),
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be moved, and move nothing.")
 @runtime_dir_option
 @json_option

@@ -27,6 +27,12 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: how it is used, one command a line, as it is written."""
+    # \b keeps click from filling the paragraph.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def runtime_dir_option(command: _Command) -> _Command:
     """Add ``--runtime-dir``; the function gets a `RuntimeDir` as *rundir*."""
     return click.option(
@@ -44,6 +50,11 @@ def runtime_dir_option(command: _Command) -> _Command:
 def json_option(command: _Command) -> _Command:
     """Add ``--json``; the function gets it as *as_json*."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def shard_option(what: str) -> Callable[[_Command], _Command]:
+    """Add ``--shard``."""
+    return click.option("--shard", type=click.IntRange(0), metavar="N", help=what)
 
 
 def timeout_option(default: str, what: str) -> Callable[[_Command], _Command]:

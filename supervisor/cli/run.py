@@ -5,17 +5,26 @@ from typing import Any
 
 import click
 
-from ipc.logs import LEVEL_NAMES
+from ipc.log_levels import LEVEL_NAMES
 from supervisor.cli.errors import ExitCode
+from supervisor.cli.options import examples
 from supervisor.cli.output import note
 from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config
 from supervisor.config.model import Config, Placement
-from supervisor.config.options import apply_options
+from supervisor.config.options import apply_options, origins_of
 from supervisor.config.tokens import load_tokens
 
 
-@click.command("run", short_help="Accept agents and start the shards.")
+@click.command(
+    "run",
+    short_help="Accept agents and start the shards.",
+    epilog=examples(
+        "shardgate run",
+        "shardgate run --config /etc/shardgate/listener.kdl",
+        "shardgate run --tcp 127.0.0.1:9090 --shards 4 --log-format json",
+    ),
+)
 @click.option(
     "--config",
     "file",
@@ -115,7 +124,8 @@ from supervisor.config.tokens import load_tokens
     show_envvar=True,
     help="Form of the log on standard error; auto is text on a terminal.",
 )
-def command(file: str | None, log_level: str, log_format: str, **options: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, file: str | None, log_level: str, log_format: str, **options: Any) -> int:
     """Accept agents and start the shards, in the foreground, until SIGTERM or Ctrl-C.
 
     Options stand above environment variables, those above the file, and the file above defaults. SIGHUP, or
@@ -124,11 +134,17 @@ def command(file: str | None, log_level: str, log_format: str, **options: Any) -
     # Also after a change of directory the file has to be found, for a reload and by who reads the status.
     path = os.path.abspath(file) if file else None  # noqa: PTH100 - Path.absolute() leaves ".." in
 
+    origins: dict[str, str] = {}
+
     def load() -> Config:
+        lines: dict[str, int | None] = {}
         if path:
-            return load_config(path, options)
-        config = apply_options(Config(), options)
-        load_tokens(config)
+            config = load_config(path, options, lines)
+        else:
+            config = apply_options(Config(), options)
+            load_tokens(config)
+        origins.clear()
+        origins.update(origins_of(path, lines, _given(context, options)))
         return config
 
     try:
@@ -138,4 +154,16 @@ def command(file: str | None, log_level: str, log_format: str, **options: Any) -
         return ExitCode.BAD_CONFIG
     from supervisor.main import serve
 
-    return serve(config, load=load, log_level=log_level, log_format=log_format)
+    return serve(config, load=load, origins=origins, log_level=log_level, log_format=log_format)
+
+
+def _given(context: click.Context, options: dict[str, Any]) -> dict[str, str]:
+    """The options that were given, each with how it was: ``--shards`` or ``$SHARDGATE_SHARDS``."""
+    spelled = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if options.get(name) not in (None, ()):
+            from_environment = context.get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
+            variable = f"${parameter.envvar}" if from_environment else ""
+            spelled[name] = variable or f"--{name.replace('_', '-')}"
+    return spelled

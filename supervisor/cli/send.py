@@ -23,7 +23,7 @@ from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.proxy_session import ProxySession, ShardSilent
 
 CHUNK_SIZE = 64 * 1024
@@ -78,7 +78,11 @@ def _read_agent_id(_context: click.Context, _parameter: click.Parameter, text: s
     return text
 
 
-@click.command("send", short_help="Show an agent a request and print its decision.")
+@click.command(
+    "send",
+    short_help="Show an agent a request and print its decision.",
+    epilog=examples("shardgate send waf-1 --uri /admin", "shardgate send waf-1 --uri /index.html --json"),
+)
 @click.argument("agent", callback=_read_agent_id)
 @click.option("--method", metavar="METHOD", help="[default: GET, or POST with a body]")
 @click.option("--uri", default="/", show_default=True, metavar="URI", help="Path and query of the request.")

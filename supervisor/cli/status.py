@@ -7,12 +7,16 @@ import click
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.options import Duration, json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import Duration, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.status_text import status_text
 from supervisor.merge import is_anything_alive, is_healthy
 
 
-@click.command("status")
+@click.command(
+    "status",
+    short_help="Show the supervisor and its shards.",
+    epilog=examples("shardgate status", "shardgate status --watch 5s", "shardgate status --json"),
+)
 @click.option(
     "--watch",
     type=Duration(),
@@ -66,20 +70,17 @@ def _watch(rundir: RuntimeDir, timeout: float, interval: float, *, as_json: bool
 
 
 def _watch_on_screen(rundir: RuntimeDir, timeout: float, interval: float) -> int:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
+    from supervisor.cli.live import show
 
-    console = Console(highlight=False, markup=False)
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            collected = asking.collect_status(rundir, timeout)
-            if _exit_code(collected) is ExitCode.NOT_REACHABLE:
-                text = str(asking.nothing_runs(rundir))
-            else:
-                text = _text(rundir, collected)
-            live.update(Text.from_ansi(text, no_wrap=True, overflow="crop"), refresh=True)
-            time.sleep(interval)
+    show(lambda: screen_text(rundir, asking.collect_status(rundir, timeout)), interval)
+    return ExitCode.OK
+
+
+def screen_text(rundir: RuntimeDir, collected: asking.Collected) -> str:
+    """What a screen shows of a status, also when nothing runs: it goes on until something does."""
+    if _exit_code(collected) is ExitCode.NOT_REACHABLE:
+        return str(asking.nothing_runs(rundir))
+    return _text(rundir, collected)
 
 
 def _text(rundir: RuntimeDir, collected: asking.Collected) -> str:

@@ -14,10 +14,12 @@ _COLUMNS = (
     Column("CONNECTIONS", numeric=True),
     Column("AGENTS", numeric=True, gives_way=2),
     Column("IN-FLIGHT", numeric=True),
-    Column("RESTARTS", numeric=True, gives_way=3),
-    Column("CPU%", numeric=True, gives_way=6),
-    Column("RSS", numeric=True, gives_way=7),
+    Column("REQ/S", numeric=True, gives_way=6),
     Column("LAG", numeric=True, gives_way=8),
+    Column("FDS", numeric=True, gives_way=9),
+    Column("RSS", numeric=True, gives_way=10),
+    Column("CPU%", numeric=True, gives_way=7),
+    Column("RESTARTS", numeric=True, gives_way=3),
     Column("LAST EVENT", gives_way=4, shortest=12),
 )
 
@@ -30,6 +32,12 @@ _COLOURS = {
 }
 
 _LONGEST_PROBLEM = 1000
+
+NEARLY_FULL = 0.8
+"""Part of the descriptor limit above which the figure is red."""
+
+SLOW_MS = 50.0
+"""Lag of a shard's loop above which the figure is yellow: every request waits as long."""
 
 
 def status_text(status: Status, *, runtime_dir: str, supervisor_silent: bool, width: int | None, colour: bool) -> str:
@@ -50,7 +58,7 @@ def status_text(status: Status, *, runtime_dir: str, supervisor_silent: bool, wi
 
 def _supervisor_lines(row: SupervisorRow, *, colour: bool) -> Iterator[str]:
     state = "" if row.state == "running" else f", {safe(row.state)}"
-    yield f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}"
+    yield f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}{_resources(row)}"
     source = safe(row.config_file) if row.config_file else "none, options only"
     yield f"config     {source}, loaded {safe(row.config_loaded_at)}"
     for line in (row.config_error or "").splitlines():
@@ -59,10 +67,24 @@ def _supervisor_lines(row: SupervisorRow, *, colour: bool) -> Iterator[str]:
     yield f"listening  {listeners or 'nowhere'}"
     refused = {safe(code): number for code, number in row.rejected_total.items() if number}
     detail = ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
-    yield f"accepted   {row.accepted_total:,}; rejected {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
+    kicked = f"; kicked {row.kicked_total:,}" if row.kicked_total else ""
+    rejected = f"rejected {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
+    yield f"accepted   {row.accepted_total:,}; {rejected}{kicked}"
     if row.handshakes or row.held_descriptors:
         held = count("descriptor", row.held_descriptors)
         yield f"now        {count('handshake', row.handshakes)} in progress, {held} held"
+    if row.operation is not None and not row.operation.is_done:
+        yield f"operation  {safe(row.operation.name)}: {safe(row.operation.step)}"
+
+
+def _resources(row: SupervisorRow) -> str:
+    """What the supervisor's process uses; nothing where another version does not tell."""
+    if not row.descriptor_limit:
+        return ""
+    return (
+        f", CPU {row.cpu_percent:.1f} %, {size(row.rss_bytes)},"
+        f" {row.descriptors:,} of {row.descriptor_limit:,} descriptors"
+    )
 
 
 def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
@@ -71,14 +93,15 @@ def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
         state += f", stale {duration(row.stale_s)}"
     numbers: Sequence[str]
     if row.state is ShardState.DOWN:
-        numbers = ["-"] * 5
+        numbers = ["-"] * 7
     elif row.state is ShardState.UNHEALTHY and not supervised:
         # Alive and silent, and nobody else keeps its numbers.
-        numbers = ["?"] * 5
+        numbers = ["?"] * 7
     else:
         numbers = [f"{row.connections:,}", f"{row.agents:,}", f"{row.in_flight:,}"]
-        numbers += [f"{row.cpu_percent:.1f}", f"{row.lag_ms:.1f} ms"]
-    connections, agents, in_flight, cpu, lag = numbers
+        numbers += [f"{row.requests_per_s:,.0f}", f"{row.lag_ms:.1f} ms", _descriptors(row), f"{row.cpu_percent:.1f}"]
+    connections, agents, in_flight, requests, lag, descriptors, cpu = numbers
+    full = row.descriptor_limit > 0 and row.descriptors > NEARLY_FULL * row.descriptor_limit
     return [
         Cell(str(row.id)),
         Cell(state, _COLOURS[row.state]),
@@ -87,12 +110,18 @@ def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
         Cell(connections),
         Cell(agents),
         Cell(in_flight),
-        Cell(f"{row.restarts:,}" if supervised else "?"),
-        Cell(cpu),
+        Cell(requests),
+        Cell(lag, "yellow" if row.lag_ms > SLOW_MS else None),
+        Cell(descriptors, "red" if full else None),
         Cell(size(row.rss_bytes) if row.rss_bytes else "-"),
-        Cell(lag),
+        Cell(cpu),
+        Cell(f"{row.restarts:,}" if supervised else "?", "yellow" if row.restarts else None),
         Cell(safe(row.last_event or "")),
     ]
+
+
+def _descriptors(row: ShardRow) -> str:
+    return f"{row.descriptors:,}/{row.descriptor_limit:,}" if row.descriptor_limit else "-"
 
 
 def _total_cells(rows: Sequence[ShardRow], *, supervised: bool) -> list[Cell]:
@@ -105,9 +134,12 @@ def _total_cells(rows: Sequence[ShardRow], *, supervised: bool) -> list[Cell]:
         # An agent may be in several shards, so a sum of this column would count it several times.
         Cell(""),
         Cell(f"{sum(row.in_flight for row in rows):,}"),
-        Cell(f"{sum(row.restarts for row in rows):,}" if supervised else "?"),
-        Cell(f"{sum(row.cpu_percent for row in rows):.1f}"),
-        Cell(size(sum(row.rss_bytes for row in rows))),
+        Cell(f"{sum(row.requests_per_s for row in rows):,.0f}"),
         Cell(f"{max(row.lag_ms for row in rows):.1f} ms"),
+        # A limit is of each process.
+        Cell(f"{sum(row.descriptors for row in rows):,}"),
+        Cell(size(sum(row.rss_bytes for row in rows))),
+        Cell(f"{sum(row.cpu_percent for row in rows):.1f}"),
+        Cell(f"{sum(row.restarts for row in rows):,}" if supervised else "?"),
         Cell(""),
     ]

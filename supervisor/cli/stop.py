@@ -13,7 +13,7 @@ from ipc import bus, query
 from ipc.rundir import ProcessRecord, RuntimeDir, RuntimeDirError
 from supervisor.cli import asking
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import runtime_dir_option, timeout_option
+from supervisor.cli.options import examples, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, duration, note
 
 _ANSWER_WITHIN = 2.0
@@ -53,7 +53,7 @@ class _Process:
             ) from None
 
 
-@click.command("stop", short_help="Stop the supervisor and its shards.")
+@click.command("stop", short_help="Stop the supervisor and its shards.", epilog=examples("shardgate stop"))
 @runtime_dir_option
 @timeout_option("30s", "to wait for the end")
 def command(rundir: RuntimeDir, timeout: float) -> None:

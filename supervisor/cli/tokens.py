@@ -1,14 +1,21 @@
-"""``shardgate token``: make a token, or find the lines for one that exists. Tokens are never options."""
+"""``shardgate token``: make tokens, and keep a file of them. Tokens are never options."""
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 
 import click
 
+from ipc.schema import SCHEMA
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import json_option
-from supervisor.cli.output import print_json
+from supervisor.cli.options import examples, json_option
+from supervisor.cli.output import Cell, Column, note, print_json, safe, table
+from supervisor.config.errors import ConfigError
+from supervisor.config.model import Token
 from supervisor.config.patterns import pattern_problem
+from supervisor.config.show import DIGEST_SHOWN
+from supervisor.config.token_file import edit_token_file, token_in, tokens_with_lines
 from supervisor.config.tokens import hash_token, new_token
 
 _LONGEST_TOKEN = 65_536
@@ -34,32 +41,59 @@ _pattern_option = click.option(
 )
 
 
-@click.group("token", invoke_without_command=True, short_help="Make a token for agents.")
+_add_option = click.option(
+    "--add", "file", metavar="FILE", help="Add its line to this token file; it is made, mode 0600, if it is not there."
+)
+
+
+@click.group(
+    "token",
+    invoke_without_command=True,
+    short_help="Make tokens for agents, and keep a file of them.",
+    epilog=examples(
+        "shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens",
+        "shardgate token list /etc/shardgate/tokens",
+        "shardgate token revoke /etc/shardgate/tokens 8d969eef6eca",
+    ),
+)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Make a token for agents (new, the default), or the lines for one that exists (hash)."""
+    """Make a token for agents (new, the default), or the lines for one that exists (hash); list and revoke tokens.
+
+    A token file may be edited by several at the same time, and be read meanwhile. Nothing is in effect before
+    'shardgate reload'.
+    """
     if context.invoked_subcommand is None:
         context.invoke(new)
 
 
-@command.command("new")
+@command.command("new", epilog=examples("shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens"))
 @_pattern_option
+@_add_option
 @json_option
-def new(patterns: tuple[str, ...], as_json: bool) -> None:
+def new(patterns: tuple[str, ...], file: str | None, as_json: bool) -> None:
     """Make a token and print it, once, with the lines that make shardgate accept it."""
     token = new_token()
+    if file is not None:
+        _add(file, _lines(token, patterns)["token_file"])
     if as_json:
         print_json({"token": token} | _lines(token, patterns))
         return
     click.echo(f"token, for the agent; it is shown only now:\n  {token}")
-    _print_lines(token, patterns)
+    if file is None:
+        _print_lines(token, patterns)
 
 
-@command.command("hash", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "hash",
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples("shardgate token hash --pattern waf-1 < token.txt"),
+)
 @_pattern_option
+@_add_option
 @json_option
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar=" ")
-def hash_command(patterns: tuple[str, ...], as_json: bool, extra: tuple[str, ...]) -> None:
+def hash_command(patterns: tuple[str, ...], file: str | None, as_json: bool, extra: tuple[str, ...]) -> None:
     """Read a token from standard input and print the lines that make shardgate accept it."""
     if extra:
         # click's own message would repeat it.
@@ -68,10 +102,98 @@ def hash_command(patterns: tuple[str, ...], as_json: bool, extra: tuple[str, ...
             " give it on standard input, and take another if it was a real one."
         )
     token = _read_token()
+    if file is not None:
+        _add(file, _lines(token, patterns)["token_file"])
     if as_json:
         print_json(_lines(token, patterns))
-    else:
+    elif file is None:
         _print_lines(token, patterns)
+
+
+@command.command("list", epilog=examples("shardgate token list /etc/shardgate/tokens"))
+@click.argument("file", metavar="FILE")
+@json_option
+def list_command(file: str, as_json: bool) -> None:
+    """List the tokens of a token file: their line, the beginning of their digest, and the agents they are good for."""
+    with _usable_file():
+        rows = [(line, token.digest.hex()[:DIGEST_SHOWN], token.patterns) for line, token in tokens_with_lines(file)]
+    if as_json:
+        print_json([{"line": line, "digest": digest, "patterns": patterns} for line, digest, patterns in rows])
+    elif rows:
+        columns = (Column("LINE", numeric=True), Column("DIGEST"), Column("AGENTS"))
+        cells = [[Cell(str(line)), Cell(digest), Cell(",".join(patterns))] for line, digest, patterns in rows]
+        click.echo(table(columns, cells, None, colour=False))
+    else:
+        note(f"no token in {safe(file, 4096)}")
+
+
+@command.command(
+    "revoke",
+    epilog=examples(
+        "shardgate token revoke /etc/shardgate/tokens 8d969eef6eca",
+        "shardgate token revoke /etc/shardgate/tokens < leaked-token.txt",
+    ),
+)
+@click.argument("file", metavar="FILE")
+@click.argument("digest", required=False, metavar="[DIGEST]")
+@click.option("--force", is_flag=True, help="Revoke the last token, too.")
+@json_option
+def revoke(file: str, digest: str | None, force: bool, as_json: bool) -> None:
+    """Remove a token from a token file, by the beginning of its digest, as 'list' shows it.
+
+    Without DIGEST the token itself is read from standard input. 'shardgate reload' puts it into effect; connections
+    that were accepted with it stay, until 'shardgate kick' closes them.
+    """
+    wanted = hash_token(_read_token()).hex() if digest is None else _checked_digest(digest)
+    revoked: list[Token] = []
+
+    def without(lines: list[str]) -> list[str]:
+        tokens = [token_in(line) for line in lines]
+        found = {token.digest for token in tokens if token is not None and token.digest.hex().startswith(wanted)}
+        if not found:
+            raise CommandError(
+                ExitCode.FAILED, f"no such token in {safe(file, 4096)}; 'shardgate token list' shows them"
+            )
+        if len(found) > 1:
+            raise CommandError(ExitCode.REFUSED, f"{len(found)} tokens begin like this; give more of the digest")
+        revoked.extend(token for token in tokens if token is not None and token.digest in found)
+        if not force and all(token is None or token.digest in found for token in tokens):
+            raise CommandError(
+                ExitCode.REFUSED,
+                "it is the last token of this file; where tokens are required, a reload without any is refused and the"
+                " old ones stay good. Add another one first, or use --force",
+            )
+        return [line for line, token in zip(lines, tokens, strict=True) if token is None or token.digest not in found]
+
+    with _usable_file():
+        edit_token_file(file, without)
+    patterns = [pattern for token in revoked for pattern in token.patterns]
+    if as_json:
+        print_json({"schema": SCHEMA, "digest": revoked[0].digest.hex()[:DIGEST_SHOWN], "patterns": patterns})
+    else:
+        click.echo(f"revoked, was good for {', '.join(patterns)}; 'shardgate reload' puts it into effect")
+
+
+def _checked_digest(text: str) -> str:
+    lowered = text.lower().rstrip("…")
+    if not re.fullmatch(r"[0-9a-f]{8,64}", lowered):
+        # What stands here by mistake may be the token itself, so it is not repeated.
+        raise click.UsageError("DIGEST is at least 8 hex digits, as 'shardgate token list' shows them")
+    return lowered
+
+
+def _add(file: str, line: str) -> None:
+    with _usable_file():
+        edit_token_file(file, lambda lines: [*lines, line], create=True)
+    note(f"added to {safe(file, 4096)}; 'shardgate reload' puts it into effect")
+
+
+@contextlib.contextmanager
+def _usable_file() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise CommandError(ExitCode.FAILED, str(error)) from None
 
 
 def _read_token() -> str:

@@ -36,8 +36,8 @@ from supervisor.config.values import BadValue
 T = TypeVar("T")
 Convert = Callable[[object], T]
 
-# node -> field of Config, conversion of its one value
-_SINGLE: dict[str, tuple[str, Convert[Any]]] = {
+# node -> field of Config, conversion of its one value; in the order of the documentation
+SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "path": ("path", values.text),
     "socket-mode": ("socket_mode", values.octal_mode),
     "socket-owner": ("socket_owner", values.owner),
@@ -52,15 +52,18 @@ _SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "placement": ("placement", values.placement),
     "runtime-dir": ("runtime_dir", values.text),
     "orphan-timeout": ("orphan_timeout", values.duration),
+    "status-dir": ("status_dir", values.text),
+    "status-mode": ("status_mode", values.octal_mode),
+    "status-group": ("status_group", values.owner),
 }
 # node -> field of Config, conversion of each of its values
-_SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
+SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
     "tcp-address": ("tcp_addresses", values.tcp_address),
     "allowed-agents": ("allowed_agents", values.pattern),
     "allow-uid": ("allow_uids", values.unix_id),
 }
 # the same, inside pool
-_IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
+IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "strategy": ("strategy", values.one_of(Strategy)),
     "request-timeout": ("request_timeout", values.duration),
     "max-concurrent-per-connection": ("max_concurrent_per_connection", values.integer),
@@ -75,28 +78,35 @@ _IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "free-agent-memory": ("free_agent_memory", values.boolean),
 }
 # the same, inside admin
-_IN_ADMIN: dict[str, tuple[str, Convert[Any]]] = {
+IN_ADMIN: dict[str, tuple[str, Convert[Any]]] = {
     "listen": ("admin_listen", values.admin_address),
     "socket-mode": ("admin_socket_mode", values.octal_mode),
     "allow-remote": ("admin_allow_remote", values.boolean),
 }
 _BLOCKS = ("auth", "agent-config", "pool", "admin")
-_KNOWN = (*_SINGLE, *_SEVERAL, *_BLOCKS)
+_KNOWN = (*SINGLE, *SEVERAL, *_BLOCKS)
 _IN_AUTH = ("token", "token-file")
 _LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
-_PATHS = ("path", "runtime_dir", "admin_listen")
+_PATHS = ("path", "runtime_dir", "status_dir", "admin_listen")
 
 
-def load_config(path: str | os.PathLike[str], options: Mapping[str, object] | None = None) -> Config:
+def load_config(
+    path: str | os.PathLike[str],
+    options: Mapping[str, object] | None = None,
+    lines: dict[str, int | None] | None = None,
+) -> Config:
     """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
 
     `options` of the command line (see `options.apply_options`) take the place of what the file says before
     it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
-    themselves are not kept: `tokens.load_tokens` reads them when they are needed.
+    themselves are not kept: `tokens.load_tokens` reads them when they are needed. `lines` is filled with the line of
+    each node, under its path.
     """
     source = os.fspath(path)
     reader = _Reader(source, _parse(read_text(source), source))
     config, problems = reader.read(options or {})
+    if lines is not None:
+        lines.update(reader.lines)
     try:
         load_tokens(config)
     except ConfigError as error:
@@ -204,7 +214,7 @@ class _Reader:
             if node.name not in known:
                 self.report(node, path, "unknown node", _meant(node.name, known))
             elif node.name in seen and node.name not in repeatable:
-                hint = "put all values into one node" if node.name in _SEVERAL else "remove one of the two"
+                hint = "put all values into one node" if node.name in SEVERAL else "remove one of the two"
                 self.report(node, path, f"is there already{_on_line(seen[node.name])}", hint)
             else:
                 seen.setdefault(node.name, node)
@@ -212,11 +222,11 @@ class _Reader:
                 read(node, path)
 
     def read_node(self, node: Node, where: str) -> None:
-        if node.name in _SINGLE:
-            field, convert = _SINGLE[node.name]
+        if node.name in SINGLE:
+            field, convert = SINGLE[node.name]
             self.store(field, self.one_value(node, where, convert))
-        elif node.name in _SEVERAL:
-            field, convert = _SEVERAL[node.name]
+        elif node.name in SEVERAL:
+            field, convert = SEVERAL[node.name]
             self.check_plain(node, where)
             # An empty list of agents has an error of its own, which tells what it would do.
             if not node.args and field != "allowed_agents":
@@ -233,7 +243,7 @@ class _Reader:
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write each as a node between { and }")
             self.check_annotations(node, where)
-            known, read = (_IN_POOL, self.read_pool) if node.name == "pool" else (_IN_ADMIN, self.read_admin)
+            known, read = (IN_POOL, self.read_pool) if node.name == "pool" else (IN_ADMIN, self.read_admin)
             before = len(self.problems)
             self.read_nodes(node, where, tuple(known), (), read)
             has_listen = node.name == "pool" or any(child.name == "listen" for child in node.children)
@@ -272,13 +282,13 @@ class _Reader:
                 self.tokens += [Token(patterns, parsed)] if patterns is not None else []
 
     def read_pool(self, node: Node, where: str) -> None:
-        field, convert = _IN_POOL[node.name]
+        field, convert = IN_POOL[node.name]
         got = self.one_value(node, where, convert)
         if got is not None:
             self.pool[field] = got[0]
 
     def read_admin(self, node: Node, where: str) -> None:
-        field, convert = _IN_ADMIN[node.name]
+        field, convert = IN_ADMIN[node.name]
         self.store(field, self.one_value(node, where, convert))
 
     def read_agent_config(self, node: Node, where: str) -> None:
@@ -318,7 +328,9 @@ class _Reader:
         self.check_plain(node, where)
         if len(node.args) == 1:
             return self.converted(node, where, convert, node.args)
-        self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+        # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
+        if node.args or not (node.properties or node.children):
+            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
         return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
@@ -365,7 +377,7 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
     """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
     if name in _KNOWN:
         return f"it belongs directly into {BLOCK}"
-    for block, names in (("auth", _IN_AUTH), ("pool", tuple(_IN_POOL)), ("admin", tuple(_IN_ADMIN))):
+    for block, names in (("auth", _IN_AUTH), ("pool", tuple(IN_POOL)), ("admin", tuple(IN_ADMIN))):
         if name in names:
             return f"it belongs into {BLOCK} > {block}"
     found = values.closest(name, known)

@@ -91,8 +91,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     `shards` None means one per CPU that the process may use; `allow_uids` None lets any uid register over
     the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
     those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
-    `admin_listen` is where the admin endpoint is, a string being a Unix socket's path; None: there is none.
-    `source` is the file it came from, None without one.
+    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the admin
+    endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
+    without one.
     """
 
     path: str | None = None
@@ -113,6 +114,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolOptions = PoolOptions()
     runtime_dir: str | None = None
     orphan_timeout: float = 600.0
+    status_dir: str | None = None
+    status_mode: int = 0o750
+    status_group: int | str | None = None
     admin_listen: TcpAddress | str | None = None
     admin_socket_mode: int = 0o600
     admin_allow_remote: bool = False
@@ -144,6 +148,7 @@ def validate(config: Config) -> list[Problem]:
 
     limits = config.limits
     problems += _out_of_range(config)
+    problems += _status_problems(config)
     for node, path in (("path", config.path), ("admin > listen", config.admin_listen)):
         size = len(path.encode("utf-8", "surrogateescape")) if isinstance(path, str) else 0
         if size > MAX_UNIX_PATH:
@@ -186,6 +191,23 @@ def validate(config: Config) -> list[Problem]:
             "no agent could register: there is no token",
             'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
         )
+    return problems
+
+
+def _status_problems(config: Config) -> list[Problem]:
+    where = f"{BLOCK} > status-"
+    if config.status_dir is None:
+        if config.status_group is None:
+            return []
+        hint = 'add status-dir "/run/shardgate-status"'
+        return [Problem(config.source, None, f"{where}group", "there is no status-dir that it could be for", hint)]
+    problems = []
+    if config.status_dir == config.runtime_dir:
+        hint = "choose another folder beside it"
+        problems.append(Problem(config.source, None, f"{where}dir", "is the runtime-dir, its user's alone", hint))
+    if config.status_mode & 0o022:
+        hint = 'write "0750" for a group, "0755" for everybody'
+        problems.append(Problem(config.source, None, f"{where}mode", "others could put sockets into it", hint))
     return problems
 
 

@@ -65,6 +65,18 @@ def apply_options(config: Config, options: Mapping[str, object]) -> Config:
     return changed
 
 
+def origins_of(file: str | None, lines: Mapping[str, int | None], given: Mapping[str, str]) -> dict[str, str]:
+    """Where each node that is set got its value: a line of the file, or an option as it was *given*.
+
+    Nodes are named below the block, as ``pool > strategy``; those that are missing have their defaults.
+    """
+    prefix = f"{BLOCK} > "
+    origins = {
+        node.removeprefix(prefix): f"{file}:{line}" for node, line in lines.items() if node.startswith(prefix) and line
+    }
+    return origins | {OPTIONS[name].node: spelled for name, spelled in given.items() if name in OPTIONS}
+
+
 def override(config: Config, options: Mapping[str, object]) -> tuple[Config, list[Problem]]:
     """Set what the options say, without looking at what the values say together; bad ones are left out."""
     problems: list[Problem] = []

@@ -60,7 +60,7 @@ def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
         if not text or text.startswith("#"):
             continue
         try:
-            tokens.append(_parse_line(text))
+            tokens.append(parse_token_line(text))
         except ValueError as error:
             problems.append(Problem(name, number, "token", str(error), _HOW_TO))
     if problems:
@@ -68,7 +68,8 @@ def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
     return tuple(tokens)
 
 
-def _parse_line(text: str) -> Token:
+def parse_token_line(text: str) -> Token:
+    """Read one line of a token file. Raises ValueError, whose text never repeats the line."""
     found = _LINE.fullmatch(text)
     if found is None:
         raise ValueError("expected patterns and a SHA-256")
@@ -144,6 +145,10 @@ class TokenTable:
 
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, digest_size=16, key=self._key).digest()
+
+    def knows(self, agent_id: str) -> bool:
+        """Tell whether some token is good for `agent_id`: for operators, not for who registers."""
+        return any(entry.patterns.matches(agent_id) for entry in self._entries.values())
 
     def check(self, agent_id: str, token: str | None) -> bool:
         """Tell whether `token` lets `agent_id` register. An empty token is a missing one."""

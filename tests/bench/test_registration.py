@@ -43,3 +43,14 @@ def test_benchmark_measures_the_product_beside_both_plain_listeners(tmp_path: Pa
     assert {(s.target, s.in_handshake) for s in found.summaries} == {(n, k) for n in names for k in (16, 128)}
     assert {m.target for m in found.memory} == names
     assert done.stdout.count("| shardgate ") >= 3
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the load generator needs a C compiler")
+def test_benchmark_measures_what_log_lines_cost(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.registration", "--logs", "--rounds", "1", "--registrations", "64"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=55,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == ["16", "128"]

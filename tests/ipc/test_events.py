@@ -15,10 +15,13 @@ from ipc.events import (
     DirectoryRequest,
     Event,
     FullDirectory,
+    Gone,
     Heartbeat,
+    Kick,
     Probe,
     Probed,
     PushConfig,
+    SetLogLevel,
     Snapshot,
     SnapshotRequest,
     Stop,
@@ -33,7 +36,9 @@ from ipc.status import ShardReport
 
 numbers = st.integers(0, 2**63 - 1)
 floats = st.floats(0, 1e9)
-connections = st.lists(st.tuples(numbers, st.text(max_size=10)), max_size=4)
+texts = st.text(max_size=10)
+connections = st.lists(st.tuples(numbers, texts), max_size=4)
+gone = st.builds(Gone, numbers, texts, texts, floats, texts)
 by_code = st.dictionaries(st.text(max_size=10), numbers, max_size=3)
 counts = st.dictionaries(st.text(max_size=10), st.dictionaries(st.integers(0, 63), numbers, max_size=3), max_size=3)
 reports = st.builds(
@@ -44,7 +49,7 @@ reports = st.builds(
     },
 )
 all_events = st.one_of(
-    st.builds(Closed, numbers, connections),
+    st.builds(Closed, numbers, st.lists(gone, max_size=4)),
     st.builds(Heartbeat, numbers, reports),
     st.builds(Snapshot, numbers, numbers, connections, connections, connections),
     st.builds(Probed, numbers, numbers),
@@ -56,6 +61,8 @@ all_commands = st.one_of(
     st.builds(FullDirectory, numbers, counts),
     st.builds(PushConfig, st.binary(max_size=20), st.lists(st.text(max_size=10), max_size=3)),
     st.builds(Stop, floats),
+    st.builds(Kick, st.lists(numbers, max_size=4), floats),
+    st.builds(SetLogLevel, texts),
 )
 BAD_UTF8 = b"\x93\x01\x00\x91\x92\x00\xa1\xff"
 DEEP = b"\x94\x01\x00\x90" + b"\x91" * 9000 + b"\xc0"
@@ -101,7 +108,7 @@ def test_decoding_any_bytes_raises_what_it_promises(data: bytes) -> None:
 
 
 def test_the_damaged_examples_would_be_whole_without_the_damage() -> None:
-    assert decode_event(BAD_UTF8.replace(b"\xff", b"a")) == Closed(0, [(0, "a")])
+    assert decode_event(BAD_UTF8.replace(b"\xff", b"a")) == Closed(0, [Gone(0, "a")])
     assert decode_event(DEEP[:4] + b"\x91\xc0") == Closed(0, [])
     assert decode_command(BAD_AGENT.replace(b"\xff", b"a")) == Probe(0, "a")
     assert decode_command(DEEP_COMMAND[:3] + b"\x91\xc0") == Stop()

@@ -1,5 +1,6 @@
 """Log lines: one form, one line each, and nothing in them that a terminal obeys."""
 
+import asyncio
 import json
 import os
 import pty
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from support.product import environment
 
 from ipc import logs
-from ipc.logs import LEVEL_NAMES, configure, get_logger, printable
+from ipc.log_levels import LEVEL_NAMES
+from ipc.log_output import MOST_WAITING, LogOutput
+from ipc.logs import configure, get_logger, printable
 
 PRINTABLE = frozenset(string.ascii_letters + string.digits + string.punctuation + " ")
 
@@ -125,7 +128,6 @@ def test_lines_below_the_level_are_not_written(capsys: pytest.CaptureFixture[str
     written = [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
     assert tuple(written) == LEVEL_NAMES[LEVEL_NAMES.index(level) :]
     assert LEVEL_NAMES == ("debug", "info", "warning", "error")
-    assert logs.LEVEL_NAMES is LEVEL_NAMES
 
 
 LOGGING = """
@@ -157,3 +159,131 @@ def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its
     assert b"running" in on_terminal
     assert b"{" not in on_terminal
     assert done.stdout == b""
+
+
+# ---- lines that are many
+
+
+def a_line() -> logs.Line:
+    return logs.Line("closed", "more closed", names=("agent_id",), numbers=("shard", "duration_s"), texts=("reason",))
+
+
+def test_a_frequent_line_has_the_form_of_all_others(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("shard-1", form="json")
+        line = a_line()
+        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, 'a "quoted"\n\x1b reason')
+        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, "")
+        line.close()
+        logs.flush()
+
+    asyncio.run(log())
+    [entry, empty] = map(json.loads, capsys.readouterr().err.splitlines())
+    assert entry == {
+        "agent_id": "waf", "shard": 3, "duration_s": 1.5, "reason": 'a "quoted"\n\x1b reason', "event": "closed",
+        "level": "info", "timestamp": "2023-11-14T22:13:20.250Z", "process": "shard-1",
+    }  # fmt: skip
+    assert empty["reason"] == ""
+
+
+def test_a_frequent_line_is_text_where_lines_are(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("shard-1", form="text")
+        line = a_line()
+        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, "\x1b[1m")
+        line.close()
+        logs.flush()
+
+    asyncio.run(log())
+    assert capsys.readouterr().err == (
+        '2023-11-14T22:13:20.250Z [info     ] closed agent_id=waf shard=3 duration_s=1.500 reason="\\u001b[1m"'
+        " process=shard-1\n"
+    )
+
+
+def test_frequent_lines_leave_together_and_in_the_order_of_all_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("shard-1", form="json")
+        line = a_line()
+        for n in range(3):
+            line.log(1.0, str(n), str(n), n, 0, "")
+        assert capsys.readouterr().err == "", "they wait for others"
+        get_logger().warning("in between")
+        line.log(1.0, "last", "last", 9, 0, "")
+        await asyncio.sleep(0.1)
+        line.close()
+
+    asyncio.run(log())
+    written = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line.get("shard", line["event"]) for line in written] == [0, 1, 2, "in between", 9]
+
+
+def test_frequent_lines_keep_to_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("shard-1", form="json")
+        line = a_line()
+        logs.set_level("warning")
+        line.log(1.0, "waf", "waf", 0, 0, "")
+        get_logger().info("no")
+        logs.set_level("info")
+        line.log(1.0, "waf", "waf", 1, 0, "")
+        line.close()
+        logs.flush()
+
+    asyncio.run(log())
+    assert [json.loads(line)["shard"] for line in capsys.readouterr().err.splitlines()] == [1]
+    with pytest.raises(ValueError, match="loud"):
+        logs.set_level("loud")
+
+
+def test_repeats_are_summed_up_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("shard-1", form="json")
+        line = a_line()
+        for n in range(logs.MOST_REPEATS + 5):
+            line.log(1.0, "flapping", "flapping", n, 0, "")
+        line.log(1.0, "quiet", "quiet", 0, 0, "")
+        line.close()
+
+    asyncio.run(log())
+    written = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [entry["event"] for entry in written] == ["closed"] * (logs.MOST_REPEATS + 1) + ["more closed"]
+    assert (written[-1]["n"], written[-1]["most"]) == (5, {"flapping": 5})
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=200))
+def test_repeats_write_or_count_every_line_and_no_more_than_they_may(about: list[str]) -> None:
+    repeats = logs.Repeats(most=3, most_in_all=10)
+    written = [name for name in about if repeats.allows(name)]
+    left_out = repeats.next_second()
+    assert len(written) + sum(left_out.values()) == len(about)
+    assert len(written) <= 10
+    assert all(written.count(name) <= 3 for name in written)
+    assert repeats.next_second() == {}
+    assert repeats.allows("a")
+
+
+def test_a_reader_that_stops_loses_lines_and_learns_how_many() -> None:
+    ours, theirs = os.pipe()
+    try:
+        with os.fdopen(theirs, "w") as stream:
+            output = LogOutput(stream)
+            for n in range(3 * MOST_WAITING // 1000):
+                output.write(f"{n:>1000}")
+            read = bytearray()
+            os.set_blocking(ours, False)
+            while True:
+                output.flush()
+                try:
+                    read += os.read(ours, 1 << 20)
+                except BlockingIOError:
+                    break
+            output.write("the end")
+            read += os.read(ours, 1 << 20)
+    finally:
+        os.close(ours)
+    lines = read.decode().splitlines()
+    [dropped] = [json.loads(line)["n"] for line in lines if line.startswith("{")]
+    assert lines[-1] == "the end"
+    assert len(lines) - 2 + dropped == 3 * MOST_WAITING // 1000
+    assert [int(line) for line in lines[:-2]] == list(range(len(lines) - 2)), "those that came are whole and in order"

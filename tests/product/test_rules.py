@@ -101,7 +101,8 @@ def test_reload_changes_limits_and_names_what_needs_a_restart(start_product: Sta
     assert [agent.register("a").accepted for agent in held] == [True, True, False]
     write(file, 'max-connections-per-agent 3\nplacement "affinity"\npool { request-timeout "1s" }')
     done = product.ask("reload")
-    assert "pool" in done["restart_needed"]
+    assert done["changed"] == ["max-connections-per-agent", "placement"]
+    assert done["restart_needed"] == ["pool > request-timeout"]
     with Agent(product.socket) as third:
         assert third.register("a").accepted
     assert product.status()["supervisor"]["max_connections_per_agent"] == 3

@@ -58,6 +58,7 @@ from dialout.proxy.errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from ipc.events import CloseCode
 from ipc.options import FlowControlMode, PoolOptions
 from shards.calls import Exchange
 from shards.pool import AgentPool
@@ -538,7 +539,7 @@ def test_what_goes_to_a_sibling_is_answered_there() -> None:
             first = PairedAgent(pool)
             asked = [Asked(pool, "waf", headers(str(n))) for n in range(3)]
             sibling = PairedAgent(pool)
-            first.connection.close("before anything was written")
+            first.connection.close(CloseCode.KICKED, "before anything was written")
             await turns()
             assert (first.read(), first.at_end) == ([], True)
             for seen in sibling.read():

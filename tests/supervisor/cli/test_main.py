@@ -1,19 +1,30 @@
 """The entry point, usage, and what happens to errors and broken output."""
 
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from support.product import environment
 
 from ipc.version import __version__
+from supervisor.cli.main import shardgate
+from supervisor.cli.man import commands
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMAND = [sys.executable, "-P", "-m", "shardgate"]
+
+
+def every_command() -> Iterator[tuple[tuple[str, ...], click.Context]]:
+    """All commands, each with its names."""
+    root = click.Context(shardgate, info_name="shardgate", **shardgate.context_settings)
+    return commands(shardgate, root, ("shardgate",))
 
 
 def test_version_is_the_packages(cli_process: Cli) -> None:
@@ -26,13 +37,78 @@ def test_help_lists_what_there_is_and_every_command_explains_itself(cli: Cli) ->
     done = cli("-h")
 
     assert done.returncode == 0
-    listed = [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
-    assert listed == [
-        *("run", "check", "token", "status", "agents", "connections", "send"),
-        *("drain", "restart", "scale", "rebalance", "reload", "stop"),
-    ]
+    headings = ("Run it", "See what it does", "Change it while it runs", "Use it")
+    listed = []
+    for heading in headings:
+        section = done.stdout.partition(f"{heading}:\n")[2].partition("\n\n")[0]
+        listed += [line.split()[0] for line in section.splitlines()]
+    assert listed[:6] == ["run", "check", "config", "token", "doctor", "status"]
+    assert {"top", "why", "events", "kick", "log-level", "drain", "reload", "stop", "completion", "man"} < {*listed}
     for name in listed:
         assert cli(name, "-h").stdout.startswith(f"Usage: shardgate {name}")
+
+
+def test_help_of_every_command_has_examples_that_the_command_line_takes(cli: Cli) -> None:
+    seen = 0
+    for names, context in every_command():
+        if isinstance(context.command, click.Group) and len(names) == 1:
+            continue
+        text = cli(*names[1:], "-h").stdout
+        assert "Examples:" in text, names
+        for line in text.partition("Examples:\n")[2].splitlines():
+            if not line.strip().startswith("shardgate "):
+                continue
+            seen += 1
+            # A shell takes redirections out, and click the rest: what it refuses, it says.
+            words = shlex.split(line.partition(" > ")[0].partition(" < ")[0])[1:]
+            with click.Context(shardgate, **shardgate.context_settings) as top:
+                _name, command, rest = shardgate.resolve_command(top, words)
+                assert command is not None
+                while isinstance(command, click.Group) and rest:
+                    _name, command, rest = command.resolve_command(top, rest)
+                    assert command is not None
+                command.make_context("it", rest, parent=top)
+    assert seen > 30
+
+
+def test_man_pages_say_the_same_and_are_sound(cli: Cli, tmp_path: Path) -> None:
+    done = cli("man", tmp_path / "man")
+
+    pages = {path.name: path.read_text() for path in (tmp_path / "man").iterdir()}
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(pages) == {f"{'-'.join(names)}.1" for names, _ in every_command()}
+    assert ".SH EXAMPLES" in pages["shardgate-why.1"]
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed here")
+    for name in pages:
+        made = subprocess.run(
+            ["groff", "-man", "-Tutf8", "-ww", "-z", tmp_path / "man" / name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (made.returncode, made.stderr) == (0, ""), name
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_its_shell_understands(shell: str, cli: Cli) -> None:
+    done = cli("completion", shell)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_SHARDGATE_COMPLETE" in done.stdout
+    if shutil.which(shell) is not None:
+        checked = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_completion_completes_commands_and_options() -> None:
+    env = environment() | {"_SHARDGATE_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "shardgate conn"}
+    done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "plain,connections\n")
+
+    env |= {"COMP_CWORD": "2", "COMP_WORDS": "shardgate kick --n"}
+    done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "plain,--now\n"
 
 
 @pytest.mark.parametrize(

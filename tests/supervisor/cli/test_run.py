@@ -149,7 +149,7 @@ def test_run_refuses_a_directory_in_use_and_stop_ends_the_shards_of_a_killed_sup
     assert done.returncode == 0
     assert "ending 2 shards" in done.stderr
     after = product.command("status", "--json")
-    assert (after.returncode, json.loads(after.stdout)) == (4, {"supervisor": None, "shards": []})
+    assert (after.returncode, json.loads(after.stdout)["shards"]) == (4, [])
     assert [path.name for path in product.folder.rglob("*") if path.is_socket()] == ["agents.sock"]
     # The next supervisor replaces it. Nobody else does: it may be elsewhere, and anybody's by then.
     product.socket.unlink()

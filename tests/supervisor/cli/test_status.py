@@ -36,7 +36,7 @@ def test_status_json_can_be_parsed_when_the_directory_is_missing(cli: Cli, tmp_p
     done = cli("status", "--json", env={"SHARDGATE_RUNTIME_DIR": str(tmp_path / "none")})
 
     assert done.returncode == 4
-    assert json.loads(done.stdout) == {"supervisor": None, "shards": []}
+    assert json.loads(done.stdout) == {"schema": 1, "supervisor": None, "shards": []}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
@@ -73,11 +73,11 @@ def test_status_shows_fresh_numbers_and_exits_0_when_all_run(
     assert lines[0][:3] == ["supervisor", "pid", f"{supervisor.pid},"]
     assert "uds /run/a.sock, tcp [::1]:9090" in text.stdout
     assert "accepted   1,234; rejected 9 (auth_failed 7, connection_limit 2)" in text.stdout
-    headings = "SHARD STATE PID UPTIME CONNECTIONS AGENTS IN-FLIGHT RESTARTS CPU% RSS LAG LAST EVENT"
+    headings = "SHARD STATE PID UPTIME CONNECTIONS AGENTS IN-FLIGHT REQ/S LAG FDS RSS CPU% RESTARTS LAST EVENT"
     assert " ".join(lines[-4]) == headings
     assert lines[-3][:10] == ["0", "running", str(first.pid), "1", "m", "00", "s", "3", "2", "1"]
     assert lines[-2][-3:] == ["drain", "asked", "for"]
-    assert lines[-1][:4] == ["total", "7", "2", "2"]
+    assert lines[-1] == ["total", "7", "2", "0", "0.0", "ms", "0", *lines[-1][7:9], "25.0", "2"]
     assert "\x1b" not in text.stdout
 
 
@@ -122,7 +122,7 @@ def test_status_lists_the_shards_when_the_supervisor_is_down(
     assert text.stdout.startswith("supervisor is down in ")
     # What nobody knows is not shown as 0.
     cells = re.split(" {2,}", text.stdout.splitlines()[-3].strip())
-    assert (cells[4:9], cells[10:]) == (["?"] * 5, ["?", "does not answer"])
+    assert (cells[4:10], cells[11:]) == (["?"] * 6, ["?", "?", "does not answer"])
 
 
 def test_status_says_that_the_supervisor_is_silent_when_it_is_stopped(
@@ -222,7 +222,7 @@ def test_status_watch_prints_one_object_a_line_and_ends_quietly_when_its_reader_
     with process.stdout as stdout, process.stderr as stderr:
         told = [json.loads(stdout.readline()) for _ in range(2)]
         stdout.close()
-        assert [list(one) for one in told] == [["supervisor", "shards"]] * 2
+        assert [list(one) for one in told] == [["schema", "supervisor", "shards"]] * 2
         assert process.wait(10) == 1
         assert stderr.read() == ""
 

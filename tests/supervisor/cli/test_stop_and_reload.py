@@ -67,16 +67,23 @@ def test_stop_passes_a_refusal_on(cli_process: Cli, rundir: Path, stand_in: Stan
 
 
 def test_reload_names_what_changed(cli: Cli, rundir: Path, stand_in: StandIn) -> None:
-    stand_in("supervisor", {"reload": {"changed": ["allowed-agents", "auth"], "restart_needed": ["path"]}})
+    changes = [
+        {"node": "allowed-agents", "old": [], "new": ['"waf-*"'], "needs_restart": False},
+        {"node": "path", "old": ['"/a"'], "new": ['"/b"'], "needs_restart": True},
+    ]
+    answer = {"changed": ["allowed-agents"], "restart_needed": ["path"], "changes": changes}
+    stand_in("supervisor", {"reload": answer})
 
     text = cli("reload", "--runtime-dir", rundir)
     assert text.returncode == 0
     assert text.stdout.splitlines() == [
-        "reloaded; changed: allowed-agents, auth",
-        "not yet in effect, needs a restart: path",
+        "reloaded; changed:",
+        '  allowed-agents: not set -> "waf-*"',
+        "needs a restart:",
+        '  path: "/a" -> "/b"',
     ]
     as_json = cli("reload", "--json", "--runtime-dir", rundir)
-    assert json.loads(as_json.stdout) == {"changed": ["allowed-agents", "auth"], "restart_needed": ["path"]}
+    assert json.loads(as_json.stdout) == {"schema": 1, "dry_run": False} | answer
 
 
 def test_reload_exits_5_and_prints_the_problems_when_the_file_is_bad(cli: Cli, rundir: Path, stand_in: StandIn) -> None:

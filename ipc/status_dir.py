@@ -1,0 +1,52 @@
+"""The status directory: the second of two levels of access.
+
+Whoever reaches the runtime directory may act: stop, move, kick. It is its user's alone. The status directory is for
+those who may look: a group, or everybody. It has sockets of the same names as the runtime directory, so that every
+command that looks works with it as its ``--runtime-dir``; they answer queries that change nothing and show no part of a
+secret, and refuse all others::
+
+    supervisor.json   supervisor.query      shard-<i>.json   shard-<i>.query      lock
+
+Its mode decides who gets in, and that of the sockets follows from it. It is set-group-ID, so that what is made in it
+belongs to its group without a moment in which it does not. It is locked like the runtime directory: two shardgates that
+share one would take each other's sockets away.
+"""
+
+import grp
+import os
+import stat
+from pathlib import Path
+
+from ipc.rundir import RuntimeDir, RuntimeDirError
+
+READS_ONLY = "this socket only answers questions; what acts goes through the runtime directory, as its user"
+
+
+def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:
+    """Make the directory, or check and adjust the one that is there, and take it. Raises `RuntimeDirError`."""
+    rundir = RuntimeDir(path)
+    try:
+        gid = _group_id(group)
+        rundir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = rundir.path.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            raise RuntimeDirError(f"{path}: not a directory of uid {os.geteuid()}; choose another status-dir")
+        if gid is not None and gid != info.st_gid:
+            os.chown(rundir.path, -1, gid)
+        rundir.path.chmod(mode | stat.S_ISGID)
+        rundir.lock()
+    except KeyError:
+        raise RuntimeDirError(f"status-group: there is no group {group!r} on this host") from None
+    except OSError as error:
+        raise RuntimeDirError(f"{path}: {error.strerror}; choose another status-dir, or status-group") from error
+    return rundir
+
+
+def socket_mode(path: Path) -> int:
+    """The mode of sockets in a status directory: whoever may enter it may connect, which takes the right to write."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    return 0o600 | (0o060 if mode & 0o010 else 0) | (0o006 if mode & 0o001 else 0)
+
+
+def _group_id(group: int | str | None) -> int | None:
+    return grp.getgrnam(group).gr_gid if isinstance(group, str) else group

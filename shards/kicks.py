@@ -1,0 +1,48 @@
+"""Connections that an operator wants closed: each takes no new requests, and goes when nothing is in flight on it."""
+
+import asyncio
+
+from ipc.events import CloseCode, Kick
+from shards.pool import AgentPool
+
+LOOK_AGAIN = 0.005
+"""Seconds between looks at connections that are busy."""
+
+
+class Kicks:
+    """Closes connections of *pool*, as ordered."""
+
+    def __init__(self, pool: AgentPool) -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[int, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def order(self, kick: Kick) -> None:
+        """Close these connections; those that are not here any more have gone, or moved, by themselves."""
+        due = self._loop.time() + kick.seconds
+        for number in kick.numbers:
+            connection = self._pool.connections.get(number)
+            if connection is not None:
+                connection.leave(leaving=True)
+                self._due[number] = due
+        if self._timer is None:
+            self._look()
+
+    def close(self) -> None:
+        """Leave the rest to whoever closes the pool."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for number, due in list(self._due.items()):
+            connection = self._pool.connections.get(number)
+            if connection is None:
+                del self._due[number]
+            elif due <= now or (connection.is_idle and not connection.waiting_bytes):
+                del self._due[number]
+                connection.close(CloseCode.KICKED, "kicked by an operator")
+        if self._due:
+            self._timer = self._loop.call_later(LOOK_AGAIN, self._look)

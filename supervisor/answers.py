@@ -1,0 +1,127 @@
+"""What operators ask about agents, and have done to them: the queries of why, events, kick and log-level."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ipc.log_levels import LEVEL_NAMES
+from ipc.logs import get_logger, set_level
+from ipc.query import Method, Refused
+from supervisor.answer_rows import Kicked, SlotRow, Why
+from supervisor.fleet import Fleet
+from supervisor.history import Page
+from supervisor.journal import Journal
+from supervisor.ledger import Ledger
+from supervisor.policy import Policy
+
+MOST_EVENTS = 1000
+"""In one answer."""
+
+MOST_SIMILAR = 2000
+"""Agents looked at for one with a similar id: 5 ms."""
+
+_CONNECTION_ID = re.compile(r"(.+)-conn-(\d{1,18})")
+
+
+class Answers:
+    """The queries about agents, as methods by name; *policy* and *uptime* are asked when somebody asks."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        fleet: Fleet,
+        journal: Journal,
+        policy: Callable[[], Policy],
+        uptime: Callable[[], float],
+    ) -> None:
+        self._ledger, self._fleet, self._journal = ledger, fleet, journal
+        self._policy, self._uptime = policy, uptime
+        self.kicked_total = 0
+
+    @property
+    def reading(self) -> Mapping[str, Method]:
+        """Those that change nothing."""
+        return {"why": self._why, "events": self._events}
+
+    @property
+    def acting(self) -> Mapping[str, Method]:
+        """Those that do."""
+        return {"kick": self._kick, "log_level": self._log_level}
+
+    def _why(self, arguments: dict[str, Any]) -> Why:
+        agent_id = _text(arguments, "agent_id")
+        story = self._journal.history.story(agent_id)
+        slots = self._ledger.slots(agent_id)
+        return Why(
+            agent_id=agent_id,
+            limit=self._ledger.limit,
+            slots=[SlotRow(f"{agent_id}-conn-{number}", slot.shard, slot.live) for number, slot in slots.items()],
+            objection=self._policy().objection(agent_id),
+            similar=self._similar(agent_id) if story is None and not slots else None,
+            story=story,
+            uptime_s=round(self._uptime(), 1),
+        )
+
+    def _similar(self, agent_id: str) -> str | None:
+        """An agent that this one may have been meant to be."""
+        known = [known for known, _ in zip(self._journal.history.agent_ids(), range(MOST_SIMILAR), strict=False)]
+        found = difflib.get_close_matches(agent_id[:128], known, 1, 0.75)
+        return found[0] if found else None
+
+    def _events(self, arguments: dict[str, Any]) -> Page:
+        after, shard, agent_id = arguments.get("after"), arguments.get("shard"), arguments.get("agent_id")
+        limit = arguments.get("limit", MOST_EVENTS)
+        if not (
+            isinstance(after, int | None)
+            and isinstance(shard, int | None)
+            and isinstance(agent_id, str | None)
+            and isinstance(limit, int)
+        ):
+            raise Refused("after, shard and limit are numbers, agent_id is a text")
+        return self._journal.history.since(after, max(0, min(limit, MOST_EVENTS)), agent_id=agent_id, shard=shard)
+
+    def _kick(self, arguments: dict[str, Any]) -> Kicked:
+        target, seconds = _text(arguments, "target"), arguments.get("seconds", 0.0)
+        if not isinstance(seconds, int | float):
+            raise Refused("seconds is a number")
+        agent_id, numbers = self._meant(target)
+        by_shard: dict[int, list[int]] = {}
+        for number, slot in self._ledger.slots(agent_id).items():
+            if slot.live and slot.shard is not None and (numbers is None or number in numbers):
+                by_shard.setdefault(slot.shard, []).append(number)
+        if not by_shard:
+            raise Refused(f"{target} is not connected; 'shardgate why {agent_id}' says what became of it")
+        silent = [shard for shard, these in by_shard.items() if not self._fleet.kick(shard, these, float(seconds))]
+        kicked = sorted(n for shard, these in by_shard.items() if shard not in silent for n in these)
+        self.kicked_total += len(kicked)
+        get_logger().info("connections kicked", agent_id=agent_id, numbers=kicked)
+        self._journal.supervisor("kick", f"{len(kicked)} connections of {agent_id}")
+        return Kicked(
+            agent_id=agent_id, connection_ids=[f"{agent_id}-conn-{n}" for n in kicked], shards_silent=sorted(silent)
+        )
+
+    def _meant(self, target: str) -> tuple[str, set[int] | None]:
+        """The agent, and the connections of it (None: all), that *target* names; an agent's id comes first."""
+        found = _CONNECTION_ID.fullmatch(target)
+        if found is None or self._ledger.count(target):
+            return target, None
+        return found[1], {int(found[2])}
+
+    def _log_level(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        level = _text(arguments, "level")
+        if level not in LEVEL_NAMES:
+            raise Refused(f"no such level; levels are {', '.join(LEVEL_NAMES)}")
+        set_level(level)
+        silent = self._fleet.set_log_level(level)
+        # Of a level that is always written, so that a log tells why it falls silent.
+        get_logger().error("log level set", log_level=level)
+        self._journal.supervisor("log_level", level)
+        return {"level": level, "shards_silent": silent}
+
+
+def _text(arguments: dict[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        raise Refused(f"{name} is missing")
+    return value

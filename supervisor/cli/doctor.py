@@ -1,0 +1,158 @@
+"""``shardgate doctor``: look for what is wrong with this host, and say what to do."""
+
+import ctypes
+import importlib.metadata
+import os
+import resource
+import stat
+import time
+from pathlib import Path
+
+import click
+
+from ipc import bus
+from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
+from ipc.version import __version__
+from supervisor.cli import output
+from supervisor.cli.errors import ExitCode
+from supervisor.cli.options import examples, json_option, runtime_dir_option
+from supervisor.config.errors import ConfigError
+from supervisor.config.kdl import load_config
+from supervisor.config.model import Config
+from supervisor.doctor import Facts, Level, findings
+
+_OUR_NAMES = ("supervisor", "ipc", "shards", "dialout")
+_OURS = frozenset({"shardgate", "dialout"})
+_COLOURS = {Level.OK: "green", Level.HINT: "yellow", Level.PROBLEM: "red"}
+_WATCH_CLOCK = 0.2
+_TIME_ERROR = 5
+"""TIME_ERROR of adjtimex(2): the clock is not synchronised."""
+
+
+@click.command(
+    "doctor",
+    short_help="Look for what is wrong with this host.",
+    epilog=examples("shardgate doctor", "shardgate doctor --config /etc/shardgate/listener.kdl"),
+)
+@click.option(
+    "--config", "file", envvar="SHARDGATE_CONFIG", show_envvar=True, metavar="FILE.kdl", help="What it is to run with."
+)
+@runtime_dir_option
+@json_option
+def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
+    """Look for what is wrong with this host, this installation and this runtime directory, and say what to do.
+
+    Looks at limits of descriptors against what the configuration may need, the listen queue, left over sockets and
+    records, the clock, and other programs that own our import names. Run it as the user that runs shardgate. Exits
+    with 1 when there is a problem; a hint is none.
+    """
+    try:
+        config = load_config(file) if file else Config()
+    except ConfigError as error:
+        output.note(str(error))
+        return ExitCode.BAD_CONFIG
+    found = list(findings(_look(config, rundir)))
+    problems = sum(finding.level is Level.PROBLEM for finding in found)
+    if as_json:
+        output.print_json({"schema": SCHEMA, "ok": not problems, "findings": found})
+        return ExitCode.FAILED if problems else ExitCode.OK
+    colour = output.use_colour()
+    for finding in found:
+        level = output.styled(f"{finding.level.value:<8}", _COLOURS[finding.level], enabled=colour)
+        click.echo(f"{level} {finding.about}: {output.safe(finding.found, 1000)}")
+        if finding.do:
+            click.echo(f"         {output.safe(finding.do, 1000)}")
+    click.echo(output.count("problem", problems) if problems else "no problem")
+    return ExitCode.FAILED if problems else ExitCode.OK
+
+
+def _look(config: Config, rundir: RuntimeDir) -> Facts:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    records = {
+        name: record
+        for name, record in (
+            ("supervisor", rundir.read_supervisor()),
+            *((f"shard-{n}", rundir.read_shard(n)) for n in rundir.recorded_shards()),
+        )
+        if record is not None
+    }
+    status = _status(rundir.path)
+    return Facts(
+        config=config,
+        cpus=len(os.sched_getaffinity(0)),
+        nofile_soft=soft,
+        nofile_hard=1_048_576 if hard == resource.RLIM_INFINITY else hard,
+        file_max=_number("/proc/sys/fs/file-max"),
+        somaxconn=_number("/proc/sys/net/core/somaxconn"),
+        directory=str(rundir.path),
+        mode=None if status is None else stat.S_IMODE(status.st_mode),
+        owner=None if status is None else status.st_uid,
+        uid=os.geteuid(),
+        free_bytes=_free(rundir.path),
+        records={name: record.is_alive() for name, record in records.items()},
+        sockets=tuple(_stale_sockets(rundir)),
+        clock_offset_change=_clock_change(),
+        clock_synchronised=_is_synchronised(),
+        strangers=_strangers(),
+        running=bus.is_served(rundir.supervisor_query),
+        versions={name: record.version for name, record in records.items() if record.is_alive()},
+        version=__version__,
+    )
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _free(path: Path) -> int | None:
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def _stale_sockets(rundir: RuntimeDir) -> list[str]:
+    try:
+        entries = sorted(rundir.path.iterdir())
+    except OSError:
+        return []
+    # A handoff socket is SOCK_SEQPACKET: a stream cannot connect to it, whether it is served or not.
+    return [
+        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not bus.is_served(entry)
+    ]
+
+
+def _clock_change() -> float:
+    """By how much the clock was set within a moment, beside its own pace."""
+    before = time.time() - time.monotonic()
+    time.sleep(_WATCH_CLOCK)
+    return time.time() - time.monotonic() - before
+
+
+def _is_synchronised() -> bool | None:
+    """What the kernel says about the clock, adjtimex(2)."""
+    try:
+        buffer = ctypes.create_string_buffer(1024)  # struct timex has 208 bytes; modes 0 only reads
+        state = ctypes.CDLL(None).adjtimex(buffer)
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != _TIME_ERROR
+
+
+def _strangers() -> dict[str, tuple[str, ...]]:
+    """Other distributions of this environment that own one of our import names."""
+    owners = importlib.metadata.packages_distributions()
+    found = {name: tuple(sorted(set(owners.get(name, ())) - _OURS)) for name in _OUR_NAMES}
+    return {name: others for name, others in found.items() if others}

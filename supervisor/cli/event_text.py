@@ -1,0 +1,69 @@
+"""Events for people, and for programs."""
+
+import datetime as dt
+from typing import Any
+
+from ipc.schema import SCHEMA
+from supervisor.cli.output import Cell, Column, duration, safe
+from supervisor.history import NO_SHARD, Event
+from supervisor.merge import rfc3339
+
+COLUMNS = (
+    Column("TIME"),
+    Column("EVENT"),
+    Column("AGENT"),
+    Column("CONNECTION", gives_way=3),
+    Column("SHARD", numeric=True, gives_way=2),
+    Column("WHAT", shortest=20),
+)
+
+_COLOURS = {"refused": "yellow", "registered": "green"}
+
+
+def event_row(event: Event) -> dict[str, Any]:
+    """An event as ``--json`` prints it: what it has not is null."""
+    return {
+        "schema": SCHEMA,
+        "n": event.n,
+        "at": rfc3339(event.at),
+        "kind": event.kind,
+        "agent_id": event.agent_id or None,
+        "connection_id": f"{event.agent_id}-conn-{event.number}" if event.number else None,
+        "shard": None if event.shard == NO_SHARD else event.shard,
+        "code": event.code or None,
+        "reason": event.text or None,
+        "duration_s": round(event.seconds, 3),
+        "peer": event.peer or None,
+    }
+
+
+def event_cells(event: Event) -> list[Cell]:
+    """An event as a row of a table."""
+    number = f"conn-{event.number}" if event.number else ""
+    return [
+        Cell(local_time(event.at)),
+        Cell(safe(event.kind), "red" if event.code in ("died", "silent", "shard_died") else _COLOURS.get(event.kind)),
+        Cell(safe(event.agent_id) or "-"),
+        Cell(number),
+        Cell("" if event.shard == NO_SHARD else str(event.shard)),
+        Cell(what(event)),
+    ]
+
+
+def what(event: Event) -> str:
+    """What an event says beside its kind."""
+    text = safe(event.text, 200)
+    if event.kind == "registered":
+        return f"after {1000 * event.seconds:.0f} ms"
+    if event.kind == "closed":
+        after = f", after {duration(event.seconds)}" if event.seconds else ""
+        return f"{safe(event.code)}{after}{f': {text}' if text else ''}"
+    parts = [safe(event.code), text]
+    if event.peer:
+        parts.append(f"from {safe(event.peer)}")
+    return ": ".join(filter(None, parts[:2])) + (f" ({parts[2]})" if len(parts) > 2 else "")
+
+
+def local_time(seconds: float) -> str:
+    """A time of the epoch for people: of this time zone, with its day."""
+    return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%m-%d %H:%M:%S.%f")[:-3]

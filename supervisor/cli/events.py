@@ -1,0 +1,96 @@
+"""``shardgate events``: what happened to agents and shards, and what happens from now on."""
+
+import time
+
+import click
+
+from ipc.rundir import RuntimeDir
+from supervisor.cli import asking, output
+from supervisor.cli.errors import ExitCode
+from supervisor.cli.event_text import COLUMNS, event_cells, event_row
+from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
+from supervisor.history import Event, Page
+
+_PAGE = 1000
+_LOOK_EVERY = 0.25
+_WIDTHS = (18, 10, 24, 12, 5, 0)
+
+
+@click.command(
+    "events",
+    short_help="Show what happened to agents and shards.",
+    epilog=examples(
+        "shardgate events --follow", "shardgate events --agent waf-1 --last 20", "shardgate events --follow --json"
+    ),
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
+@click.option("--agent", "agent_id", metavar="ID", help="Only what has to do with this agent.")
+@shard_option("Only what has to do with this shard.")
+@click.option(
+    "--last", type=click.IntRange(0, _PAGE), default=100, show_default=True, metavar="N", help="Begin with so many."
+)
+@runtime_dir_option
+@json_option
+@timeout_option("2s", "to wait for each answer")
+def command(
+    follow: bool,
+    agent_id: str | None,
+    shard: int | None,
+    last: int,
+    rundir: RuntimeDir,
+    as_json: bool,
+    timeout: float,
+) -> int:
+    """Show what happened: registrations and refusals, ends and moves of connections, the life of the shards.
+
+    The supervisor keeps this in memory, so much of it: the newest events of each agent, and of all. It begins anew with
+    the supervisor; logs are what to keep. With --json each event is one line, an object with "schema": 1.
+    """
+    chosen = {"agent_id": agent_id, "shard": shard}
+
+    def ask(after: int | None, limit: int) -> Page:
+        return asking.ask_supervisor(rundir, "events", Page, timeout, chosen | {"after": after, "limit": limit})
+
+    page = ask(None, last)
+    if not follow:
+        _show(page.events, as_json=as_json)
+        if not page.events:
+            output.note("no event")
+        return ExitCode.OK
+    try:
+        _say(page.events, as_json=as_json)
+        began = page.began
+        while True:
+            if not page.events:
+                time.sleep(_LOOK_EVERY)
+            page = ask(page.next, _PAGE)
+            if page.began != began:
+                began = page.began
+                output.note("another supervisor has begun; what came between the two is not known")
+            if page.lost:
+                output.note(f"{page.lost:,} events came faster than they could be read, and are gone")
+            _say(page.events, as_json=as_json)
+    except KeyboardInterrupt:
+        return ExitCode.OK
+
+
+def _show(events: list[Event], *, as_json: bool) -> None:
+    if as_json:
+        _say(events, as_json=True)
+    elif events:
+        colour = output.use_colour()
+        click.echo(output.table(COLUMNS, map(event_cells, events), output.terminal_width(), colour=colour))
+
+
+def _say(events: list[Event], *, as_json: bool) -> None:
+    """Print events one by one, in columns of fixed width, so that those that come later stand below."""
+    colour = output.use_colour()
+    for event in events:
+        if as_json:
+            output.print_json(event_row(event), one_line=True)
+        else:
+            cells = zip(event_cells(event), _WIDTHS, strict=True)
+            line = "  ".join(
+                output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in cells
+            )
+            click.echo(line.rstrip())

@@ -1,0 +1,42 @@
+"""``shardgate log-level``: change what the running processes log."""
+
+import click
+import msgspec
+
+from ipc.log_levels import LEVEL_NAMES
+from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
+from supervisor.cli import asking, output
+from supervisor.cli.errors import CommandError, ExitCode
+from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
+
+
+class _Level(msgspec.Struct):
+    level: str
+    shards_silent: list[int]
+
+
+@click.command(
+    "log-level",
+    short_help="Change what is logged from now on.",
+    epilog=examples("shardgate log-level warning", "shardgate log-level info"),
+)
+@click.argument("level", type=click.Choice(LEVEL_NAMES))
+@runtime_dir_option
+@json_option
+@timeout_option("2s", "to wait for the supervisor")
+def command(level: str, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
+    """Log what is of LEVEL or above from now on: in the supervisor, in all shards, and in those that start later.
+
+    info has a line for every registration and every end of a connection, warning only what needs somebody. The next
+    supervisor begins with --log-level of 'run' again.
+    """
+    answer = asking.ask_supervisor(rundir, "log_level", _Level, timeout, {"level": level})
+    if as_json:
+        output.print_json({"schema": SCHEMA, "level": answer.level, "shards_silent": answer.shards_silent})
+    else:
+        click.echo(f"log level is {output.safe(answer.level)}")
+    if answer.shards_silent:
+        names = ", ".join(map(str, answer.shards_silent))
+        raise CommandError(ExitCode.FAILED, f"shard {names} could not be told, and is when it comes back")
+    return ExitCode.OK

@@ -1,0 +1,145 @@
+"""A configuration as KDL, and what differs between two of them. Pure, and without a secret in what it returns.
+
+Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds: a
+key for some service may stand in there.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from ipc.options import PoolOptions
+from supervisor.config.kdl import IN_ADMIN, IN_POOL, SEVERAL, SINGLE
+from supervisor.config.merge import encode
+from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, TcpAddress, Token, format_duration
+from supervisor.config.values import duration, octal_mode
+
+DIGEST_SHOWN = 12
+
+NEEDS_RESTART = frozenset(
+    {"path", "socket-mode", "socket-owner", "socket-group", "tcp-address", "shards", "runtime-dir", "pool",
+     "status-dir", "status-mode", "status-group", "admin"}
+)  # fmt: skip
+"""Nodes whose change takes effect with the next supervisor only; of `pool` and `admin` all that is in it."""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What a node is set to: its path below the block (``pool > strategy``), and its values as KDL spells them.
+
+    A node that may be repeated (a token) is one setting for each.
+    """
+
+    node: str
+    values: tuple[str, ...]
+
+    @property
+    def top(self) -> str:
+        """The node of the block that it is, or is in."""
+        return self.node.partition(" > ")[0]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A node that two configurations set differently; empty where one of them does not set it."""
+
+    node: str
+    old: list[str]
+    new: list[str]
+    needs_restart: bool
+
+
+def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]:
+    """All that is set in *config*, defaults included, in the documentation's order; *tokens* are those of files."""
+    found = []
+    for node, (field, convert) in SINGLE.items():
+        value = getattr(config.limits if field in _LIMITS else config, field)
+        if value is not None:
+            found.append(Setting(node, (_spelled(value, convert),)))
+    for node, (field, convert) in SEVERAL.items():
+        several = getattr(config.limits if field in _LIMITS else config, field)
+        if several:
+            found.append(Setting(node, tuple(_spelled(value, convert) for value in several)))
+    for node, (field, convert) in IN_POOL.items():
+        found.append(Setting(f"pool > {node}", (_spelled(getattr(config.pool, field), convert),)))
+    if config.admin_listen is not None:
+        for node, (field, convert) in IN_ADMIN.items():
+            found.append(Setting(f"admin > {node}", (_spelled(getattr(config, field), convert),)))
+    found += [Setting("auth > token-file", (quoted(path),)) for path in config.token_files]
+    found += [_token("auth > token", token) for token in config.tokens]
+    found += [_token("auth > token in a file", token) for token in tokens]
+    for rule in config.agent_config:
+        size = len(encode(rule.config))
+        found.append(Setting("agent-config", (*map(quoted, rule.patterns), f"{{ /* {size} bytes of JSON */ }}")))
+    return found
+
+
+def changes(old: list[Setting], new: list[Setting]) -> list[Change]:
+    """What differs, by node, in the order of the new one."""
+    before, after = _by_node(old), _by_node(new)
+    return [
+        Change(node, before.get(node, []), after.get(node, []), node.partition(" > ")[0] in NEEDS_RESTART)
+        for node in dict.fromkeys([*after, *before])
+        if before.get(node) != after.get(node)
+    ]
+
+
+def as_kdl(found: list[Setting], notes: Mapping[str, str], *, only_noted: bool = False) -> Iterator[str]:
+    """The lines of a `reverse-listener` block; *notes* by node go behind the nodes as comments.
+
+    With *only_noted* nodes without a note are left out.
+    """
+    yield f"{BLOCK} {{"
+    inner: str | None = None
+    for setting in found:
+        if only_noted and setting.node not in notes:
+            continue
+        block, _, name = setting.node.rpartition(" > ")
+        if block != (inner or ""):
+            if inner:
+                yield "    }"
+            if block:
+                yield f"    {block} {{"
+            inner = block
+        # Tokens of files are there for people: they are set elsewhere.
+        commented = "// " if name.endswith(" in a file") else ""
+        text = f"{commented}{name.removesuffix(' in a file')} {' '.join(setting.values)}"
+        indent = "        " if block else "    "
+        note = notes.get(setting.node)
+        yield f"{indent}{text:<52} // {note}" if note else f"{indent}{text}"
+    if inner:
+        yield "    }"
+    yield "}"
+
+
+def quoted(text: str) -> str:
+    """A string as both versions of KDL read it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in escaped) + '"'
+
+
+_LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
+assert {field for field, _ in IN_POOL.values()} <= set(PoolOptions.__struct_fields__)
+
+
+def _token(node: str, token: Token) -> Setting:
+    return Setting(node, (*map(quoted, token.patterns), f'sha256="{token.digest.hex()[:DIGEST_SHOWN]}…"'))
+
+
+def _spelled(value: object, convert: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if convert is octal_mode and isinstance(value, int):
+        return quoted(f"{value:04o}")
+    if convert is duration and isinstance(value, int | float):
+        return quoted(format_duration(value))
+    if isinstance(value, int):
+        return str(value)
+    assert isinstance(value, str | StrEnum | TcpAddress), f"a setting of another type: {value!r}"
+    return quoted(str(value))
+
+
+def _by_node(found: list[Setting]) -> dict[str, list[str]]:
+    by_node: dict[str, list[str]] = {}
+    for setting in found:
+        by_node.setdefault(setting.node, []).append(" ".join(setting.values))
+    return by_node

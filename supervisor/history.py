@@ -1,0 +1,377 @@
+"""What happened, kept so that "why?" has an answer: a bounded past of every agent, every shard and the supervisor.
+
+Pure: values in, values out; no clock and no socket. Two views of one sequence of numbered events:
+
+- *by time* (`since`), in rings, for who follows along. Numbers have no holes, so a reader that polls learns how many
+  events it missed. Each shard has a ring of its own, and so have the refusals of strangers: a shard that keeps dying
+  pushes out its own past only, and a flood of made-up agents none but theirs.
+- *by agent* (`story`): the last events of its connections, and its refusals, one entry for each reason with how often
+  and when. A flood under an agent's name thus changes numbers, and pushes nothing out.
+
+**Who gives way** when there is no room for another agent. Ids cost nothing, so whoever makes them up must not push out
+those that exist. From first to last:
+
+1. *strangers*, which were never accepted. They have places of their own, and each peer only a few of them;
+2. *visitors*, accepted, but never connected for `VISIT` seconds: a made-up id that may register is worth no more;
+3. *away*: agents that were here for longer, and are not now;
+4. *connected* agents, when there is nobody else.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from itertools import islice, takewhile
+
+import msgspec
+
+VISIT = 60.0
+"""Seconds of one connection that make an agent one that is known."""
+
+LONGEST_TEXT = 200
+
+NO_SHARD = -1
+
+_EVENT_BYTES = 144
+"""What an event takes in this process beside its text; measured, with its share of the containers around it."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is kept; with the defaults 32 MiB by agent, and some 5 MB in the rings, at the very most."""
+
+    agents: int = 20_000
+    strangers: int = 4096
+    strangers_of_a_peer: int = 64
+    events_of_an_agent: int = 16
+    bytes_by_agent: int = 32 * 1024 * 1024
+    events: int = 8192
+    """Of all known agents, by time; strangers and the supervisor have a quarter of it each, a shard a sixty-fourth."""
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One thing that happened.
+
+    *n* is its place in the sequence, *at* seconds since 1970. *kind* is one word: ``registered``, ``refused``,
+    ``closed``, ``moved``, ``adopted`` of an agent (*number* is its connection's, 0 for none), ``shard`` and
+    ``supervisor`` of ours. *code* is an error code or a close code, *seconds* how long it took or lasted.
+    """
+
+    n: int
+    at: float
+    kind: str
+    agent_id: str = ""
+    number: int = 0
+    shard: int = NO_SHARD
+    code: str = ""
+    text: str = ""
+    seconds: float = 0.0
+    peer: str = ""
+
+
+class Refusals(msgspec.Struct, array_like=True, gc=False):
+    """All refusals of one agent for one reason: how many, the first, and the last."""
+
+    code: str
+    times: int
+    first_at: float
+    last_at: float
+    text: str
+    peer: str
+
+
+class Story(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of one agent, oldest first."""
+
+    agent_id: str
+    events: list[Event]
+    refusals: list[Refusals]
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Events after a number, oldest first.
+
+    *next* is what to ask for next. *lost* events came in between and are gone; *began* is the first number of this
+    history: whoever asks for less has followed another one, of which it cannot know how much it missed.
+    """
+
+    events: list[Event]
+    next: int
+    lost: int
+    began: int
+
+
+class _Tier(IntEnum):
+    STRANGER = 0
+    VISITOR = 1
+    AWAY = 2
+    CONNECTED = 3
+
+
+class _Past:
+    """What is kept of one agent."""
+
+    __slots__ = ("bytes", "events", "peer", "refusals", "stayed", "tier")
+
+    def __init__(self, tier: _Tier, peer: str) -> None:
+        self.tier = tier
+        self.peer = peer
+        self.events: list[Event] = []
+        # Most agents are never refused.
+        self.refusals: dict[str, Refusals] | None = None
+        self.stayed = False
+        self.bytes = 2 * _EVENT_BYTES
+
+
+class History:
+    """The past of one supervisor. *began* is the number before its first event.
+
+    *is_connected* tells whether an agent has a connection at this moment: what it had to do with, the caller has
+    noted where it keeps count, before it tells here.
+    """
+
+    def __init__(self, began: int, is_connected: Callable[[str], bool], limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._began = self._n = began
+        self._is_connected = is_connected
+        self._agents: dict[str, _Past] = {}
+        # The same agents in the order in which they give way within their tier.
+        self._tiers: dict[_Tier, dict[str, _Past]] = {tier: {} for tier in _Tier}
+        self._by_peer: dict[str, dict[str, None]] = {}
+        self._bytes = 0
+        size = self._limits.events
+        self._of_agents: deque[Event] = deque(maxlen=size)
+        self._of_strangers: deque[Event] = deque(maxlen=max(1, size // 4))
+        self._of_supervisor: deque[Event] = deque(maxlen=max(1, size // 4))
+        self._of_shards: dict[int, deque[Event]] = {}
+
+    def __len__(self) -> int:
+        """How many agents are remembered."""
+        return len(self._agents)
+
+    @property
+    def bytes_by_agent(self) -> int:
+        """About what the agents' pasts take."""
+        return self._bytes
+
+    # What happens to agents.
+
+    def registered(self, now: float, agent_id: str, number: int, shard: int, seconds: float) -> None:
+        """Note that a connection was accepted, after *seconds*, and is on *shard*."""
+        self._n += 1
+        self._note(Event(self._n, now, "registered", agent_id, number, shard, "", "", seconds))
+
+    def adopted(self, now: float, agent_id: str, number: int, shard: int) -> None:
+        """Note that a shard was found to hold a connection that was accepted by an earlier supervisor."""
+        self._n += 1
+        self._note(Event(self._n, now, "adopted", agent_id, number, shard))
+
+    def moved(self, now: float, agent_id: str, number: int, source: int, shard: int) -> None:
+        """Note that a connection went from one shard to another."""
+        self._n += 1
+        self._note(Event(self._n, now, "moved", agent_id, number, shard, "", f"from shard {source}"))
+
+    def closed(
+        self, now: float, agent_id: str, number: int, shard: int, code: str, seconds: float = 0.0, text: str = ""
+    ) -> None:
+        """Note that a connection ended after *seconds*, and why."""
+        self._n += 1
+        event = Event(self._n, now, "closed", agent_id, number, shard, code, text[:LONGEST_TEXT], seconds)
+        self._note(event, stayed=seconds >= VISIT)
+
+    def refused(self, now: float, agent_id: str | None, peer: str, code: str, text: str) -> None:
+        """Note that a registration was refused; without an agent's id when it did not get as far.
+
+        *peer* is the other end with its port or pid, as ``192.0.2.1:50000`` or ``uid 1000 pid 4711``.
+        """
+        self._n += 1
+        text = text[:LONGEST_TEXT]
+        event = Event(self._n, now, "refused", agent_id or "", 0, NO_SHARD, code, text, 0.0, peer)
+        past = None if agent_id is None else self._agents.get(agent_id)
+        if past is None or past.tier is _Tier.STRANGER:
+            self._of_strangers.append(event)
+        else:
+            self._of_agents.append(event)
+        if agent_id is None:
+            return
+        if past is None:
+            past = self._meet_stranger(agent_id, peer_key(peer))
+        if past.refusals is None:
+            past.refusals = {}
+        earlier = past.refusals.get(code)
+        if earlier is None:
+            past.refusals[code] = Refusals(code, 1, now, now, text, peer)
+            self._weigh(past, _EVENT_BYTES + len(text) + len(peer))
+        else:
+            self._weigh(past, len(text) + len(peer) - len(earlier.text) - len(earlier.peer))
+            past.refusals[code] = Refusals(code, earlier.times + 1, earlier.first_at, now, text, peer)
+
+    # What happens to us.
+
+    def shard(self, now: float, shard: int, code: str, text: str) -> None:
+        """Note what happened to a shard's process; *code* is one word for it."""
+        self._n += 1
+        ring = self._of_shards.get(shard)
+        if ring is None:
+            ring = self._of_shards[shard] = deque(maxlen=max(1, self._limits.events // 64))
+        ring.append(Event(self._n, now, "shard", "", 0, shard, code, text[:LONGEST_TEXT]))
+
+    def supervisor(self, now: float, code: str, text: str) -> None:
+        """Note what the supervisor did, or was told to do."""
+        self._n += 1
+        self._of_supervisor.append(Event(self._n, now, "supervisor", "", 0, NO_SHARD, code, text[:LONGEST_TEXT]))
+
+    # What can be asked.
+
+    def story(self, agent_id: str) -> Story | None:
+        """What is remembered of an agent; None when that is nothing."""
+        past = self._agents.get(agent_id)
+        if past is None:
+            return None
+        refusals = sorted((past.refusals or {}).values(), key=lambda refusals: refusals.last_at)
+        return Story(agent_id=agent_id, events=list(past.events), refusals=refusals)
+
+    def agent_ids(self) -> Iterator[str]:
+        """All agents of which something is remembered, strangers last."""
+        for tier in reversed(_Tier):
+            yield from self._tiers[tier]
+
+    def since(self, after: int | None, limit: int, *, agent_id: str | None = None, shard: int | None = None) -> Page:
+        """At most *limit* events with a number above *after*; without one the last ones.
+
+        With *agent_id* or *shard* only those that have to do with it; *lost* counts all.
+        """
+        rings = [self._of_agents, self._of_strangers, self._of_supervisor, *self._of_shards.values()]
+        if after is None:
+            tails: Iterable[Iterable[Event]] = (
+                islice((event for event in reversed(ring) if _concerns(event, agent_id, shard)), limit)
+                for ring in rings
+            )
+            newest_first = heapq.merge(*tails, key=lambda event: event.n, reverse=True)
+            return Page(events=list(islice(newest_first, limit))[::-1], next=self._n, lost=0, began=self._began)
+        known = max(after, self._began)
+        fresh = heapq.merge(*(_after(ring, known) for ring in rings), key=lambda event: event.n)
+        events: list[Event] = []
+        seen, last = 0, known
+        for event in fresh:
+            if len(events) == limit:
+                break
+            seen, last = seen + 1, event.n
+            if _concerns(event, agent_id, shard):
+                events.append(event)
+        else:
+            last = max(self._n, known)
+        return Page(events=events, next=last, lost=last - known - seen, began=self._began)
+
+    # Inside.
+
+    def _note(self, event: Event, *, stayed: bool = False) -> None:
+        """Keep an event of an agent that was accepted."""
+        self._of_agents.append(event)
+        past = self._agents.get(event.agent_id)
+        if past is None:
+            past = self._meet(event.agent_id, _Tier.CONNECTED, "")
+        past.stayed = past.stayed or stayed
+        events = past.events
+        events.append(event)
+        weight = _EVENT_BYTES + len(event.text)
+        if len(events) > self._limits.events_of_an_agent:
+            weight -= _EVENT_BYTES + len(events.pop(0).text)
+        tier = _Tier.CONNECTED
+        if event.kind == "closed" and not self._is_connected(event.agent_id):
+            tier = _Tier.AWAY if past.stayed else _Tier.VISITOR
+        if tier is not past.tier:
+            self._change_tier(event.agent_id, past, tier)
+        self._weigh(past, weight)
+
+    def _meet_stranger(self, agent_id: str, peer: str) -> _Past:
+        others = self._by_peer.setdefault(peer, {})
+        if len(others) >= self._limits.strangers_of_a_peer:
+            self._forget(next(iter(others)))
+            others = self._by_peer.setdefault(peer, {})
+        if len(self._tiers[_Tier.STRANGER]) >= self._limits.strangers:
+            self._forget(next(iter(self._tiers[_Tier.STRANGER])))
+        self._by_peer.setdefault(peer, {})[agent_id] = None
+        return self._meet(agent_id, _Tier.STRANGER, peer)
+
+    def _meet(self, agent_id: str, tier: _Tier, peer: str) -> _Past:
+        past = self._agents[agent_id] = self._tiers[tier][agent_id] = _Past(tier, peer)
+        self._bytes += past.bytes
+        if tier is not _Tier.STRANGER:
+            self._make_room(agent_id)
+        return past
+
+    def _change_tier(self, agent_id: str, past: _Past, tier: _Tier) -> None:
+        del self._tiers[past.tier][agent_id]
+        was_stranger = past.tier is _Tier.STRANGER
+        past.tier = tier
+        self._tiers[tier][agent_id] = past
+        if was_stranger:
+            self._forget_peer(agent_id, past)
+            self._make_room(agent_id)
+
+    def _weigh(self, past: _Past, weight: int) -> None:
+        past.bytes += weight
+        self._bytes += weight
+        while self._bytes > self._limits.bytes_by_agent and len(self._agents) > 1:
+            self._forget(self._first_to_go(_Tier.STRANGER, spare=None))
+
+    def _make_room(self, newest: str) -> None:
+        known = len(self._agents) - len(self._tiers[_Tier.STRANGER])
+        if known > self._limits.agents:
+            self._forget(self._first_to_go(_Tier.VISITOR, spare=newest))
+
+    def _first_to_go(self, lowest: _Tier, spare: str | None) -> str:
+        for tier in _Tier:
+            if tier >= lowest:
+                for agent_id in self._tiers[tier]:
+                    if agent_id != spare:
+                        return agent_id
+        raise AssertionError("nobody is left to give way")
+
+    def _forget(self, agent_id: str) -> None:
+        past = self._agents.pop(agent_id)
+        del self._tiers[past.tier][agent_id]
+        self._bytes -= past.bytes
+        if past.tier is _Tier.STRANGER:
+            self._forget_peer(agent_id, past)
+
+    def _forget_peer(self, agent_id: str, past: _Past) -> None:
+        others = self._by_peer[past.peer]
+        del others[agent_id]
+        if not others:
+            del self._by_peer[past.peer]
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError unless everything is within its limits, and counted right."""
+        limits, strangers = self._limits, self._tiers[_Tier.STRANGER]
+        assert {name: past for tier in self._tiers.values() for name, past in tier.items()} == self._agents
+        assert all(past.tier is tier for tier, pasts in self._tiers.items() for past in pasts.values())
+        assert len(self._agents) - len(strangers) <= limits.agents, "too many agents"
+        assert len(strangers) <= limits.strangers, "too many strangers"
+        by_peer = {name for names in self._by_peer.values() for name in names}
+        assert by_peer == strangers.keys(), "a stranger without a peer"
+        assert all(0 < len(ids) <= limits.strangers_of_a_peer for ids in self._by_peer.values()), "too many of a peer"
+        assert self._bytes == sum(past.bytes for past in self._agents.values()), "the bytes are wrong"
+        assert self._bytes <= limits.bytes_by_agent or len(self._agents) == 1, "too many bytes"
+        assert all(len(past.events) <= limits.events_of_an_agent for past in self._agents.values()), "too many events"
+
+
+def peer_key(peer: str) -> str:
+    """Who counts as one peer: a uid, an IPv4 address, or the 64 bits of an IPv6 one that a host can choose below."""
+    if peer.startswith("uid "):
+        return peer.partition(" pid ")[0]
+    host = peer.rpartition(":")[0]
+    if not host.startswith("["):
+        return host
+    head, gap, _ = host.strip("[]").partition("::")
+    groups = head.split(":")
+    return ":".join(groups[:4]) + (gap if len(groups) < 4 else "")
+
+
+def _concerns(event: Event, agent_id: str | None, shard: int | None) -> bool:
+    return (agent_id is None or event.agent_id == agent_id) and (shard is None or event.shard == shard)
+
+
+def _after(ring: deque[Event], n: int) -> list[Event]:
+    """The events of a ring with a number above *n*, oldest first; costs as much as there are."""
+    return list(takewhile(lambda event: event.n > n, reversed(ring)))[::-1]

@@ -1,0 +1,88 @@
+"""What happens goes two ways from here: into the history, for "why?", and into the log, a line for each outcome.
+
+The shards log how connections end, since they go on when there is no supervisor; here it only becomes history.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from dialout import Rejection
+from ipc.events import CloseCode, Gone
+from ipc.logs import Line
+from supervisor.history import NO_SHARD, History
+from supervisor.ledger import Ledger
+from supervisor.newcomer import Mover, Newcomer
+
+
+class Journal:
+    """Notes what happens to agents, shards and the supervisor, at the time at which it is told.
+
+    Numbers of events begin at the clock's microseconds, so that those of the next supervisor are higher.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.history = History(time.time_ns() // 1000, lambda agent_id: ledger.count(agent_id) > 0)
+        self._accepted = Line(
+            "registration accepted",
+            "more registrations accepted",
+            names=("agent_id", "connection_id", "transport"),
+            numbers=("shard", "duration_s"),
+        )
+
+    def accepted(self, shard: int, newcomers: Sequence[Newcomer]) -> None:
+        """Note newcomers whose commit has left for *shard*."""
+        now = time.time()
+        committed_at = time.monotonic()
+        history, line = self.history, self._accepted
+        for newcomer in newcomers:
+            if isinstance(newcomer, Mover):
+                continue
+            assert newcomer.offer is not None
+            agent_id, number = newcomer.offer.agent_id, newcomer.number
+            seconds = committed_at - newcomer.accepted_at
+            history.registered(now, agent_id, number, shard, seconds)
+            line.log(now, agent_id, agent_id, f"{agent_id}-conn-{number}", newcomer.transport, shard, seconds)
+
+    def refused(self, newcomer: Newcomer, rejection: Rejection) -> None:
+        """Note a refusal; the line is written by `supervisor.farewell`."""
+        registration = newcomer.registration
+        agent_id = None if registration is None else registration.agent_id
+        self.history.refused(time.time(), agent_id, newcomer.peer(), rejection.error_code.value, rejection.message)
+
+    def closed(self, shard: int, gone: Gone) -> None:
+        """Note a connection that its shard has reported."""
+        self.history.closed(time.time(), gone.agent_id, gone.number, shard, gone.code[:32], gone.seconds, gone.detail)
+
+    def lost(self, shard: int, connections: Iterable[tuple[int, str]], code: CloseCode) -> None:
+        """Note connections (number, agent id) of which the shard itself could not tell."""
+        now = time.time()
+        for number, agent_id in sorted(connections):
+            self.history.closed(now, agent_id, number, shard, code.value)
+
+    def adopted(self, shard: int, connections: Iterable[tuple[int, str]]) -> None:
+        """Note connections that a shard was found to hold."""
+        now = time.time()
+        for number, agent_id in sorted(connections):
+            self.history.adopted(now, agent_id, number, shard)
+
+    def moved(self, mover: Mover, shard: int | None) -> None:
+        """Note which shard serves a connection that was on its way; None when it was lost with the one it came from."""
+        assert mover.offer is not None
+        agent_id, number, now = mover.offer.agent_id, mover.number, time.time()
+        if shard is None:
+            text = "lost between two shards"
+            self.history.closed(now, agent_id, number, NO_SHARD, CloseCode.LOST_SIGHT.value, 0.0, text)
+        elif shard != mover.began_at:
+            self.history.moved(now, agent_id, number, mover.began_at, shard)
+
+    def shard(self, shard: int, code: str, text: str) -> None:
+        """Note what happened to a shard's process."""
+        self.history.shard(time.time(), shard, code, text)
+
+    def supervisor(self, code: str, text: str = "") -> None:
+        """Note what the supervisor did."""
+        self.history.supervisor(time.time(), code, text)
+
+    def close(self) -> None:
+        """Log what was left out of the last second."""
+        self._accepted.close()
