@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-from ipc.status import ShardReport
+from ipc.status import RequestLatency, ShardReport
 
 
 class CloseCode(StrEnum):
@@ -66,6 +66,7 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
     sequence: int
     report: ShardReport
+    latency: RequestLatency = msgspec.field(default_factory=RequestLatency)
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -94,7 +95,15 @@ class DirectoryRequest(msgspec.Struct, array_like=True, frozen=True, tag=5):
     sequence: int
 
 
-Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest
+class AgentsPage(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """The answer to `ListAgents`: id, connections, in flight, healthy, by id."""
+
+    sequence: int
+    request: int
+    agents: list[tuple[str, int, int, bool]]
+
+
+Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest | AgentsPage
 
 
 class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -130,6 +139,14 @@ class PushConfig(msgspec.Struct, array_like=True, frozen=True, tag=14):
     agent_ids: list[str]
 
 
+class ListAgents(msgspec.Struct, array_like=True, frozen=True, tag=15):
+    """Tell at most *limit* agents with an id above *after*, in answer to request *request*."""
+
+    request: int
+    after: str
+    limit: int
+
+
 class Kick(msgspec.Struct, array_like=True, frozen=True, tag=20):
     """Close these connections, each as soon as nothing is in flight on it, after *seconds* at the latest."""
 
@@ -143,7 +160,7 @@ class SetLogLevel(msgspec.Struct, array_like=True, frozen=True, tag=21):
     level: str
 
 
-Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | Kick | SetLogLevel
+Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | ListAgents | Kick | SetLogLevel
 
 
 class Counts(msgspec.Struct, array_like=True, frozen=True):

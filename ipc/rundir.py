@@ -240,6 +240,21 @@ class RuntimeDir:
         """Record that all connection numbers below *number* may have been used."""
         self._replace("numbers", b"%d" % number)
 
+    def read_totals(self) -> bytes:
+        """What `write_totals` wrote last; empty when there is nothing."""
+        try:
+            return (self.path / "totals.json").read_bytes()
+        except OSError:
+            return b""
+
+    def write_totals(self, totals: bytes) -> None:
+        """Keep what ended shards have counted, for the supervisor after this one."""
+        self._replace("totals.json", totals)
+
+    def forget_totals(self) -> None:
+        """Remove what `write_totals` wrote: the next supervisor starts at zero."""
+        self._remove("totals.json")
+
     def recorded_shards(self) -> Iterator[int]:
         """The numbers of the shards that have a record, ascending."""
         numbers = []

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from ipc.histogram import Histogram
+
 
 class ShardState(StrEnum):
     """Where a shard is in its life."""
@@ -73,6 +75,9 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     rss_bytes: int = 0
     descriptors: int = 0
     descriptor_limit: int = 0
+    shards_wanted: int = 0
+    cpu_seconds: float = 0.0
+    lag_ms: float = 0.0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
@@ -81,7 +86,8 @@ class ShardRow(msgspec.Struct, kw_only=True):
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
     heartbeat. *last_event* is the newest thing that happened to the process, for people. *moved_total* counts the
     connections that went to other shards. Of the requests that began in this shard, *requests_total* is all of
-    *answered_total*, *failed_total* (by error code) and *in_flight* together.
+    *answered_total*, *failed_total* (by error code) and *in_flight* together. All totals are the present process's own;
+    *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*.
     """
 
     id: int
@@ -106,6 +112,7 @@ class ShardRow(msgspec.Struct, kw_only=True):
     relayed_total: int = 0
     moved_total: int = 0
     requests_per_s: float = 0.0
+    cpu_seconds: float = 0.0
     descriptors: int = 0
     descriptor_limit: int = 0
     stale_s: float = 0.0
@@ -135,6 +142,14 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     rss_bytes: int = 0
     descriptors: int = 0
     descriptor_limit: int = 0
+    cpu_seconds: float = 0.0
+
+
+class RequestLatency(msgspec.Struct, array_like=True):
+    """How long the requests of a shard took, by what became of them."""
+
+    answered: Histogram = msgspec.field(default_factory=Histogram)
+    failed: Histogram = msgspec.field(default_factory=Histogram)
 
 
 class AgentRow(msgspec.Struct, kw_only=True):

@@ -95,7 +95,14 @@ class Shard:
             path = status_dir.shard_query(shard)
             mode = socket_mode(status_dir.path)
             self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
-        self._reporter = Reporter(rundir, events.identity(shard, epoch), self._on_command, self._on_counts, self.report)
+        self._reporter = Reporter(
+            rundir,
+            events.identity(shard, epoch),
+            self._on_command,
+            self._on_counts,
+            self.report,
+            self._pool.requests.latency,
+        )
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -167,6 +174,7 @@ class Shard:
             rss_bytes=process.resident_bytes(),
             descriptors=process.open_descriptors(),
             descriptor_limit=process.descriptor_limit(),
+            cpu_seconds=round(time.process_time(), 3),
         )
 
     def _orphaned(self) -> None:
@@ -194,6 +202,8 @@ class Shard:
             self._directory.replace(command.at, command.counts)
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
+        elif isinstance(command, events.ListAgents):
+            self._reporter.agents(command.request, self._pool.list_agents(command.after, command.limit))
         elif isinstance(command, events.Kick):
             self._kicks.order(command)
         elif isinstance(command, events.SetLogLevel):

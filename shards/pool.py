@@ -285,7 +285,7 @@ class AgentPool(PoolApi):
         Of each its id, connections, requests in flight, and whether it is healthy.
         """
         among: Iterable[str] = self.agents if only is None else {only} & self.agents.keys()
-        chosen = sorted(agent_id for agent_id in among if agent_id > after)[:limit]
+        chosen = heapq.nsmallest(limit, (agent_id for agent_id in among if agent_id > after))
         rows = []
         for agent_id in chosen:
             connections = self.agents[agent_id].connections.values()

@@ -7,7 +7,7 @@ from ipc import events
 from ipc.bus import Bus
 from ipc.logs import get_logger
 from ipc.rundir import RuntimeDir
-from ipc.status import ShardReport
+from ipc.status import RequestLatency, ShardReport
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -26,10 +26,11 @@ class Reporter:
         on_command: Callable[[events.Command], None],
         on_counts: Callable[[events.Counts], None],
         report: Callable[[], ShardReport],
+        latency: RequestLatency,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_command = on_command
-        self._report = report
+        self._report, self._latency = report, latency
         self._sequence = 0
         self._closed: list[events.Gone] = []
         self._log = get_logger()
@@ -68,13 +69,18 @@ class Reporter:
         self._flush()
         self._send(events.Probed(self._next(), probe))
 
+    def agents(self, request: int, agents: list[tuple[str, int, int, bool]]) -> None:
+        """Answer a request for a list of agents."""
+        self._send(events.AgentsPage(self._next(), request, agents))
+
     def ask_for_directory(self) -> None:
         """Ask for the counts of all agents."""
         self._send(events.DirectoryRequest(self._next()))
 
     def close(self) -> None:
-        """Report what is left and stop."""
+        """Report what is left, and how all was in the end, and stop."""
         self._flush()
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
@@ -95,7 +101,7 @@ class Reporter:
         self._due = now + HEARTBEAT_SECONDS
         self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         self._flush()
-        self._send(events.Heartbeat(self._next(), self._report()))
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
 
     def _send(self, event: events.Event) -> None:
         self._bus.send(events.encode(event))

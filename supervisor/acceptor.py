@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import ErrorCode, Rejection
 from ipc.logs import get_logger
@@ -45,7 +46,8 @@ class Acceptor:
     """Accepts from all listeners. *begin* gets each newcomer.
 
     *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
-    being closed. *gather* is called before a batch is accepted and *flush* after it.
+    being closed. *spare* descriptors are left to others in this process. *gather* is called before a batch is accepted
+    and *flush* after it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Acceptor:
         *,
         handshake_timeout: float,
         shards: int,
+        spare: int = 0,
         gather: Callable[[], None] = _nothing,
         flush: Callable[[], None] = _nothing,
     ) -> None:
@@ -67,12 +70,17 @@ class Acceptor:
         self._begin = begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
-        self._budget = DescriptorBudget(expected=8 + 4 * shards)
+        self._budget = DescriptorBudget(expected=8 + 4 * shards + spare)
         self._loop = asyncio.get_running_loop()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
         self._log = get_logger()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a descriptor for one more agent."""
+        return self._budget.left(self._held()) > 0
 
     def start(self) -> None:
         """Accept from now on."""
@@ -116,7 +124,9 @@ class Acceptor:
         # socket.accept() would make an object and ask the kernel twice more, 4 µs of 6; a descriptor is all we need.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         kind, is_tcp = listener.kind, listener.kind == "tcp"
-        deadline = self._loop.time() + self.handshake_timeout
+        # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
+        now = monotonic()
+        deadline = now + self.handshake_timeout
         for _ in range(most):
             try:
                 fd, _address = accept()
@@ -130,6 +140,7 @@ class Acceptor:
                 self._exhausted(listener, error)
                 return
             newcomer = Newcomer(fd, kind, deadline)
+            newcomer.accepted_at = now
             if is_tcp and not tune_tcp(fd):
                 newcomer.close()
                 continue

@@ -9,7 +9,7 @@
 
 from dataclasses import dataclass, field
 
-from ipc.status import ShardReport, ShardRow, ShardState
+from ipc.status import RequestLatency, ShardReport, ShardRow, ShardState
 from supervisor.respawn import Backoff
 
 SILENCE_LIMIT = 2.0
@@ -33,6 +33,10 @@ _TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
 }
 
 
+GAPS = ("events", "counts", "doubt")
+"""What has to be repaired: lost events of the shard, lost counts that it was told, counts that do not agree."""
+
+
 class IllegalTransition(Exception):
     """A shard cannot go from this state to that one; nothing was changed."""
 
@@ -48,11 +52,14 @@ class Care:
     heard_at: float = 0.0
     sequence: int | None = None
     report: ShardReport | None = None
+    latency: RequestLatency = field(default_factory=RequestLatency)
     restarts: int = 0
     last_event: str | None = None
     backoff: Backoff = field(default_factory=Backoff)
     aborted_at: float | None = None
     doubt: int = 0
+    gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
+    has_counts: bool = False
     draining: bool = False
     """Gets no connections, by an operator's word; how its process is, *state* says."""
 
@@ -67,12 +74,16 @@ class Care:
         self.go(ShardState.STARTING)
         self.epoch, self.started_at, self.heard_at = epoch, now, now
         self.sequence = self.report = self.aborted_at = None
+        self.latency = RequestLatency()
         self.doubt = 0
+        self.has_counts = False
 
     def hear(self, sequence: int, now: float) -> bool:
         """Note an event; whether events before it were lost. A shard's first has the number 1."""
         self.heard_at = now
         lost = sequence != (self.sequence or 0) + 1
+        if lost and self.sequence is not None:
+            self.gaps["events"] += 1
         self.sequence = sequence
         return lost
 
@@ -83,7 +94,13 @@ class Care:
         """
         doubtful = difference != 0 and difference == self.doubt
         self.doubt = difference
+        self.gaps["doubt"] += doubtful
         return doubtful
+
+    def wants_counts(self) -> None:
+        """Note that the shard asks for all counts: once at its start, and again when it has lost some."""
+        self.gaps["counts"] += self.has_counts
+        self.has_counts = True
 
     def is_silent(self, now: float) -> bool:
         """Whether a running shard has missed its heartbeats."""

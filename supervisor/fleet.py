@@ -25,6 +25,7 @@ from supervisor.ledger import Ledger
 from supervisor.moves import Moves
 from supervisor.processes import Process, adopt_shard, start_shard
 from supervisor.publisher import Publisher
+from supervisor.totals import Totals
 
 TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
@@ -119,6 +120,10 @@ class Fleet:
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._members: dict[int, Member] = {}
+        self.totals = Totals.decode(rundir.read_totals())
+        """What processes that have ended counted, those of an earlier supervisor included."""
+        self.on_agents: Callable[[int, events.AgentsPage], None] | None = None
+        """Gets a shard's answer to `ask_agents`."""
         self._next_request = 1
         self._found: list[tuple[int, int, str]] = []
         # Connections that a shard was found to hold on their way to, or from, another one.
@@ -221,6 +226,15 @@ class Fleet:
             for _, member in sorted(self._members.items())
         ]
 
+    @property
+    def cares(self) -> list[Care]:
+        """What is known of each shard, ascending; to be read only."""
+        return [member.care for _, member in sorted(self._members.items())]
+
+    def ask_agents(self, shard: int, request: int, after: str, limit: int) -> bool:
+        """Have a shard list agents; False when it cannot be asked."""
+        return shard in self._members and self._send(shard, events.ListAgents(request, after, limit))
+
     def probe(self, shard: int, probe: int, agent_id: str) -> bool:
         """Have a shard look at an agent's connections; False when it cannot be asked."""
         return self._send(shard, events.Probe(probe, agent_id))
@@ -260,6 +274,7 @@ class Fleet:
         self._timer.cancel()
         self._publisher.close()
         self._bus.close()
+        self._rundir.forget_totals()
 
     @property
     def running(self) -> int:
@@ -334,6 +349,8 @@ class Fleet:
             member.channel.close()
         member.process = member.channel = member.request = member.end_by = None
         member.foreign = False
+        if self.totals.end(care.shard, care.report, care.latency) and not self._stopping:
+            self._rundir.write_totals(self.totals.encode())
         care.go(ShardState.DOWN)
         gone = self._ledger.live_numbers(care.shard)
         lost = self._ledger.drop_shard(care.shard)
@@ -507,12 +524,16 @@ class Fleet:
             self._on_probed(event.probe, shard)
         elif isinstance(event, events.Snapshot):
             self._reconcile(member, event)
+        elif isinstance(event, events.AgentsPage):
+            if self.on_agents is not None:
+                self.on_agents(shard, event)
         elif isinstance(event, events.DirectoryRequest):
+            member.care.wants_counts()
             self._send(shard, self._publisher.full())
 
     def _heartbeat(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
-        care.report = event.report
+        care.report, care.latency = event.report, event.latency
         if care.state is ShardState.UNHEALTHY:
             care.go(ShardState.RUNNING)
             care.aborted_at = None

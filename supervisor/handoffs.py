@@ -19,6 +19,7 @@ import resource
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
+from time import monotonic
 
 from dialout import ErrorCode, Rejection
 from ipc.handoff import (
@@ -35,6 +36,7 @@ from ipc.handoff import (
     Refuse,
     Revoke,
 )
+from ipc.histogram import Histogram
 from ipc.logs import get_logger
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
@@ -67,6 +69,10 @@ class Handoffs:
     ) -> None:
         self.placement = placement
         self.accepted_total = 0
+        self.handoff_seconds = Histogram()
+        """From a Prepare until its answer, with which the Commit leaves."""
+        self.registration_seconds = Histogram()
+        """From accept until the Commit: what an accepted agent waits."""
         self.on_settled: Callable[[Mover, int | None], None] | None = None
         """Told of each mover which shard serves it now; None when it was lost: its shard has died, and no other one
         took it in time."""
@@ -92,6 +98,11 @@ class Handoffs:
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
+
+    @property
+    def parked(self) -> int:
+        """How many have a slot and, for the moment, no shard that takes them."""
+        return len(self._parked)
 
     # What the fleet says about shards.
 
@@ -249,6 +260,7 @@ class Handoffs:
         link.pending -= len(batch.newcomers)
         if isinstance(message, Prepared):
             link.committing += batch.newcomers
+            self.handoff_seconds.observe_many(monotonic() - batch.sent_at, len(batch.newcomers))
             self._flush(link)
         else:
             self._declined(link, batch.newcomers, message.reason)
@@ -359,6 +371,7 @@ class Handoffs:
         link.committing, link.found = [], []
         if done and self.on_accepted is not None:
             self.on_accepted(link.shard, done)
+        now = monotonic()
         for newcomer in done:
             assert newcomer.offer is not None
             self._ledger.commit(newcomer.offer.agent_id, newcomer.number)
@@ -367,6 +380,7 @@ class Handoffs:
                 self._moved(newcomer, link.shard)
             else:
                 self.accepted_total += 1
+                self.registration_seconds.observe(now - newcomer.accepted_at)
         return True
 
     def _flush_revocations(self, link: ShardLink) -> bool:
@@ -393,7 +407,7 @@ class Handoffs:
                 return False
             for _ in newcomers:
                 link.unsent.popleft()
-            link.offered[link.next_batch] = Batch(self._loop.time(), newcomers)
+            link.offered[link.next_batch] = Batch(monotonic(), newcomers)
             link.next_batch += 1
             self._start_timer()
         return True

@@ -13,6 +13,7 @@ last read.
 import asyncio
 import os
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import (
     ErrorCode,
@@ -22,6 +23,7 @@ from dialout import (
     parse_registration,
     scan_first_frame,
 )
+from ipc.histogram import Histogram
 from ipc.readiness import Readiness
 from supervisor.config.model import Config
 from supervisor.farewell import Farewell
@@ -47,6 +49,8 @@ class Handshakes:
         on_registered: Callable[[Newcomer, Registration], None],
     ) -> None:
         self.config = config
+        self.seconds = Histogram()
+        """From accept until the whole of a well-formed registration was read."""
         self._readiness = readiness
         self._farewell = farewell
         self._on_registered = on_registered
@@ -128,6 +132,7 @@ class Handshakes:
         self._forget(newcomer)
         newcomer.received = b""
         newcomer.registration = registration
+        self.seconds.observe(monotonic() - newcomer.accepted_at)
         self._on_registered(newcomer, registration)
         return True
 

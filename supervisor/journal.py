@@ -3,7 +3,6 @@
 The shards log how connections end, since they go on when there is no supervisor; here it only becomes history.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 
@@ -19,13 +18,10 @@ class Journal:
     """Notes what happens to agents, shards and the supervisor, at the time at which it is told.
 
     Numbers of events begin at the clock's microseconds, so that those of the next supervisor are higher.
-    *handshake_timeout* is what newcomers' deadlines were made of.
     """
 
-    def __init__(self, ledger: Ledger, handshake_timeout: float) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.history = History(time.time_ns() // 1000, lambda agent_id: ledger.count(agent_id) > 0)
-        self.handshake_timeout = handshake_timeout
-        self._loop = asyncio.get_running_loop()
         self._accepted = Line(
             "registration accepted",
             "more registrations accepted",
@@ -36,14 +32,14 @@ class Journal:
     def accepted(self, shard: int, newcomers: Sequence[Newcomer]) -> None:
         """Note newcomers whose commit has left for *shard*."""
         now = time.time()
-        accepted_at = self._loop.time() + self.handshake_timeout
+        committed_at = time.monotonic()
         history, line = self.history, self._accepted
         for newcomer in newcomers:
             if isinstance(newcomer, Mover):
                 continue
             assert newcomer.offer is not None
             agent_id, number = newcomer.offer.agent_id, newcomer.number
-            seconds = accepted_at - newcomer.deadline
+            seconds = committed_at - newcomer.accepted_at
             history.registered(now, agent_id, number, shard, seconds)
             line.log(now, agent_id, agent_id, f"{agent_id}-conn-{number}", newcomer.transport, shard, seconds)
 

@@ -133,6 +133,11 @@ class Ledger:
                     found.setdefault(agent_id, []).append(number)
         return found
 
+    @property
+    def agent_total(self) -> int:
+        """How many agents own a slot."""
+        return len(self._agents)
+
     def agent_ids(self) -> list[str]:
         """All agents that own a slot."""
         return list(self._agents)

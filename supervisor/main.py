@@ -24,6 +24,10 @@ from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
 from supervisor.acceptor import Acceptor
+from supervisor.admin import http
+from supervisor.admin.agents import AgentLists
+from supervisor.admin.observer import Observer
+from supervisor.admin.server import Admin
 from supervisor.admission import Admission
 from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
@@ -38,6 +42,7 @@ from supervisor.handshakes import Handshakes
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.listeners import Listener
+from supervisor.merge import Status
 from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
@@ -60,6 +65,9 @@ READY_LIMIT = 5.0
 SURPLUS_SECONDS = 30.0
 """Seconds for what is in flight on shards that an earlier supervisor left and that are too many."""
 
+RECORD_SECONDS = 0.5
+"""Between looks at the recorded number, and at how late the loop is."""
+
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
@@ -73,6 +81,7 @@ class Supervisor:
         policy: Policy,
         rundir: RuntimeDir,
         listeners: list[Listener],
+        admin: Listener | None,
         estate: Estate,
         manager: ServiceManager,
         load: Callable[[], Config] | None,
@@ -87,6 +96,7 @@ class Supervisor:
         self._origins, self._started_with = origins, config
         self._loaded_at = _now()
         self._config_error: str | None = None
+        self._reloads = {"success": 0, "failure": 0}
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -97,7 +107,7 @@ class Supervisor:
         self.shards = config.shards or len(os.sched_getaffinity(0))
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
-        self._journal = Journal(self._ledger, config.limits.handshake_timeout)
+        self._journal = Journal(self._ledger)
         self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
@@ -144,15 +154,19 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
+            spare=0 if admin is None else http.MOST_CONNECTIONS,
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
+        self._lag_ms = 0.0
+        self._due = self._loop.time()
         self._record_numbers()
+        self._admin = None if admin is None else self._make_admin(admin)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
         for directory in self._directories:
             directory.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
         reading: dict[str, Method] = {
-            "status": self._status,
+            "status": lambda _: self.status(),
             "operation": lambda _: None if self._operations.current is None else self._operations.current.row,
             "plan": lambda _: self._operations.plan(self._config.placement),
             **self._answers.reading,
@@ -186,6 +200,8 @@ class Supervisor:
         ):
             self._loop.add_signal_handler(number, act)
         self._entrust()
+        if self._admin is not None:
+            await self._admin.start()
         self._fleet.start(self.shards, self._estate.foreign)
         for shard in self._estate.drained:
             if shard in self._fleet.shards:
@@ -257,10 +273,12 @@ class Supervisor:
 
     def _record_numbers(self) -> None:
         """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
+        self._lag_ms = max(0.0, (self._loop.time() - self._due) * 1000)
+        self._due = self._loop.time() + RECORD_SECONDS
         if self._ledger.next_number + NUMBERS_AHEAD // 2 > self._numbers_recorded:
             self._numbers_recorded = self._ledger.next_number + NUMBERS_AHEAD
             self._rundir.write_first_number(self._numbers_recorded)
-        self._numbers_timer = self._loop.call_later(0.5, self._record_numbers)
+        self._numbers_timer = self._loop.call_later(RECORD_SECONDS, self._record_numbers)
 
     # Handing over.
 
@@ -322,6 +340,9 @@ class Supervisor:
         for queries in self._queries:
             queries.close()
         self._succession.close(keep=successor)
+        if self._admin is not None:
+            # The next one opens its own; a configuration may have another address for it.
+            self._admin.close()
         self._numbers_timer.cancel()
         self._rundir.write_first_number(self._ledger.next_number)
         # Before another process binds the same names.
@@ -361,10 +382,34 @@ class Supervisor:
         self._readiness.close()
         self._journal.close()
         self._numbers_timer.cancel()
+        if self._admin is not None:
+            self._admin.close()
         self._rundir.write_first_number(self._ledger.next_number)
         for directory in self._directories:
             directory.forget_supervisor()
         self._log.info("stopped")
+
+    def _make_admin(self, listener: Listener) -> Admin:
+        agents = AgentLists(
+            lambda: self._fleet.shards,
+            self._fleet.ask_agents,
+            lambda: self._ledger.agent_total,
+            lambda: self._ledger.limit,
+        )
+        self._fleet.on_agents = agents.answered
+        observer = Observer(
+            status=self.status,
+            reloads=self._reloads,
+            acceptor=self._acceptor,
+            handshakes=self._handshakes,
+            handoffs=self._handoffs,
+            moves=self._moves,
+            farewell=self._farewell,
+            fleet=self._fleet,
+            ledger=self._ledger,
+            history=self._journal.history,
+        )
+        return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
 
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
@@ -389,9 +434,10 @@ class Supervisor:
 
     # Queries.
 
-    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "supervisor": SupervisorRow(
+    def status(self) -> Status:
+        """What ``shardgate status`` and the admin endpoint tell; each shard as of its last heartbeat."""
+        return Status(
+            supervisor=SupervisorRow(
                 pid=os.getpid(),
                 state=self._state,
                 uptime_s=round(time.monotonic() - self._started, 1),
@@ -412,9 +458,12 @@ class Supervisor:
                 rss_bytes=process.resident_bytes(),
                 descriptors=process.open_descriptors(),
                 descriptor_limit=process.descriptor_limit(),
+                shards_wanted=self.shards,
+                cpu_seconds=round(time.process_time(), 3),
+                lag_ms=round(self._lag_ms, 1),
             ),
-            "shards": self._fleet.rows(),
-        }
+            shards=self._fleet.rows(),
+        )
 
     def _stop_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
         # The answer leaves before the end begins.
@@ -440,6 +489,7 @@ class Supervisor:
                     operation = operations.restart(order.shards, seconds)
                 case "scale":
                     operation = operations.scale(order.number, seconds, placement)
+                    self.shards = order.number
                 case "rebalance":
                     operation = operations.rebalance(seconds, placement)
         except CannotOperate as error:
@@ -500,21 +550,23 @@ class Supervisor:
             policy = Policy(config)
         except ConfigError as error:
             self._config_error = str(error)
+            self._reloads["failure"] += 1
             self._journal.supervisor("not_reloaded", error.problems[0].message)
             raise
         changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
         self._config, self._config_error, self._loaded_at = config, None, _now()
+        self._reloads["success"] += 1
         self._admission.policy = policy
         if "agent_config" in changed:
             old, self._admission.pushed = self._admission.pushed, AgentConfig(config.agent_config)
             self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
-        self._journal.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
-        restart = [name for name in changed if name.replace("_", "-").replace("addresses", "address") in NEEDS_RESTART]
+        nodes = {name: name.replace("_", "-").replace("addresses", "address") for name in changed}
+        restart = [name for name, node in nodes.items() if node in NEEDS_RESTART or node.startswith("admin-")]
         self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
         self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
         return changed

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from ipc.handoff import MoveOut, Moving, Staying, close_all
+from ipc.histogram import Histogram
 from ipc.logs import get_logger
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger
@@ -56,6 +57,8 @@ class Moves:
         self._orders: set[Order] = set()
         self._by_number: dict[int, Order] = {}
         self._wanted: dict[int, int] = {}
+        self.seconds = Histogram()
+        """How long each connection that moved was served by nobody."""
         self._timer: asyncio.TimerHandle | None = None
         self.on_moved: Callable[[Mover, int | None], None] | None = None
         """Told of each connection that was on its way which shard serves it now; None when it was lost."""
@@ -119,6 +122,7 @@ class Moves:
             assert mover.offer.state is not None
             order.moved += 1
             order.seconds.append(time.monotonic() - mover.offer.state.left_at)
+            self.seconds.observe(order.seconds[-1])
             self._decided(mover.number)
         else:
             self._decided(mover.number, stayed=shard is not None)

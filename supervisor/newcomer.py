@@ -21,7 +21,8 @@ _NON_BLOCKING = os.O_RDWR | os.O_NONBLOCK
 class Newcomer:
     """One accepted connection that is not in a pool yet: the only owner of the supervisor's copy of its descriptor.
 
-    *transport* is ``uds`` or ``tcp``. *deadline* (loop time) bounds everything until the commit. Before its frame is
+    *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are loop
+    time. Before its frame is
     complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it has a *registration*,
     then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by which an unfinished handshake was
     counted. *wanted_by* is the shard that it should go to, if that takes it.
@@ -39,6 +40,7 @@ class Newcomer:
     waits_as: int | str = ""
     on_readable: "Callable[[Newcomer], None] | None" = None
     wanted_by: int | None = None
+    accepted_at = 0.0
 
     def __init__(self, fd: int, transport: str, deadline: float) -> None:
         self.fd = fd

@@ -17,11 +17,12 @@ from ipc.logs import configure, flush, get_logger
 from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.status_dir import create_status_dir
 from supervisor.activation import take_passed
+from supervisor.admin.server import open_admin
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.custody import take_back
-from supervisor.listeners import ListenError, open_all, remove_files
+from supervisor.listeners import Listener, ListenError, open_all, remove_files
 from supervisor.main import Supervisor
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
@@ -150,15 +151,19 @@ class _Life:
             left = await supervisor.run()
 
     def _supervisor(self, estate: Estate) -> Supervisor:
-        listeners = open_all(self._config, self._default_path, estate.listeners)
+        admin = open_admin(self._config)
+        listeners: list[Listener] = []
         try:
+            listeners = open_all(self._config, self._default_path, estate.listeners)
             return Supervisor(
-                self._config, self._policy, self._rundir, listeners, estate, self._manager,
+                self._config, self._policy, self._rundir, listeners, admin, estate, self._manager,
                 self._load, self._origins, self._status_dir, self._logging,
             )  # fmt: skip
         except BaseException:
             for listener in listeners:
                 listener.leave()
+            if admin is not None:
+                admin.close()
             raise
 
     async def _has_handed_over(self, supervisor: Supervisor, left: Estate) -> bool:

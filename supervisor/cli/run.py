@@ -70,6 +70,20 @@ from supervisor.config.tokens import load_tokens
     metavar="TIME",
     help="How long shards serve on when the supervisor is gone and no other one comes [default: 10m].",
 )
+@click.option(
+    "--admin",
+    envvar="SHARDGATE_ADMIN",
+    show_envvar=True,
+    metavar="HOST:PORT|PATH",
+    help="Serve metrics, health and a status page there, as 127.0.0.1:9180 or a Unix socket's path [default: nowhere].",
+)
+@click.option(
+    "--admin-allow-remote/--no-admin-allow-remote",
+    default=None,
+    envvar="SHARDGATE_ADMIN_ALLOW_REMOTE",
+    show_envvar=True,
+    help="Whether --admin may be an address that other hosts can reach.",
+)
 @click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
 @click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
 @click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 65536].")

@@ -77,11 +77,17 @@ IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "ping-timeout": ("ping_timeout", values.duration),
     "free-agent-memory": ("free_agent_memory", values.boolean),
 }
-_BLOCKS = ("auth", "agent-config", "pool")
+# the same, inside admin
+IN_ADMIN: dict[str, tuple[str, Convert[Any]]] = {
+    "listen": ("admin_listen", values.admin_address),
+    "socket-mode": ("admin_socket_mode", values.octal_mode),
+    "allow-remote": ("admin_allow_remote", values.boolean),
+}
+_BLOCKS = ("auth", "agent-config", "pool", "admin")
 _KNOWN = (*SINGLE, *SEVERAL, *_BLOCKS)
 _IN_AUTH = ("token", "token-file")
 _LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
-_PATHS = ("path", "runtime_dir", "status_dir")
+_PATHS = ("path", "runtime_dir", "status_dir", "admin_listen")
 
 
 def load_config(
@@ -233,11 +239,16 @@ class _Reader:
                 self.report(node, where, "takes no values of its own", "write token or token-file between { and }")
             self.check_annotations(node, where)
             self.read_nodes(node, where, _IN_AUTH, _IN_AUTH, self.read_auth)
-        elif node.name == "pool":
+        elif node.name in ("pool", "admin"):
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write each as a node between { and }")
             self.check_annotations(node, where)
-            self.read_nodes(node, where, tuple(IN_POOL), (), self.read_pool)
+            known, read = (IN_POOL, self.read_pool) if node.name == "pool" else (IN_ADMIN, self.read_admin)
+            before = len(self.problems)
+            self.read_nodes(node, where, tuple(known), (), read)
+            has_listen = node.name == "pool" or any(child.name == "listen" for child in node.children)
+            if not has_listen and len(self.problems) == before:
+                self.report(node, where, "has no listen", 'write listen "127.0.0.1:9180" into it, or remove it')
         else:
             self.read_agent_config(node, where)
 
@@ -275,6 +286,10 @@ class _Reader:
         got = self.one_value(node, where, convert)
         if got is not None:
             self.pool[field] = got[0]
+
+    def read_admin(self, node: Node, where: str) -> None:
+        field, convert = IN_ADMIN[node.name]
+        self.store(field, self.one_value(node, where, convert))
 
     def read_agent_config(self, node: Node, where: str) -> None:
         if not node.args:
@@ -335,7 +350,7 @@ class _Reader:
 
     def store(self, field: str, got: tuple[Any, ...] | None) -> None:
         if got is not None:
-            self.fields[field] = self.resolved(got[0]) if field in _PATHS else got[0]
+            self.fields[field] = self.resolved(got[0]) if field in _PATHS and isinstance(got[0], str) else got[0]
 
     def resolved(self, path: str) -> str:
         """Take a relative path as one from the folder of the file."""
@@ -362,7 +377,7 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
     """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
     if name in _KNOWN:
         return f"it belongs directly into {BLOCK}"
-    for block, names in (("auth", _IN_AUTH), ("pool", tuple(IN_POOL))):
+    for block, names in (("auth", _IN_AUTH), ("pool", tuple(IN_POOL)), ("admin", tuple(IN_ADMIN))):
         if name in names:
             return f"it belongs into {BLOCK} > {block}"
     found = values.closest(name, known)

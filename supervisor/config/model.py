@@ -1,5 +1,6 @@
 """What a configuration is, with its defaults, and the rules that span more than one value."""
 
+import ipaddress
 import math
 import socket
 from collections.abc import Iterator
@@ -39,6 +40,11 @@ class TcpAddress(msgspec.Struct, frozen=True):
     def family(self) -> socket.AddressFamily:
         """AF_INET6 or AF_INET, by the shape of the host."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can connect to it."""
+        return ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -85,7 +91,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     `shards` None means one per CPU that the process may use; `allow_uids` None lets any uid register over
     the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
     those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
-    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `source` is the file it came from, None
+    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the admin
+    endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
     without one.
     """
 
@@ -110,6 +117,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     status_dir: str | None = None
     status_mode: int = 0o750
     status_group: int | str | None = None
+    admin_listen: TcpAddress | str | None = None
+    admin_socket_mode: int = 0o600
+    admin_allow_remote: bool = False
     source: str | None = None
 
 
@@ -139,14 +149,23 @@ def validate(config: Config) -> list[Problem]:
     limits = config.limits
     problems += _out_of_range(config)
     problems += _status_problems(config)
-    if config.path is not None:
-        size = len(config.path.encode("utf-8", "surrogateescape"))
+    for node, path in (("path", config.path), ("admin > listen", config.admin_listen)):
+        size = len(path.encode("utf-8", "surrogateescape")) if isinstance(path, str) else 0
         if size > MAX_UNIX_PATH:
             report(
-                "path",
+                node,
                 f"{size} bytes are too many: the path of a Unix socket has at most {MAX_UNIX_PATH}",
                 "choose a shorter folder",
             )
+    admin = config.admin_listen
+    if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
+        report(
+            "admin > listen",
+            f"{admin} can be reached from other hosts, and the admin endpoint asks nobody who they are",
+            f'write "127.0.0.1:{admin.port}", or allow it with "allow-remote true" (--admin-allow-remote)',
+        )
+    if admin is not None and (admin == config.path or (admin in config.tcp_addresses and admin.port)):
+        report("admin > listen", f"agents register at {admin}", "choose another address for one of the two")
     if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
         report("tcp-address", "the same address is there twice")
     if limits.allowed_agents is not None and not limits.allowed_agents:

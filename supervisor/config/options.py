@@ -43,6 +43,8 @@ OPTIONS: dict[str, _Option] = {
     "placement": _Option("placement", "placement", values.placement),
     "runtime_dir": _Option("runtime_dir", "runtime-dir", values.text),
     "orphan_timeout": _Option("orphan_timeout", "orphan-timeout", values.duration),
+    "admin": _Option("admin_listen", "admin > listen", values.admin_address),
+    "admin_allow_remote": _Option("admin_allow_remote", "admin > allow-remote", values.boolean),
 }
 
 

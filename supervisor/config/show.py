@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from ipc.options import PoolOptions
-from supervisor.config.kdl import IN_POOL, SEVERAL, SINGLE
+from supervisor.config.kdl import IN_ADMIN, IN_POOL, SEVERAL, SINGLE
 from supervisor.config.merge import encode
 from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, TcpAddress, Token, format_duration
 from supervisor.config.values import duration, octal_mode
@@ -19,9 +19,9 @@ DIGEST_SHOWN = 12
 
 NEEDS_RESTART = frozenset(
     {"path", "socket-mode", "socket-owner", "socket-group", "tcp-address", "shards", "runtime-dir", "pool",
-     "status-dir", "status-mode", "status-group"}
+     "status-dir", "status-mode", "status-group", "admin"}
 )  # fmt: skip
-"""Nodes whose change takes effect with the next supervisor only; of `pool` all that is in it."""
+"""Nodes whose change takes effect with the next supervisor only; of `pool` and `admin` all that is in it."""
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -61,6 +61,9 @@ def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]
             found.append(Setting(node, tuple(_spelled(value, convert) for value in several)))
     for node, (field, convert) in IN_POOL.items():
         found.append(Setting(f"pool > {node}", (_spelled(getattr(config.pool, field), convert),)))
+    if config.admin_listen is not None:
+        for node, (field, convert) in IN_ADMIN.items():
+            found.append(Setting(f"admin > {node}", (_spelled(getattr(config, field), convert),)))
     found += [Setting("auth > token-file", (quoted(path),)) for path in config.token_files]
     found += [_token("auth > token", token) for token in config.tokens]
     found += [_token("auth > token in a file", token) for token in tokens]

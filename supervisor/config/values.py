@@ -202,6 +202,22 @@ def tcp_address(value: object) -> TcpAddress:
     raise BadValue(problem, _address_hint(value, host, port))
 
 
+def admin_address(value: object) -> TcpAddress | str:
+    """Read where the admin endpoint is: `HOST:PORT` as in `tcp_address`, or a path, which has a slash."""
+    if isinstance(value, str) and "/" in value:
+        return text(value)
+    try:
+        return tcp_address(value)
+    except BadValue as error:
+        port = str(value).rpartition(":")[2]
+        right = port if _PORT.fullmatch(port) and int(port) <= 65_535 else "9180"
+        hint = error.hint if (error.hint or "").startswith('did you mean "127.') or "[" in str(value) else None
+        raise BadValue(
+            error.message.replace("HOST:PORT", "HOST:PORT, or a path with a slash,"),
+            hint or f'such as "127.0.0.1:{right}"',
+        ) from None
+
+
 def _address_hint(value: str, host: str, port: str) -> str | None:
     """Guess what was meant by something that is not an address with a port."""
     if value.isdecimal():

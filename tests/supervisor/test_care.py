@@ -133,6 +133,22 @@ def test_shard_is_doubtful_when_the_same_difference_is_there_twice_in_a_row(diff
         previous = difference
 
 
+def test_repairs_are_counted_by_what_was_wrong_and_a_first_word_is_no_repair() -> None:
+    care = Care(0)
+    for sequence in (7, 8, 10, 11):  # The first is an adopted shard's.
+        care.hear(sequence, 0.0)
+    for difference in (1, 1, 0, 2, 3, 3):
+        care.is_doubtful(difference)
+    for _ in range(3):
+        care.wants_counts()
+    assert care.gaps == {"events": 1, "counts": 2, "doubt": 2}
+
+    care.state = DOWN
+    care.begin("e2", 1.0)
+    care.wants_counts()
+    assert care.gaps == {"events": 1, "counts": 2, "doubt": 2}
+
+
 def test_row_shows_the_last_heartbeat_and_its_age() -> None:
     care = care_in(RUNNING, heard_at=10.0)
     care.restarts, care.last_event = 2, "12:00:00 started"

@@ -620,3 +620,46 @@ def test_problem_is_at_the_node_and_not_at_look_alikes() -> None:
         text = block(decoy("shards 100") + "\nmax-handshakes 5\nshards 100")
         [error] = errors(text)
         assert error.startswith(f"listener.kdl:{text.count(chr(10)) - 1}: reverse-listener > shards: expected 1 to 64")
+
+
+@pytest.mark.parametrize(
+    ("block", "listen", "mode", "remote"),
+    [
+        ('listen "127.0.0.1:9180"', TcpAddress("127.0.0.1", 9180), 0o600, False),
+        ('listen "[::1]:0"', TcpAddress("::1", 0), 0o600, False),
+        ('listen "./admin.sock"; socket-mode "0660"', "/etc/admin.sock", 0o660, False),
+        ('listen "/run/a"', "/run/a", 0o600, False),
+        ('listen "0.0.0.0:9180"; allow-remote true', TcpAddress("0.0.0.0", 9180), 0o600, True),
+    ],
+)
+def test_admin_block_says_where_the_endpoint_is(block: str, listen: object, mode: int, remote: bool) -> None:
+    config = parse_config(f"reverse-listener {{ admin {{ {block}; }}\n }}", "/etc/s.kdl")
+
+    assert (config.admin_listen, config.admin_socket_mode, config.admin_allow_remote) == (listen, mode, remote)
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ("admin {}", 'admin: has no listen; write listen "127.0.0.1:9180" into it, or remove it'),
+        ('admin { listen "9180"; }', 'got "9180"; such as "127.0.0.1:9180"'),
+        ("admin { listen 9180; }", 'got the number 9180; such as "127.0.0.1:9180"'),
+        ('admin { listen "localhost:9180"; }', 'did you mean "127.0.0.1:9180" or "[::1]:9180"?'),
+        ('admin { listen "admin.sock"; }', "expected HOST:PORT, or a path with a slash"),
+        ('admin { listen "[::]:9180"; }', "[::]:9180 can be reached from other hosts"),
+        ('admin { listen "10.0.0.1:1"; allow-remote false; }', "10.0.0.1:1 can be reached from other hosts"),
+        ('admin { listen "127.0.0.1:1"; allow-remote "yes"; }', "did you mean true?"),
+        ('admin { lisen "127.0.0.1:1"; }', 'admin > lisen: unknown node; did you mean "listen"?'),
+        ('admin "127.0.0.1:1"', "takes no values of its own"),
+        ('listen "127.0.0.1:1"', "it belongs into reverse-listener > admin"),
+        (f'admin {{ listen "/{"x" * 120}"; }}', "the path of a Unix socket has at most 107"),
+        ('tcp-address "127.0.0.1:9"; admin { listen "127.0.0.1:9"; }', "agents register at 127.0.0.1:9"),
+        ('path "/run/a"; admin { listen "/run/a"; }', "agents register at /run/a"),
+    ],
+)
+def test_admin_block_that_cannot_be_used_is_explained(block: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"reverse-listener {{ {block}\n }}", "/etc/s.kdl")
+
+    assert problem in str(caught.value)
+    assert str(caught.value).startswith("/etc/s.kdl:1: reverse-listener > ")

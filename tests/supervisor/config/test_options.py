@@ -32,6 +32,16 @@ def test_options_not_given_change_nothing() -> None:
     assert apply_options(FILE, {"tcp": (), "allowed_agents": (), "token_file": ()}) == FILE
 
 
+def test_option_says_where_the_admin_endpoint_is() -> None:
+    assert apply_options(Config(), {"admin": "127.0.0.1:9180"}).admin_listen == TcpAddress("127.0.0.1", 9180)
+    assert apply_options(Config(), {"admin": "./a"}).admin_listen == "./a"
+    remote = {"admin": "0.0.0.0:9180", "admin_allow_remote": True}
+    assert apply_options(Config(), remote).admin_listen == TcpAddress("0.0.0.0", 9180)
+    (error,) = errors(Config(), admin="0.0.0.0:9180")
+    assert error.startswith("--admin: 0.0.0.0:9180 can be reached from other hosts")
+    assert error.endswith('write "127.0.0.1:9180", or allow it with "allow-remote true" (--admin-allow-remote)')
+
+
 def test_options_replace_what_the_file_says() -> None:
     config = apply_options(
         FILE,

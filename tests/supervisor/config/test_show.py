@@ -35,6 +35,11 @@ reverse-listener {
     status-dir "/run/look"
     status-mode "0755"
     status-group "adm"
+    admin {
+        listen "/run/admin.sock"
+        socket-mode "0660"
+        allow-remote true
+    }
     pool {
         strategy "random"
         request-timeout "1500ms"

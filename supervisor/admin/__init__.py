@@ -1,0 +1,1 @@
+"""The admin endpoint: metrics, health, status and a page for people, over HTTP; nothing that changes anything."""

@@ -1,0 +1,99 @@
+"""Lists of agents for the admin endpoint: asked of the shards over the bus, page by page, and kept for a moment."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+import msgspec
+
+from ipc.events import AgentsPage
+from ipc.status import AgentRow
+from supervisor.merge import AgentEntry, merge_agents
+
+MOST = 500
+"""Agents in one page."""
+
+KEPT_SECONDS = 0.9
+"""How long an answer is given again: a shard sorts its agents for each one, and many may look at the page."""
+
+ANSWER_SECONDS = 0.5
+
+MOST_KEPT = 16
+
+
+class AgentList(msgspec.Struct, kw_only=True):
+    """The answer of ``/agents.json``: the first agents with an id above *after*, in the order of their ids.
+
+    *total* is that of the host. The page is *complete* when every shard has answered in time.
+    """
+
+    schema: int = 1
+    total: int
+    after: str
+    complete: bool
+    agents: list[AgentRow]
+
+
+class _Kept(NamedTuple):
+    until: float
+    task: "asyncio.Task[AgentList]"
+
+
+class AgentLists:
+    """Asks the shards for agents. *ask* sends (shard, request, after, limit) and says whether it could."""
+
+    def __init__(
+        self,
+        shards: Callable[[], Collection[int]],
+        ask: Callable[[int, int, str, int], bool],
+        total: Callable[[], int],
+        limit_per_agent: Callable[[], int],
+    ) -> None:
+        self._shards, self._ask, self._total, self._limit_per_agent = shards, ask, total, limit_per_agent
+        self._loop = asyncio.get_running_loop()
+        self._request = 0
+        self._waiting: dict[tuple[int, int], asyncio.Future[list[tuple[str, int, int, bool]]]] = {}
+        self._kept: dict[tuple[str, int], _Kept] = {}
+
+    def answered(self, shard: int, page: AgentsPage) -> None:
+        """Take a shard's answer."""
+        future = self._waiting.pop((shard, page.request), None)
+        if future is not None and not future.done():
+            future.set_result(page.agents)
+
+    async def page(self, after: str, limit: int) -> AgentList:
+        """The first *limit* agents (at most `MOST`) with an id above *after*."""
+        limit = max(1, min(limit, MOST))
+        now = self._loop.time()
+        kept = self._kept.get((after, limit))
+        if kept is None or kept.until < now:
+            self._kept.pop((after, limit), None)
+            while len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            kept = _Kept(now + KEPT_SECONDS, self._loop.create_task(self._collect(after, limit)))
+            self._kept[after, limit] = kept
+        # Whoever hangs up must not take the answer from the others.
+        return await asyncio.shield(kept.task)
+
+    async def _collect(self, after: str, limit: int) -> AgentList:
+        self._request += 1
+        request, complete = self._request, True
+        asked = {}
+        for shard in self._shards():
+            if self._ask(shard, request, after, limit):
+                asked[shard] = self._waiting[shard, request] = self._loop.create_future()
+            else:
+                complete = False
+        try:
+            if asked:
+                await asyncio.wait(asked.values(), timeout=ANSWER_SECONDS)
+        finally:
+            for shard in asked:
+                self._waiting.pop((shard, request), None)
+        entries = {
+            shard: [AgentEntry(*row) for row in future.result()] for shard, future in asked.items() if future.done()
+        }
+        rows = merge_agents(entries, self._limit_per_agent())
+        return AgentList(
+            total=self._total(), after=after, complete=complete and len(entries) == len(asked), agents=rows[:limit]
+        )

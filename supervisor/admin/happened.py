@@ -1,0 +1,39 @@
+"""What has happened lately, for the page: the last events of the history."""
+
+import msgspec
+
+from supervisor.cli.event_text import what
+from supervisor.history import NO_SHARD, History
+
+SHOWN = 14
+
+
+class Happened(msgspec.Struct, kw_only=True, frozen=True):
+    """One event: *at* in seconds since 1970, *who* it happened to, *kind* the word for what it was."""
+
+    n: int
+    at: float
+    who: str
+    kind: str
+    code: str
+    text: str
+
+
+def happened(history: History) -> list[Happened]:
+    """The last events, the newest first, in the words of ``shardgate events``."""
+    events = []
+    for event in reversed(history.since(None, SHOWN).events):
+        shard = "" if event.shard == NO_SHARD else f"shard {event.shard}"
+        if event.agent_id:
+            who = event.agent_id
+        elif event.kind == "refused":
+            who = "unknown"
+        else:
+            who = shard or "supervisor"
+        kind, text = event.kind, what(event)
+        if kind in ("shard", "supervisor"):
+            kind, text = event.code, event.text
+        elif event.agent_id and shard:
+            text = f"{text}, {shard}" if text else shard
+        events.append(Happened(n=event.n, at=round(event.at, 3), who=who, kind=kind, code=event.code, text=text))
+    return events

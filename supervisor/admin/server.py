@@ -1,0 +1,148 @@
+"""The admin endpoint: which path answers what, and who is answered at all. Everything here only reads."""
+
+import ipaddress
+import time
+from collections.abc import Awaitable, Hashable
+from pathlib import Path
+
+import msgspec
+
+from ipc.logs import get_logger
+from supervisor.admin.agents import AgentLists
+from supervisor.admin.happened import Happened, happened
+from supervisor.admin.http import TEXT, Handler, HttpServer, Request, Response
+from supervisor.admin.live import Live
+from supervisor.admin.metrics import render
+from supervisor.admin.observer import Observer
+from supervisor.admin.page import page
+from supervisor.admin.readiness import NOT_READY, Readiness
+from supervisor.config.model import Config, TcpAddress
+from supervisor.listeners import Listener, open_all
+from supervisor.merge import Status
+
+JSON = "application/json"
+
+PAGE_AGENTS = 100
+"""Agents in an answer whose asker names no number."""
+
+
+class Snapshot(msgspec.Struct, kw_only=True):
+    """What the page shows: *at* is its moment, in seconds of a clock that has no date."""
+
+    at: float
+    status: Status
+    readiness: Readiness
+    agents: int
+    events: list[Happened]
+
+
+def open_admin(config: Config) -> Listener | None:
+    """The socket of the admin endpoint, in its mode before it listens; None without one. Raises ListenError."""
+    where = config.admin_listen
+    if where is None:
+        return None
+    if isinstance(where, TcpAddress):
+        if not where.is_loopback:
+            get_logger().warning(
+                "the admin endpoint can be reached from other hosts, and asks nobody who they are", address=str(where)
+            )
+        alone = Config(tcp_addresses=(where,))
+    else:
+        alone = Config(path=where, socket_mode=config.admin_socket_mode)
+    (listener,) = open_all(alone, Path())
+    return listener
+
+
+class Admin:
+    """Serves what *observer* sees on *listener*, which is this object's from now on."""
+
+    def __init__(self, listener: Listener, observer: Observer, agents: AgentLists, *, allow_remote: bool) -> None:
+        self._listener = listener
+        self._observer = observer
+        self._agents = agents
+        # Else a page in an operator's browser could read all this under a name of its own that leads to 127.0.0.1.
+        self._checks_host = listener.kind == "tcp" and not allow_remote
+        self._http = HttpServer(self._answer)
+        self._live = Live(self._snapshot, self._state)
+        self._routes: dict[str, Handler] = {
+            "/": self._page,
+            "/livez": lambda _: Response(200, TEXT, b"ok\n"),
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+            "/status.json": lambda _: _json(self._observer.status()),
+            "/agents.json": self._list_agents,
+            "/live": self._follow,
+        }
+
+    async def start(self) -> None:
+        """Answer from now on."""
+        await self._http.listen(self._listener.sock)
+        get_logger().info("admin endpoint", address=self._listener.address)
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._live.close()
+        self._http.close()
+        self._listener.close()
+
+    def _answer(self, request: Request) -> Response | Awaitable[Response]:
+        if self._checks_host and not _is_loopback(request.headers.get("host", "")):
+            return Response(421, TEXT, b"ask by 127.0.0.1 or localhost, or set allow-remote in the configuration\n")
+        route = self._routes.get(request.path)
+        if route is None:
+            return Response(404, TEXT, f"there are {', '.join(self._routes)}\n".encode())
+        return route(request)
+
+    def _page(self, _: Request) -> Response:
+        html, policy = page()
+        return Response(200, "text/html; charset=utf-8", html, (("Content-Security-Policy", policy),))
+
+    def _ready(self, _: Request) -> Response:
+        readiness = self._observer.readiness()
+        return _json(readiness, 503 if readiness.status == NOT_READY else 200)
+
+    def _metrics(self, request: Request) -> Response:
+        content_type, content = render(self._observer.figures(), request.headers.get("accept", ""))
+        return Response(200, content_type, content)
+
+    async def _list_agents(self, request: Request) -> Response:
+        limit = request.query.get("limit", "")
+        number = int(limit) if limit.isascii() and limit.isdecimal() and len(limit) < 10 else PAGE_AGENTS
+        return _json(await self._agents.page(request.query.get("after", ""), number))
+
+    def _follow(self, _: Request) -> Response:
+        if self._live.is_full:
+            return Response(503, TEXT, b"too many are watching; come again\n", (("Retry-After", "5"),))
+        return Response(200, "text/event-stream", self._live.first(), follow=self._live.follow)
+
+    def _snapshot(self) -> bytes:
+        status = self._observer.status()
+        return msgspec.json.encode(
+            Snapshot(
+                at=round(time.monotonic(), 3),
+                status=status,
+                readiness=self._observer.readiness(status),
+                agents=self._observer.agent_total,
+                events=happened(self._observer.history),
+            )
+        )
+
+    def _state(self) -> Hashable:
+        status = self._observer.status()
+        assert status.supervisor is not None
+        return status.supervisor.state, tuple((row.id, row.pid, row.state) for row in status.shards)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(status, JSON, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this host by itself: ``localhost`` or a loopback address, with any port."""
+    name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
