@@ -1,0 +1,409 @@
+"""One connection's events, from the frame to the answer: hooks, concurrency, cancels, failures.
+
+It knows no socket: frames come in by ``take``, and go out through the function that it was given. Plain hooks are
+called on the spot, without a task: most agents decide in microseconds, and a task takes longer than that.
+"""
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+from dialout.agent.agent import Agent, Hook, Hooks, Request
+from dialout.agent.errors import printable
+from dialout.agent.lifecycle import ErrorRun
+from dialout.agent.reporting import Reporter
+from dialout.codec import Codec
+from dialout.decisions import ALLOWED, Allow, Block, Decision
+from dialout.dialects import Dialect, pong_for
+from dialout.errors import LocalProtocolError, UnreadableEvent
+from dialout.events import (
+    Cancel,
+    CancelAll,
+    Configure,
+    HealthRequest,
+    MetricsRequest,
+    RequestComplete,
+    RequestHeaders,
+    ResponseBodyChunk,
+)
+from dialout.inbound import Ping, Pong
+
+__all__ = ["MOST_REMEMBERED", "Serving"]
+
+_log = logging.getLogger("dialout.agent")
+_Key: TypeAlias = int | str | None
+
+MOST_REMEMBERED: Final = 4096
+"""Requests of one connection whose headers and context are kept. Proxies do not always say that one is over."""
+
+
+class _Work:
+    """The events of one request that have no answer yet; the first is being served, or waits for its turn."""
+
+    __slots__ = ("dropped", "events", "request", "task")
+
+    def __init__(self, request: Request, event: Any, hook: Hook) -> None:
+        self.request = request
+        self.events: deque[tuple[Any, Hook]] = deque([(event, hook)])
+        self.task: asyncio.Task[None] | None = None
+        self.dropped = False
+
+
+class Serving:
+    """Serves one connection with an agent's hooks.
+
+    ``send`` queues a frame. ``hold`` is called with True when more is waiting than should be read, and with False when
+    there is room again. ``give_up`` is called once, when there were more than five errors in a row. ``served`` counts
+    events that were answered by their hooks; ``ponged`` becomes true with the first pong.
+
+    Raises LocalProtocolError when the agent's failure answer is none in this dialect.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        codec: Codec,
+        agent_id: str,
+        connection_id: str,
+        *,
+        send: Callable[[bytes], None],
+        hold: Callable[[bool], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        self.served = 0
+        self.ponged = False
+        self.reporter = Reporter(agent, codec, agent_id, send)
+        self._agent = agent
+        self._codec = codec
+        self._name = printable(connection_id, 160)
+        self._send = send
+        self._hold = hold
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+        self._hooks = Hooks(agent)
+        self._hook_of = self._hooks.by_event
+        self._counters = agent.counters
+        self._errors = ErrorRun()
+        self._gave_up = False
+        self._limit = agent.max_concurrent_requests
+        self._running = 0
+        self._holding = False
+        # Requests with an event that a coroutine has in hand, or that waits for one.
+        self._work: dict[_Key, _Work] = {}
+        self._queue: deque[tuple[_Key, _Work]] = deque()
+        self._remembered: dict[_Key, Request] = {}
+        self._idle: asyncio.Future[None] | None = None
+        # A failure answer that this dialect cannot carry shows now, and not when it is needed.
+        codec.encode_answer(agent.failure, request_id=1, correlation_id="1")
+
+    # --- frames from the proxy ---
+
+    def take(self, frame_type: int, payload: bytes) -> None:
+        """Serve one frame. Never raises."""
+        event: Any
+        try:
+            request_id, correlation_id, event = self._codec.decode_event(frame_type, payload)
+        except UnreadableEvent as error:
+            self._unreadable(error)
+            return
+        hook = self._hook_of.get(type(event))
+        if hook is None:
+            self._control(frame_type, payload, request_id, correlation_id, event)
+            return
+        if type(event) is RequestHeaders:
+            self._counters.requests += 1
+        key = correlation_id if request_id is None else request_id
+        if self._work and (work := self._work.get(key)) is not None:
+            # The proxy matches the answers of one request by their order.
+            work.events.append((event, hook))
+            return
+        request = Request(request_id, correlation_id)
+        if self._hooks.remembers:
+            request = self._recall(key, request, event)
+        elif type(event) is RequestHeaders:
+            request.headers = event
+        if hook.is_async:
+            self._begin(key, _Work(request, event, hook))
+        else:
+            self._serve_plain(key, request, event, hook)
+
+    def _control(
+        self, frame_type: int, payload: bytes, request_id: int | None, correlation_id: str | None, event: object
+    ) -> None:
+        """Serve a frame that wants no decision."""
+        match event:
+            case Ping():
+                self._send(pong_for(self._codec.dialect, frame_type, payload) or b"")
+            case Pong():
+                self.ponged = True
+            case Cancel():
+                self._cancel(Request(request_id, correlation_id), event)
+            case CancelAll(reason):
+                for work in list(self._work.values()):
+                    self._cancel(work.request, Cancel(reason))
+                self._remembered.clear()
+            case HealthRequest():
+                self.reporter.say_health()
+            case MetricsRequest():
+                self.reporter.say_metrics()
+            case _:
+                pass  # Of no interest, or of a newer protocol: an answer to it would be one to another request.
+
+    def _unreadable(self, error: UnreadableEvent) -> None:
+        request = Request(error.request_id, error.correlation_id)
+        key = error.correlation_id if error.request_id is None else error.request_id
+        work = None if key is None else self._work.get(key)
+        if work is not None:
+            work.events.append((None, Hook("reading the event", partial(_raise, error))))
+        else:
+            self._failed(request, "reading the event", error, nameless=key is None)
+
+    # --- what is remembered of a request ---
+
+    def _recall(self, key: _Key, request: Request, event: object) -> Request:
+        """The request as its earlier events left it, or this one from now on."""
+        if type(event) is RequestHeaders:
+            request.headers = event
+            self._remembered.pop(key, None)  # A name may be used again; the newest goes to the end.
+            self._remembered[key] = request
+            if len(self._remembered) > MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            return request
+        return self._remembered.setdefault(key, request)
+
+    def _forget_if_over(self, request: Request, event: object, decision: Decision) -> None:
+        refused = decision.verdict is not None and type(decision.verdict) is not Allow
+        last_chunk = type(event) is ResponseBodyChunk and event.is_last and self._codec.dialect is not Dialect.CORE
+        if refused or last_chunk or type(event) is RequestComplete:
+            self._remembered.pop(_key_of(request), None)
+
+    # --- hooks ---
+
+    def _serve_plain(self, key: _Key, request: Request, event: Any, hook: Hook) -> None:
+        try:
+            result = hook.call(event, request)
+        except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
+            self._failed(request, hook.name, error)
+            return
+        if type(result) is Decision:
+            self._answer(request, event, result)
+        elif inspect.isawaitable(result):
+            work = _Work(request, event, hook._replace(call=lambda *_: result))
+            self._work[key] = work
+            self._start(key, work)
+        else:
+            self._settle(request, event, hook, result)
+
+    def _begin(self, key: _Key, work: _Work) -> None:
+        self._work[key] = work
+        if self._running < self._limit:
+            self._start(key, work)
+            return
+        # More than the agent said that it can do. It waits, and after as many again the connection is not read.
+        self._queue.append((key, work))
+        if len(self._queue) >= self._limit and not self._holding:
+            self._holding = True
+            self._hold(True)
+
+    def _start(self, key: _Key, work: _Work) -> None:
+        self._running += 1
+        self._counters.active += 1
+        work.task = self._loop.create_task(self._run(work))
+        # Not a finally in the coroutine: a task that is cancelled before its first step never enters that.
+        work.task.add_done_callback(partial(self._done, key, work))
+
+    async def _run(self, work: _Work) -> None:
+        """Serve the events of one request, one after the other."""
+        while work.events:
+            event, hook = work.events[0]
+            try:
+                result = hook.call(event, work.request)
+                if inspect.isawaitable(result):
+                    result = await result
+            except asyncio.CancelledError as error:
+                if work.dropped:
+                    raise
+                # Not our doing: something that the hook waited for was cancelled.
+                self._failed(work.request, hook.name, error)
+            except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
+                if not work.dropped:
+                    self._failed(work.request, hook.name, error)
+            else:
+                if not work.dropped:
+                    self._settle(work.request, event, hook, result)
+            if work.dropped:
+                return
+            work.events.popleft()
+
+    def _done(self, key: _Key, work: _Work, task: "asyncio.Task[None]") -> None:
+        self._running -= 1
+        self._counters.active -= 1
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: serving stopped: %s", self._name, _described(error))
+        if self._work.get(key) is work:
+            del self._work[key]
+        while self._queue and self._running < self._limit:
+            next_key, following = self._queue.popleft()
+            if not following.dropped:
+                self._start(next_key, following)
+        if self._holding and len(self._queue) <= self._limit // 2:
+            self._holding = False
+            self._hold(False)
+        if self._idle is not None and not self._work and not self._idle.done():
+            self._idle.set_result(None)
+
+    # --- answers ---
+
+    def _settle(self, request: Request, event: Any, hook: Hook, result: object) -> None:
+        if hook.may_be_silent and result is None:
+            result = ALLOWED
+        if not isinstance(result, Decision):
+            error = TypeError(f"it returned {type(result).__name__}, not a Decision")
+            self._failed(request, hook.name, error)
+            return
+        if type(event) is Configure and not isinstance(result.verdict, Block):
+            self._agent.configuration = event.config
+        self._answer(request, event, result)
+
+    def _answer(self, request: Request, event: Any, decision: Decision) -> None:
+        try:
+            frame = self._codec.encode_answer(
+                decision, request_id=request.request_id, correlation_id=request.correlation_id
+            )
+        except Exception as error:  # noqa: BLE001 - a decision may hold anything; its event gets an answer
+            self._failed(request, "writing the decision", error)
+            return
+        self._send(frame)
+        self.served += 1
+        counters = self._counters
+        if decision is ALLOWED or type(decision.verdict) is Allow:
+            counters.allowed += 1
+        elif decision.verdict is not None:
+            counters.blocked += 1
+        if self._errors.in_a_row:
+            self._errors.good()
+        if self._remembered:
+            self._forget_if_over(request, event, decision)
+
+    def _failed(self, request: Request, what: str, error: BaseException, *, nameless: bool = False) -> None:
+        """Answer an event with the failure, and say why; an event that names no request cannot be answered."""
+        self._counters.errored += 1
+        named = "a request without a name" if nameless else f"request {_request_name(request)}"
+        _log.error("%s: %s: %s failed: %s", self._name, named, what, _described(error))
+        if _log.isEnabledFor(logging.DEBUG):
+            # Our own code and the hook's, without the values that the peer gave them.
+            _log.debug("%s: %s: %s", self._name, named, " <- ".join(_places(error)))
+        if not nameless:
+            self._send(
+                self._codec.encode_answer(
+                    self._agent.failure, request_id=request.request_id, correlation_id=request.correlation_id
+                )
+            )
+            self._remembered.pop(_key_of(request), None)
+        if self._errors.bad() and not self._gave_up:
+            self._gave_up = True
+            self._give_up()
+
+    # --- the end of requests, and of all ---
+
+    def _cancel(self, request: Request, event: Cancel) -> None:
+        key = _key_of(request)
+        request = self._remembered.pop(key, request)
+        work = self._work.pop(key, None)
+        if work is not None:
+            request = work.request
+            self._drop(work)
+        hook = self._hooks.cancel
+        if hook is None:
+            return
+        try:
+            result = hook.call(event, request)
+        except Exception as error:  # noqa: BLE001 - a cancel is not answered, so it is said
+            self._complain(hook.name, error)
+            return
+        if inspect.isawaitable(result):
+            self.reporter.look_after(result, partial(self._complain, hook.name))
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        _log.error("%s: %s failed: %s", self._name, what, _described(error))
+
+    def _drop(self, work: _Work) -> None:
+        work.dropped = True
+        self._counters.cancelled += 1
+        if work.task is not None:
+            work.task.cancel()
+
+    async def configure(self, config: Any) -> None:
+        """Have the agent apply the configuration that came with the registration, if it differs from its last."""
+        hook = self._hook_of[Configure]
+        before = self._agent.configuration
+        if config is None or config == before or not self._agent.has("on_configure"):
+            return
+        what = "applying the configuration that came with the registration"
+        # At once, since an agent registers several connections at the same moment.
+        self._agent.configuration = config
+        try:
+            result = hook.call(Configure(config), Request(None, None))
+            if inspect.isawaitable(result):
+                result = await result
+        except Exception as error:  # noqa: BLE001 - said, and tried again with the next connection
+            self._agent.configuration = before
+            self._complain(what, error)
+            return
+        if isinstance(result, Decision) and isinstance(result.verdict, Block):
+            self._agent.configuration = before
+            self._complain(
+                what, LocalProtocolError(f"the agent refuses it: {result.verdict.body or 'no reason given'}")
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Requests with an event that has no answer yet."""
+        return len(self._work)
+
+    async def idle(self) -> None:
+        """Wait until nothing is in flight."""
+        if self._work:
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    def close(self) -> None:
+        """Cancel everything: the connection is gone, and nobody waits for an answer."""
+        for work in self._work.values():
+            self._drop(work)
+        self._work.clear()
+        self._queue.clear()
+        self._remembered.clear()
+        self.reporter.close()
+
+
+def _key_of(request: Request) -> _Key:
+    return request.correlation_id if request.request_id is None else request.request_id
+
+
+def _request_name(request: Request) -> str:
+    if request.request_id is not None:
+        return str(request.request_id)
+    return printable(request.correlation_id or "", 64)
+
+
+def _raise(error: Exception, *_: object) -> None:
+    raise error
+
+
+def _described(error: BaseException) -> str:
+    """An exception in one line: what it says, which may be a peer's words, escaped, and where it was raised."""
+    text = printable(traceback.format_exception_only(error)[-1].strip())
+    places = _places(error)
+    return f"{text} ({places[0]})" if places else text
+
+
+def _places(error: BaseException) -> list[str]:
+    """Where it was raised, innermost first."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
