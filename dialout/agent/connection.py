@@ -220,8 +220,9 @@ class ProxyConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End everything at once."""
         self._transport = None
-        if exc is not None and not self._why:
-            self._why = (exc.strerror or "") if isinstance(exc, OSError) else str(exc)
+        if isinstance(exc, OSError) and not isinstance(exc, BrokenPipeError):
+            # A broken pipe is a close that a write met before a read did.
+            self._why = self._why or exc.strerror or ""
         for timer in self._timers.values():
             timer.cancel()
         self._out.clear()

@@ -33,10 +33,14 @@ from dialout.events import (
 )
 from dialout.inbound import Ping, Pong
 
-__all__ = ["MOST_REMEMBERED", "Serving"]
+__all__ = ["LEAST_QUEUE", "MOST_REMEMBERED", "Serving"]
 
 _log = logging.getLogger("dialout.agent")
 _Key: TypeAlias = int | str | None
+
+LEAST_QUEUE: Final = 16
+"""Events that may wait for their turn on every connection, however few it serves at once. While more are there, nothing
+is read, a cancel neither: so some room is good even for an agent that serves one request after the other."""
 
 MOST_REMEMBERED: Final = 4096
 """Requests of one connection whose headers and context are kept. Proxies do not always say that one is over."""
@@ -91,6 +95,7 @@ class Serving:
         self._errors = ErrorRun()
         self._gave_up = False
         self._limit = agent.max_concurrent_requests
+        self._queue_limit = max(self._limit, LEAST_QUEUE)
         self._running = 0
         self._holding = False
         # Requests with an event that a coroutine has in hand, or that waits for one.
@@ -206,7 +211,7 @@ class Serving:
             return
         # More than the agent said that it can do. It waits, and after as many again the connection is not read.
         self._queue.append((key, work))
-        if len(self._queue) >= self._limit and not self._holding:
+        if len(self._queue) >= self._queue_limit and not self._holding:
             self._holding = True
             self._hold(True)
 
@@ -251,7 +256,7 @@ class Serving:
             next_key, following = self._queue.popleft()
             if not following.dropped:
                 self._start(next_key, following)
-        if self._holding and len(self._queue) <= self._limit // 2:
+        if self._holding and len(self._queue) <= self._queue_limit // 2:
             self._holding = False
             self._hold(False)
         if self._idle is not None and not self._work and not self._idle.done():
