@@ -19,6 +19,7 @@ _COMMANDS = {
     "agents": "agents",
     "connections": "connections",
     "send": "send",
+    "agent": "agent",
     "drain": "operating",
     "restart": "operating",
     "scale": "operating",

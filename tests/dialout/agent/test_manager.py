@@ -48,8 +48,8 @@ async def managed(
 ) -> AsyncIterator[tuple[AgentConnectionManager, list[ConnectionState]]]:
     """A running manager with short waits, and all states that it went through."""
     states: list[ConnectionState] = []
-    options = {"backoff": QUICK, "target_connections": 1, "ping_interval": 0} | options
-    manager = AgentConnectionManager(address, "waf-1", agent or Agent(), on_state=states.append, **options)
+    chosen: dict[str, Any] = {"backoff": QUICK, "target_connections": 1, "ping_interval": 0} | options
+    manager = AgentConnectionManager(address, "waf-1", agent or Agent(), on_state=states.append, **chosen)
     task = asyncio.create_task(manager.run(handle_signals=False))
     try:
         yield manager, states
