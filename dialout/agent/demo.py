@@ -171,8 +171,8 @@ class _Screen(logging.Handler):
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="An agent to try a proxy with: it dials out, registers, blocks what it is told to block, and allows "
-        "the rest, until SIGTERM or Ctrl-C.",
+        description="An agent to try a proxy with: it dials out, registers, blocks what it is told to block, and "
+        "allows the rest, until SIGTERM or Ctrl-C.",
         epilog="There is no option for a token itself: everybody on the host can read the arguments of a process.",
         allow_abbrev=False,
     )

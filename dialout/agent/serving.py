@@ -7,9 +7,10 @@ called on the spot, without a task: most agents decide in microseconds, and a ta
 import asyncio
 import inspect
 import logging
+import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -49,13 +50,29 @@ MOST_REMEMBERED: Final = 4096
 class _Work:
     """The events of one request that have no answer yet; the first is being served, or waits for its turn."""
 
-    __slots__ = ("dropped", "events", "request", "task")
+    __slots__ = ("dropped", "event", "hook", "later", "request", "started", "task")
 
     def __init__(self, request: Request, event: Any, hook: Hook) -> None:
         self.request = request
-        self.events: deque[tuple[Any, Hook]] = deque([(event, hook)])
+        self.event = event
+        self.hook = hook
+        self.later: deque[tuple[Any, Hook]] | None = None
         self.task: asyncio.Task[None] | None = None
+        self.started = False
         self.dropped = False
+
+    def add(self, event: Any, hook: Hook) -> None:
+        """Serve another event of the same request behind the others."""
+        if self.later is None:
+            self.later = deque()
+        self.later.append((event, hook))
+
+    def take_next(self) -> bool:
+        """Go on to the next event, if there is one."""
+        if not self.later:
+            return False
+        self.event, self.hook = self.later.popleft()
+        return True
 
 
 class Serving:
@@ -125,7 +142,7 @@ class Serving:
         key = correlation_id if request_id is None else request_id
         if self._work and (work := self._work.get(key)) is not None:
             # The proxy matches the answers of one request by their order.
-            work.events.append((event, hook))
+            work.add(event, hook)
             return
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
@@ -164,7 +181,7 @@ class Serving:
         key = error.correlation_id if error.request_id is None else error.request_id
         work = None if key is None else self._work.get(key)
         if work is not None:
-            work.events.append((None, Hook("reading the event", partial(_raise, error))))
+            work.add(None, Hook("reading the event", partial(_raise, error)))
         else:
             self._failed(request, "reading the event", error, nameless=key is None)
 
@@ -218,38 +235,40 @@ class Serving:
     def _start(self, key: _Key, work: _Work) -> None:
         self._running += 1
         self._counters.active += 1
-        work.task = self._loop.create_task(self._run(work))
-        # Not a finally in the coroutine: a task that is cancelled before its first step never enters that.
-        work.task.add_done_callback(partial(self._done, key, work))
+        work.task = _create_task(self._run(key, work), self._loop)
 
-    async def _run(self, work: _Work) -> None:
+    async def _run(self, key: _Key, work: _Work) -> None:
         """Serve the events of one request, one after the other."""
-        while work.events:
-            event, hook = work.events[0]
-            try:
-                result = hook.call(event, work.request)
-                if inspect.isawaitable(result):
-                    result = await result
-            except asyncio.CancelledError as error:
-                if work.dropped:
-                    raise
-                # Not our doing: something that the hook waited for was cancelled.
-                self._failed(work.request, hook.name, error)
-            except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
-                if not work.dropped:
-                    self._failed(work.request, hook.name, error)
-            else:
-                if not work.dropped:
-                    self._settle(work.request, event, hook, result)
-            if work.dropped:
-                return
-            work.events.popleft()
+        work.started = True
+        try:
+            while not work.dropped:
+                await self._serve_one(work)
+                if not work.take_next():
+                    break
+        finally:
+            self._done(key, work)
 
-    def _done(self, key: _Key, work: _Work, task: "asyncio.Task[None]") -> None:
+    async def _serve_one(self, work: _Work) -> None:
+        hook = work.hook
+        try:
+            result = hook.call(work.event, work.request)
+            if hook.is_async or inspect.isawaitable(result):
+                result = await result
+        except asyncio.CancelledError as error:
+            if work.dropped:
+                raise
+            # Not our doing: something that the hook waited for was cancelled.
+            self._failed(work.request, hook.name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
+            if not work.dropped:
+                self._failed(work.request, hook.name, error)
+        else:
+            if not work.dropped:
+                self._settle(work.request, work.event, hook, result)
+
+    def _done(self, key: _Key, work: _Work) -> None:
         self._running -= 1
         self._counters.active -= 1
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s: serving stopped: %s", self._name, _described(error))
         if self._work.get(key) is work:
             del self._work[key]
         while self._queue and self._running < self._limit:
@@ -267,7 +286,7 @@ class Serving:
     def _settle(self, request: Request, event: Any, hook: Hook, result: object) -> None:
         if hook.may_be_silent and result is None:
             result = ALLOWED
-        if not isinstance(result, Decision):
+        if type(result) is not Decision and not isinstance(result, Decision):
             error = TypeError(f"it returned {type(result).__name__}, not a Decision")
             self._failed(request, hook.name, error)
             return
@@ -340,7 +359,8 @@ class Serving:
     def _drop(self, work: _Work) -> None:
         work.dropped = True
         self._counters.cancelled += 1
-        if work.task is not None:
+        # A task that is cancelled before its first step would never get to its end; it will see that it was dropped.
+        if work.task is not None and work.started:
             work.task.cancel()
 
     async def configure(self, config: Any) -> None:
@@ -385,6 +405,19 @@ class Serving:
         self._queue.clear()
         self._remembered.clear()
         self.reporter.close()
+
+
+if sys.version_info >= (3, 12):
+
+    def _create_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+        """A task that takes its first step at once: a hook that never has to wait costs no turn of the loop."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:
+
+    def _create_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+        """A task, which begins with the next turn of the loop."""
+        return loop.create_task(coroutine)
 
 
 def _key_of(request: Request) -> _Key:
