@@ -37,7 +37,7 @@ WARM_UP = 2000
 OURS, PLAIN = "dialout, plain hook, asyncio", "streams, asyncio"
 #: Of the CPU that the plain one takes for a request, with 64 in flight. Not requests/s: a proxy in Python is as busy as
 #: the agents, and what waits for whom depends on how answers are joined.
-MOST_CPU_AGAINST_PLAIN = 0.8
+MOST_CPU_AGAINST_PLAIN = 0.85
 
 
 class AgentSummary(msgspec.Struct, frozen=True):

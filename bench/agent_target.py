@@ -3,9 +3,9 @@
     python -m bench.agent_target --kind plain|async|streams --loop asyncio|uvloop --connect PATH
 
 ``plain`` and ``async`` are dialout's agents with a hook of that kind. ``streams`` is what one would write by hand with
-asyncio streams and dialout's codec: a loop that reads a frame, decodes it, decides, writes the answer and drains. It has
-no cancels, no limits for a hook that fails, no reports, and serves one request at a time. Each line on stdin is answered
-with the number of decisions so far.
+asyncio streams and dialout's codec: a loop that reads a frame, decodes it, decides, writes the answer and drains. It
+has no cancels, no answer for a hook that fails, no reports, and serves one request at a time. Each line on stdin is
+answered with the number of decisions so far.
 """
 
 import argparse

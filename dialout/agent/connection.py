@@ -227,7 +227,8 @@ class ProxyConnection(asyncio.Protocol):
             timer.cancel()
         self._out.clear()
         if not self.registered.done():
-            self._not_registered(ProxyHungUp(self._why or "the proxy closed the connection without an answer"))
+            how = f": {self._why}" if self._why else ""
+            self._not_registered(ProxyHungUp(f"the proxy closed the connection without an answer{how}"))
         if self._serving is not None:
             self._serving.close()
         if not self._closed.done():

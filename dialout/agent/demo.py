@@ -61,9 +61,12 @@ class DemoAgent(Agent):
         return Decision.allow()
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m dialout") -> int:
-    """Run the agent until SIGTERM or Ctrl-C, and return the exit code: 0, or 2 for what cannot be run at all."""
-    parser = _parser(prog)
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m dialout", address: str | None = None) -> int:
+    """Run the agent until SIGTERM or Ctrl-C, and return 0. ``address`` is where it connects when it is not told.
+
+    Raises SystemExit, after a sentence on standard error, with 2 for what cannot be run at all.
+    """
+    parser = _parser(prog, address)
     options = parser.parse_args(arguments)
     agent = DemoAgent(options.block_uri, options.delay, max_concurrent_requests=options.max_concurrent)
     try:
@@ -82,7 +85,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dialout"
     screen = _Screen(manager)
     with screen.logging(), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(manager, screen))
-    print(summary(manager, time.monotonic() - begin), flush=True)
+    with contextlib.suppress(OSError):  # Whoever read this may have gone.
+        print(summary(manager, time.monotonic() - begin), flush=True)
     return 0
 
 
@@ -120,7 +124,8 @@ class _Screen(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         clear = "\r\x1b[K" if self._is_terminal else ""
-        self._write(f"{clear}{record.getMessage()}\n")
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        self._write(f"{clear}{time.strftime('%H:%M:%S')} {level}{record.getMessage()}\n")
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
@@ -168,7 +173,7 @@ class _Screen(logging.Handler):
 # --- options -----------------------------------------------------------------------------------------
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str, address: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="An agent to try a proxy with: it dials out, registers, blocks what it is told to block, and "
@@ -177,7 +182,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--connect", metavar="ADDRESS", required=True, help="where the proxy listens: a socket's path, or HOST:PORT")
+    where = "where the proxy listens: a socket's path, or HOST:PORT"
+    add(
+        "--connect", metavar="ADDRESS", required=address is None, default=address,
+        help=where if address is None else f"{where} [default: {address}]".replace("%", "%%"),
+    )  # fmt: skip
     add("--id", metavar="ID", type=_agent_id, default="demo-agent", help="the agent's id [default: demo-agent]")
     add("--connections", metavar="N", type=_positive, default=4, help="connections to keep [default: 4]")
     add(

@@ -16,6 +16,5 @@ def command(arguments: tuple[str, ...]) -> int:
     """Dial a listener, register, and decide about requests; see 'shardgate agent --help'."""
     from dialout.agent.demo import main
 
-    # Where 'shardgate run' listens when nobody names a socket. Of two, the last one counts.
-    listener = default_runtime_dir() / "agents.sock"
-    return main(["--connect", str(listener), *arguments], prog="shardgate agent")
+    # Where 'shardgate run' listens when nobody names a socket.
+    return main(arguments, prog="shardgate agent", address=str(default_runtime_dir() / "agents.sock"))
