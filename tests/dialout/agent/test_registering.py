@@ -1,8 +1,11 @@
 """Dialling and registering against proxies that behave as real ones do, well and badly: with real sockets."""
 
 import asyncio
+import socket
 import struct
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.fences import descriptors, new_descriptors
@@ -16,11 +19,14 @@ from dialout import (
     BadRegistration,
     Capabilities,
     ConnectionLimit,
+    Decision,
     Dialect,
     ErrorCode,
+    FrameDecoder,
     LocalProtocolError,
     NotAllowed,
     NotConnected,
+    ProxyConnection,
     ProxyHungUp,
     ProxyOverloaded,
     ProxyShuttingDown,
@@ -431,5 +437,112 @@ def test_refusal_on_a_stream_is_a_value() -> None:
         reader.feed_data(encode_frame(0x04, b'{"accepted":false,"error_code":"connection_limit"}'))
         response = await read_registration_response(reader)
         assert (response.accepted, response.error_code) == (False, ErrorCode.CONNECTION_LIMIT)
+
+    run(main())
+
+
+# --- the hot path ------------------------------------------------------------------------------------
+
+
+class CountingTransport(asyncio.Transport):
+    """Keeps what is written, and whether reading is paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.paused = False
+
+    def write(self, data: Any) -> None:
+        """Keep it."""
+        self.writes.append(bytes(data))
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """A socket of no kind that has options."""
+        return SimpleNamespace(family=socket.AF_UNIX)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Take them."""
+
+    def is_closing(self) -> bool:
+        """It never is."""
+        return False
+
+    def pause_reading(self) -> None:
+        """Note it."""
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        """Note it."""
+        self.paused = False
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    abort = close
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_answers_to_one_read_leave_in_one_write_and_none_while_the_proxy_does_not_read(kind: str) -> None:
+    agent = Agent()
+
+    def plain(event: RequestHeaders) -> Decision:
+        return ALLOWED
+
+    async def asynchronous(event: RequestHeaders) -> Decision:
+        return ALLOWED
+
+    hook = plain if kind == "plain" else asynchronous
+    hook.__name__ = "on_request_headers"
+    agent.hook(hook)
+    codec = codec_for(Dialect.SDK)
+
+    def events(first: int) -> bytes:
+        event = RequestHeaders("GET", "/", {})
+        return b"".join(
+            codec.encode_event(event, request_id=n, correlation_id="", now="") for n in range(first, first + 64)
+        )
+
+    async def main() -> None:
+        transport = CountingTransport()
+        connection = ProxyConnection(RegistrationRequest(agent_id="waf-1"), Dialect.SDK, ping_interval=0)
+        connection.connection_made(transport)
+        connection.data_received(encode_frame(0x04, b'{"accepted":true}'))
+        assert transport.paused
+        serving = asyncio.create_task(connection.serve(agent))
+        await until(lambda: not transport.paused, "it to serve")
+        transport.writes.clear()
+
+        connection.data_received(events(1))
+        await until(lambda: transport.writes, "the answers")
+        assert len(FrameDecoder().feed(transport.writes.pop())) == 64
+        connection.pause_writing()
+        assert transport.paused
+        connection.data_received(events(65))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert transport.writes == []
+        connection.resume_writing()
+        assert not transport.paused
+        assert [len(FrameDecoder().feed(write)) for write in transport.writes] == [64]
+        connection.connection_lost(None)
+        assert (await serving).served == 128
+
+    run(main())
+
+
+def test_tcp_connections_notice_dead_peers() -> None:
+    async def main() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            await peer.end()
+
+        async with scripted_proxy(script, tcp=True) as proxy:
+            connection = await connect_to_proxy(proxy.address, "waf-1")
+            assert connection._transport is not None
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+            connection.close()
+            await connection.wait_closed()
 
     run(main())
