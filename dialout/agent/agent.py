@@ -66,7 +66,7 @@ class Counters:
         self.errored = 0
         """Events that could not be read, or whose hook failed."""
         self.cancelled = 0
-        """Events whose hook was cancelled by the proxy."""
+        """Requests given up in the middle: cancelled by the proxy, or their connection ended."""
         self.started_at = time.monotonic()
 
 

@@ -21,6 +21,7 @@ from dialout.agent.lifecycle import Course, Ending, Kind, after
 from dialout.agent.registering import connect
 from dialout.agent.states import ConnectionState, Phase
 from dialout.capabilities import Capabilities
+from dialout.codec import codec_for
 from dialout.dialects import Dialect
 from dialout.errors import LocalProtocolError
 from dialout.registration import RegistrationRequest
@@ -45,7 +46,7 @@ class AgentConnectionManager:
     ``capabilities`` are the agent's own where they are not given. ``timeout`` bounds dialling and registering,
     ``drain_timeout`` the end; all times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must
     not block; the same lines go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no
-    registration.
+    registration, and for an agent whose failure answer the dialect cannot carry.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class AgentConnectionManager:
             auth_token=auth_token,
             metadata=metadata,
         )
-        self._request.encode(dialect)  # What makes no registration shows now.
+        # What makes no registration, or no answer, in this dialect shows now.
+        self._request.encode(dialect)
+        codec_for(dialect).encode_answer(agent.failure, request_id=1, correlation_id="1")
         self._timeout = timeout
         self._backoff = backoff or Backoff()
         self._proven_after = proven_after

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import logging
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,10 +16,12 @@ from typing import Any, Final, TypeAlias
 from dialout.agent.agent import Agent, Hook, Hooks, Request
 from dialout.agent.errors import printable
 from dialout.agent.lifecycle import ErrorRun
+from dialout.agent.remembering import Memory, key_of
 from dialout.agent.reporting import Reporter
+from dialout.agent.telling import described, places, request_name
 from dialout.codec import Codec
 from dialout.decisions import ALLOWED, Allow, Block, Decision
-from dialout.dialects import Dialect, pong_for
+from dialout.dialects import pong_for
 from dialout.errors import LocalProtocolError, UnreadableEvent
 from dialout.events import (
     Cancel,
@@ -28,13 +29,11 @@ from dialout.events import (
     Configure,
     HealthRequest,
     MetricsRequest,
-    RequestComplete,
     RequestHeaders,
-    ResponseBodyChunk,
 )
 from dialout.inbound import Ping, Pong
 
-__all__ = ["LEAST_QUEUE", "MOST_REMEMBERED", "Serving"]
+__all__ = ["LEAST_QUEUE", "Serving"]
 
 _log = logging.getLogger("dialout.agent")
 _Key: TypeAlias = int | str | None
@@ -42,9 +41,6 @@ _Key: TypeAlias = int | str | None
 LEAST_QUEUE: Final = 16
 """Events that may wait for their turn on every connection, however few it serves at once. While more are there, nothing
 is read, a cancel neither: so some room is good even for an agent that serves one request after the other."""
-
-MOST_REMEMBERED: Final = 4096
-"""Requests of one connection whose headers and context are kept. Proxies do not always say that one is over."""
 
 
 class _Work:
@@ -114,11 +110,12 @@ class Serving:
         self._limit = agent.max_concurrent_requests
         self._queue_limit = max(self._limit, LEAST_QUEUE)
         self._running = 0
+        self._refilling = False
         self._holding = False
         # Requests with an event that a coroutine has in hand, or that waits for one.
         self._work: dict[_Key, _Work] = {}
         self._queue: deque[tuple[_Key, _Work]] = deque()
-        self._remembered: dict[_Key, Request] = {}
+        self._memory = Memory(codec.dialect)
         self._idle: asyncio.Future[None] | None = None
         # A failure answer that this dialect cannot carry shows now, and not when it is needed.
         codec.encode_answer(agent.failure, request_id=1, correlation_id="1")
@@ -146,7 +143,7 @@ class Serving:
             return
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
-            request = self._recall(key, request, event)
+            request = self._memory.recall(request, event)
         elif type(event) is RequestHeaders:
             request.headers = event
         if hook.is_async:
@@ -168,7 +165,7 @@ class Serving:
             case CancelAll(reason):
                 for work in list(self._work.values()):
                     self._cancel(work.request, Cancel(reason))
-                self._remembered.clear()
+                self._memory.clear()
             case HealthRequest():
                 self.reporter.say_health()
             case MetricsRequest():
@@ -178,31 +175,11 @@ class Serving:
 
     def _unreadable(self, error: UnreadableEvent) -> None:
         request = Request(error.request_id, error.correlation_id)
-        key = error.correlation_id if error.request_id is None else error.request_id
-        work = None if key is None else self._work.get(key)
+        work = self._work.get(key_of(request))
         if work is not None:
             work.add(None, Hook("reading the event", partial(_raise, error)))
         else:
-            self._failed(request, "reading the event", error, nameless=key is None)
-
-    # --- what is remembered of a request ---
-
-    def _recall(self, key: _Key, request: Request, event: object) -> Request:
-        """The request as its earlier events left it, or this one from now on."""
-        if type(event) is RequestHeaders:
-            request.headers = event
-            self._remembered.pop(key, None)  # A name may be used again; the newest goes to the end.
-            self._remembered[key] = request
-            if len(self._remembered) > MOST_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            return request
-        return self._remembered.setdefault(key, request)
-
-    def _forget_if_over(self, request: Request, event: object, decision: Decision) -> None:
-        refused = decision.verdict is not None and type(decision.verdict) is not Allow
-        last_chunk = type(event) is ResponseBodyChunk and event.is_last and self._codec.dialect is not Dialect.CORE
-        if refused or last_chunk or type(event) is RequestComplete:
-            self._remembered.pop(_key_of(request), None)
+            self._failed(request, "reading the event", error)
 
     # --- hooks ---
 
@@ -271,10 +248,14 @@ class Serving:
         self._counters.active -= 1
         if self._work.get(key) is work:
             del self._work[key]
-        while self._queue and self._running < self._limit:
-            next_key, following = self._queue.popleft()
-            if not following.dropped:
-                self._start(next_key, following)
+        if self._queue and not self._refilling:
+            # Not nested: where tasks take their first step at once, the next one may be done before it is noted.
+            self._refilling = True
+            while self._queue and self._running < self._limit:
+                next_key, following = self._queue.popleft()
+                if not following.dropped:
+                    self._start(next_key, following)
+            self._refilling = False
         if self._holding and len(self._queue) <= self._queue_limit // 2:
             self._holding = False
             self._hold(False)
@@ -311,24 +292,24 @@ class Serving:
             counters.blocked += 1
         if self._errors.in_a_row:
             self._errors.good()
-        if self._remembered:
-            self._forget_if_over(request, event, decision)
+        if self._memory:
+            self._memory.forget_if_over(request, event, decision)
 
-    def _failed(self, request: Request, what: str, error: BaseException, *, nameless: bool = False) -> None:
+    def _failed(self, request: Request, what: str, error: BaseException) -> None:
         """Answer an event with the failure, and say why; an event that names no request cannot be answered."""
         self._counters.errored += 1
-        named = "a request without a name" if nameless else f"request {_request_name(request)}"
-        _log.error("%s: %s: %s failed: %s", self._name, named, what, _described(error))
+        named = request_name(request)
+        _log.error("%s: %s: %s failed: %s", self._name, named, what, described(error))
         if _log.isEnabledFor(logging.DEBUG):
             # Our own code and the hook's, without the values that the peer gave them.
-            _log.debug("%s: %s: %s", self._name, named, " <- ".join(_places(error)))
-        if not nameless:
+            _log.debug("%s: %s: %s", self._name, named, " <- ".join(places(error)))
+        if key_of(request) is not None:
             self._send(
                 self._codec.encode_answer(
                     self._agent.failure, request_id=request.request_id, correlation_id=request.correlation_id
                 )
             )
-            self._remembered.pop(_key_of(request), None)
+            self._memory.forget(request)
         if self._errors.bad() and not self._gave_up:
             self._gave_up = True
             self._give_up()
@@ -336,9 +317,8 @@ class Serving:
     # --- the end of requests, and of all ---
 
     def _cancel(self, request: Request, event: Cancel) -> None:
-        key = _key_of(request)
-        request = self._remembered.pop(key, request)
-        work = self._work.pop(key, None)
+        request = self._memory.forget(request)
+        work = self._work.pop(key_of(request), None)
         if work is not None:
             request = work.request
             self._drop(work)
@@ -354,7 +334,7 @@ class Serving:
             self.reporter.look_after(result, partial(self._complain, hook.name))
 
     def _complain(self, what: str, error: BaseException) -> None:
-        _log.error("%s: %s failed: %s", self._name, what, _described(error))
+        _log.error("%s: %s failed: %s", self._name, what, described(error))
 
     def _drop(self, work: _Work) -> None:
         work.dropped = True
@@ -403,7 +383,7 @@ class Serving:
             self._drop(work)
         self._work.clear()
         self._queue.clear()
-        self._remembered.clear()
+        self._memory.clear()
         self.reporter.close()
 
 
@@ -420,28 +400,5 @@ else:
         return loop.create_task(coroutine)
 
 
-def _key_of(request: Request) -> _Key:
-    return request.correlation_id if request.request_id is None else request.request_id
-
-
-def _request_name(request: Request) -> str:
-    if request.request_id is not None:
-        return str(request.request_id)
-    return printable(request.correlation_id or "", 64)
-
-
 def _raise(error: Exception, *_: object) -> None:
     raise error
-
-
-def _described(error: BaseException) -> str:
-    """An exception in one line: what it says, which may be a peer's words, escaped, and where it was raised."""
-    text = printable(traceback.format_exception_only(error)[-1].strip())
-    places = _places(error)
-    return f"{text} ({places[0]})" if places else text
-
-
-def _places(error: BaseException) -> list[str]:
-    """Where it was raised, innermost first."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]

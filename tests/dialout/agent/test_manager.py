@@ -368,7 +368,13 @@ def test_state_callback_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"agent_id": "bad id"}, {"address": "nowhere"}, {"target_connections": 0}, {"metadata": {"x": object()}}],
+    [
+        {"agent_id": "bad id"},
+        {"address": "nowhere"},
+        {"target_connections": 0},
+        {"metadata": {"x": object()}},
+        {"agent": Agent(failure=Decision.allow().replace_request_chunk(b""))},
+    ],
 )
 def test_what_can_never_register_is_refused_at_once(wrong: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"address": "/s", "agent_id": "waf-1", "agent": Agent(), "dialect": Dialect.SDK} | wrong

@@ -39,7 +39,8 @@ from dialout import (
     encode_frame,
 )
 from dialout.agent.lifecycle import Ending, Kind
-from dialout.agent.serving import LEAST_QUEUE, MOST_REMEMBERED
+from dialout.agent.remembering import MOST_REMEMBERED
+from dialout.agent.serving import LEAST_QUEUE
 
 BOTH = pytest.mark.parametrize("dialect", [Dialect.SDK, Dialect.CORE])
 
@@ -369,6 +370,21 @@ def test_a_thousand_requests_are_in_flight_on_one_connection() -> None:
             assert {one.request_id for one in answers} == set(range(1, 1001))
             assert all(one.response.request_headers[0].value == f"/{one.request_id}" for one in answers)
             assert (connection.in_flight, agent.most) == (0, 1000)
+
+    run(main())
+
+
+def test_long_queue_of_requests_that_take_no_time_is_served_behind_one_that_does() -> None:
+    async def main() -> None:
+        agent = Gated(max_concurrent_requests=2000)
+        async with serving(agent) as (peer, connection, _):
+            for number in range(1, 3901):
+                peer.event(headers(f"/{number}"), number)
+            await until(lambda: connection.in_flight == 3900, "all to be there")
+            agent.let_go(*(f"/{number}" for number in range(1000, 3901)), "/1")
+            assert len([await answer(peer) for _ in range(2902)]) == 2902
+            agent.let_go(*(f"/{number}" for number in range(2, 1000)))
+            assert len([await answer(peer) for _ in range(998)]) == 998
 
     run(main())
 
