@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from dialout import __version__
 from dialout.agent.agent import Agent
@@ -173,6 +174,13 @@ class _Screen(logging.Handler):
 # --- options -----------------------------------------------------------------------------------------
 
 
+class _Help(argparse.HelpFormatter):
+    """A help that begins as those of the other commands of shardgate do."""
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or "Usage: ")
+
+
 def _parser(prog: str, address: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -180,6 +188,7 @@ def _parser(prog: str, address: str | None) -> argparse.ArgumentParser:
         "allows the rest, until SIGTERM or Ctrl-C.",
         epilog="There is no option for a token itself: everybody on the host can read the arguments of a process.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     add = parser.add_argument
     where = "where the proxy listens: a socket's path, or HOST:PORT"

@@ -276,7 +276,11 @@ def test_a_good_answer_in_between_forgets_the_errors() -> None:
             for number in range(1, 61):
                 peer.event(headers("/good" if number % 6 == 0 else "/bad"), number)
             assert len(await verdicts(peer, 60)) == 60
+            for _ in range(100):
+                await asyncio.sleep(0)
             assert not task.done()
+            peer.event(headers("/good"), 61)
+            assert await verdicts(peer, 1) == {61: ALLOW}
 
     run(main())
 
@@ -351,6 +355,9 @@ def test_agent_reads_no_more_when_too_much_waits_and_goes_on_later() -> None:
                 peer.event(headers(f"/{number}"), number)
                 in_flight = min(number, 2 + LEAST_QUEUE)
                 await until(partial(holds, connection, in_flight), "it to be taken or left")
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert connection.in_flight == 2 + LEAST_QUEUE
             agent.let_go(*(f"/{number}" for number in range(1, 101)))
             assert len(await verdicts(peer, 100)) == 100
 
@@ -443,6 +450,25 @@ def test_cancel_ends_the_coroutine_and_is_not_answered(dialect: Dialect, queued:
             assert values == (["/1", "/3"] if queued else ["/3"])
             assert agent.cancelled == ([] if queued else ["/1"])
             assert "/2" not in agent.gates
+
+    run(main())
+
+
+def test_cancel_right_behind_its_request_leaves_room_for_the_next() -> None:
+    async def main() -> None:
+        agent = Gated(max_concurrent_requests=1)
+        codec = codec_for(Dialect.SDK)
+        async with serving(agent) as (peer, connection, _):
+            for number in range(1, 4):
+                event = codec.encode_event(headers(f"/{number}"), request_id=number, correlation_id="", now="")
+                cancel = codec.encode_cancel(
+                    request_id=number, correlation_id="", reason=CancelReason.MANUAL, timestamp_ms=1
+                )
+                peer.send(event + cancel)
+            peer.event(headers("/last"), 9)
+            agent.let_go("/last")
+            assert await verdicts(peer, 1) == {9: ALLOW}
+            assert (connection.in_flight, agent.counters.active, len(agent.told)) == (0, 0, 3)
 
     run(main())
 

@@ -28,7 +28,7 @@ def test_help_lists_what_there_is_and_every_command_explains_itself(cli: Cli) ->
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
     assert listed == [
-        *("run", "check", "token", "status", "agents", "connections", "send"),
+        *("run", "check", "token", "status", "agents", "connections", "send", "agent"),
         *("drain", "restart", "scale", "rebalance", "reload", "stop"),
     ]
     for name in listed:
