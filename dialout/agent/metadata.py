@@ -1,7 +1,6 @@
 """What an agent says about itself besides its capabilities, for the people who run the proxy."""
 
 import os
-import socket
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +14,7 @@ def agent_metadata(version: str, *features: str, **more: Any) -> dict[str, Any]:
     """
     return {
         "version": version,
-        "hostname": socket.gethostname(),
+        "hostname": os.uname().nodename,
         "pid": os.getpid(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "features": list(features),
