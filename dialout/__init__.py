@@ -2,6 +2,24 @@
 
 from typing import TYPE_CHECKING
 
+from dialout.agent.backoff import Backoff
+from dialout.agent.errors import (
+    AuthFailed,
+    BadRegistration,
+    ConnectionLimit,
+    NotAllowed,
+    NotConnected,
+    ProxyHungUp,
+    ProxyOverloaded,
+    ProxyShuttingDown,
+    ProxyUnreachable,
+    RegistrationError,
+    RegistrationTimeout,
+    UnreadableAnswer,
+    VersionMismatch,
+)
+from dialout.agent.metadata import agent_metadata
+from dialout.agent.states import ConnectionState, Phase
 from dialout.answers import (
     RegistrationResponse,
     acceptance_frame,
@@ -113,6 +131,10 @@ from dialout.registration import (
 )
 
 if TYPE_CHECKING:
+    from dialout.agent.agent import Agent, Request
+    from dialout.agent.connection import ProxyConnection
+    from dialout.agent.manager import AgentConnectionManager
+    from dialout.agent.registering import connect_to_proxy, read_registration_response, write_registration_request
     from dialout.proxy.exchange import Exchange
     from dialout.proxy.pool_client import PoolClient
     from dialout.proxy.pool_response import Response
@@ -126,13 +148,18 @@ __all__ = [
     "MAX_METADATA_DEPTH",
     "NO_AUDIT",
     "PROTOCOL_VERSION",
+    "Agent",
+    "AgentConnectionManager",
     "AgentEvent",
     "AgentNotFound",
     "AgentUnavailable",
     "Allow",
     "Answer",
     "Audit",
+    "AuthFailed",
+    "Backoff",
     "BadAnswer",
+    "BadRegistration",
     "BadRequest",
     "Block",
     "BodyMutation",
@@ -146,7 +173,9 @@ __all__ = [
     "Codec",
     "ConfigUpdate",
     "Configure",
+    "ConnectionLimit",
     "ConnectionLost",
+    "ConnectionState",
     "CoreFrame",
     "Decision",
     "Dialect",
@@ -176,20 +205,31 @@ __all__ = [
     "MutationAnswer",
     "NoShard",
     "NotAgentProtocol",
+    "NotAllowed",
+    "NotConnected",
     "NotInDialect",
     "NotUnderstood",
     "Overloaded",
     "OversizedFrame",
+    "Phase",
     "Ping",
     "Pong",
     "PoolClient",
     "PoolError",
+    "ProxyConnection",
+    "ProxyHungUp",
+    "ProxyOverloaded",
+    "ProxyShuttingDown",
+    "ProxyUnreachable",
     "Redirect",
     "Registration",
+    "RegistrationError",
     "RegistrationRequest",
     "RegistrationResponse",
+    "RegistrationTimeout",
     "Rejection",
     "RemoteProtocolError",
+    "Request",
     "RequestBodyChunk",
     "RequestCancelled",
     "RequestComplete",
@@ -204,32 +244,47 @@ __all__ = [
     "ShuttingDown",
     "TruncatedFrame",
     "Unreadable",
+    "UnreadableAnswer",
     "UnreadableEvent",
     "Verdict",
+    "VersionMismatch",
     "WebSocketClose",
     "WebSocketDecision",
     "WebSocketFrame",
     "ZeroLengthFrame",
     "acceptance_frame",
+    "agent_metadata",
     "answer_type_for",
     "answer_type_so_far",
     "codec_for",
+    "connect_to_proxy",
     "encode_frame",
     "headers_from_pairs",
     "is_agent_id",
     "parse_registration",
     "parse_registration_response",
     "pong_for",
+    "read_registration_response",
     "rejection_frame",
     "scan_first_frame",
     "to_json_value",
+    "write_registration_request",
 ]
 
 
 def __getattr__(name: str) -> object:
     # The only names with a loop behind them: whoever needs none does not pay for asyncio (70 ms).
-    if name not in {"Exchange", "PoolClient", "Response"}:
+    home: object
+    if name in {"Exchange", "PoolClient", "Response"}:
+        from dialout.proxy import pool_client as home
+    elif name in {"Agent", "Request"}:
+        from dialout.agent import agent as home
+    elif name == "AgentConnectionManager":
+        from dialout.agent import manager as home
+    elif name == "ProxyConnection":
+        from dialout.agent import connection as home
+    elif name in {"connect_to_proxy", "read_registration_response", "write_registration_request"}:
+        from dialout.agent import registering as home
+    else:
         raise AttributeError(f"module 'dialout' has no attribute {name!r}")
-    from dialout.proxy import pool_client
-
-    return getattr(pool_client, name)
+    return getattr(home, name)

@@ -25,7 +25,7 @@ from dialout.errors import LocalProtocolError, NotInDialect, UnreadableEvent
 from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, FromProxy
 from dialout.frames import HEADER, MAX_FRAME_LENGTH
 from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics, Ping, Pong
-from dialout.received import read_event, read_ids
+from dialout.received import read_event, read_ids, read_request
 from dialout.responses import READ_ERRORS, why
 from dialout.wire import Wire, encode_json
 from dialout.wire_core import CORE
@@ -171,6 +171,14 @@ class Codec:
     def _decode_addressed(self, frame_type: int, payload: bytes) -> _Received:
         """Read a frame that is about one request."""
         request_id = correlation_id = None
+        if frame_type == 0x10:
+            try:
+                found, event = read_request(payload)
+                request_id, correlation_id = self._wire.ids_of(found)
+            except READ_ERRORS:
+                pass  # It is read again, piece by piece, to see how far that goes.
+            else:
+                return request_id, correlation_id, event
         try:
             ids = read_ids(payload)
             request_id, correlation_id = self._wire.ids_of(ids)

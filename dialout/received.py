@@ -27,7 +27,7 @@ from dialout.events import (
     headers_from_pairs,
 )
 
-__all__ = ["WireIds", "read_event", "read_ids"]
+__all__ = ["WireIds", "read_event", "read_ids", "read_request"]
 
 
 class WireIds(Struct, gc=False):
@@ -50,7 +50,7 @@ _REASONS: Final = {reason.name.lower(): reason for reason in CancelReason}
 _WireHeaders: TypeAlias = dict[str, list[str]] | list[tuple[str, str]] | None
 
 
-class _RequestHeaders(Struct, gc=False):
+class _RequestHeaders(WireIds, kw_only=True, gc=False):
     method: str
     uri: str
     headers: _WireHeaders = None
@@ -86,17 +86,19 @@ _DECODERS: Final[dict[int, Callable[[bytes], AgentEvent]]] = {
 }
 
 
+def read_request(payload: bytes) -> tuple[WireIds, RequestHeaders]:
+    """The event in a frame of type 0x10, and its ids: both in one pass, for the frame that every request has."""
+    wire = _decode_request_headers(payload)
+    event = RequestHeaders(
+        wire.method, wire.uri, _headers(wire.headers), wire.has_body is True, wire.metadata or _NO_METADATA
+    )
+    return wire, event
+
+
 def read_event(frame_type: int, payload: bytes) -> AgentEvent:
     """The event in a frame of type 0x10 to 0x17, without its ids."""
     if frame_type == RequestHeaders.frame_type:
-        request = _decode_request_headers(payload)
-        return RequestHeaders(
-            request.method,
-            request.uri,
-            _headers(request.headers),
-            request.has_body is True,
-            request.metadata or _NO_METADATA,
-        )
+        return read_request(payload)[1]
     if frame_type == ResponseHeaders.frame_type:
         response = _decode_response_headers(payload)
         status = response.status_code if response.status is None else response.status

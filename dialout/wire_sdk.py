@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from dialout.capabilities import Capabilities, Event
-from dialout.decisions import BodyMutation, Decision
+from dialout.decisions import ALLOWED, BodyMutation, Decision
 from dialout.dialects import Dialect, SdkFrame
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
@@ -199,6 +199,10 @@ def _receivable(capabilities: Capabilities) -> Event:
 
 
 def _answer(response: Decision, request_id: int | None, _: str | None) -> bytes:
+    if response is ALLOWED and request_id is not None and 0 < request_id <= _MAX_ID:
+        # The answer to nearly every event, so without the checks that it cannot fail.
+        payload = b'{"request_id":%d,"decision":"allow"}' % request_id
+        return HEADER.pack(len(payload) + 1, 0x20) + payload
     if request_id is None:
         raise LocalProtocolError("an sdk agent names the request_id that it answers")
     check_ids(request_id, "")

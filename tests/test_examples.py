@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from support.agents import Agent, registration
-from support.product import environment, short_folder
+from support.product import StartProduct, environment, short_folder
+from support.sending import decided
 from support.waiting import wait_for
 
 from dialout import Dialect, ErrorCode
@@ -157,3 +158,17 @@ def test_simple_loop_serves_on_when_an_agent_hangs_up_before_it_is_asked() -> No
             assert [line["agent_id"] for line in decisions] == ["waf-1"]
         example.process.terminate()
         example.end()
+
+
+def test_agent_serves_a_running_listener_until_it_is_stopped(start_product: StartProduct, tmp_path: Path) -> None:
+    product = start_product()
+    with running(tmp_path, "agent.py", str(product.socket), "demo-agent") as example:
+        wait_for(lambda: sum(product.counts()) == 4, "its connections", timeout=20)
+        blocked = decided(product, "demo-agent", "--uri", "/admin")
+        assert blocked["decision"] == {"block": {"status": 403, "body": "not for you"}}
+        allowed = decided(product, "demo-agent", "--uri", "/")
+        assert allowed["decision"] == "allow"
+        assert allowed["request_headers"] == [{"operation": "set", "name": "x-checked-by", "value": "demo-agent"}]
+        example.process.terminate()
+        example.end()
+        assert "demo-agent connection 4: connected as demo-agent-conn-" in example.log.read_text()

@@ -61,7 +61,11 @@ def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
         wait_for((tour / "run" / "agents.sock").exists, "the listener's socket", timeout=20)
         agent = start(block("tour: agent"), tour)
         assert agent.stdout is not None
-        assert agent.stdout.readline() == "registered as demo-agent-conn-1\n"
+        connected = 0
+        while connected < 4:
+            line = agent.stdout.readline()
+            assert line, "the agent ended"
+            connected += " connected as demo-agent-conn-" in line
         client = start(
             block("proxy: client")
             .join(["python - <<'EOF'\n", "EOF\n"])
@@ -70,13 +74,13 @@ def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
         )
         shown, _ = client.communicate(timeout=30)
         assert "Block(status=403" in shown
-        assert "by demo-agent-conn-1 in shard" in shown
+        assert "by demo-agent-conn-" in shown
         request = start(block("tour: request"), tour)
         output, _ = request.communicate(timeout=60)
         assert request.returncode == 0, output
         assert "allow" in output
         assert '"block"' in output
-        assert "demo-agent-conn-1" in output
+        assert all(f"demo-agent-conn-{n}" in output for n in range(1, 5))
         assert listener.wait(20) == 0
     finally:
         for process in (listener, agent):
@@ -84,6 +88,13 @@ def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
                 if process.poll() is None:
                     os.killpg(process.pid, 15)
                 process.communicate(timeout=20)
+
+
+def test_readme_agent_is_the_example() -> None:
+    example = (README.parent / "examples" / "agent.py").read_text()
+    program = block("agent: program")
+    assert example.endswith(f'"""\n\n{program}')
+    assert sum(bool(line.strip()) for line in program.splitlines()) <= 20
 
 
 @pytest.mark.parametrize("spelling", ["true", "#true"])

@@ -24,6 +24,7 @@ _COMMANDS = {
     "why": "why",
     "events": "events",
     "send": "send",
+    "agent": "agent",
     "drain": "operating",
     "restart": "operating",
     "scale": "operating",

@@ -1,0 +1,361 @@
+"""One registered connection to a proxy, on any asyncio loop.
+
+An ``asyncio.Protocol``, because this is the agent's hot path: one read brings many frames, plain hooks answer on the
+spot, and all answers of one turn of the loop leave in one write. No task for reading, none for writing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+from dialout.agent.address import keep_alive
+from dialout.agent.agent import Agent
+from dialout.agent.errors import NotConnected, ProxyHungUp, UnreadableAnswer, registration_error
+from dialout.agent.lifecycle import Ending, Kind
+from dialout.agent.liveness import Liveness, Look
+from dialout.agent.reporting import INTERVAL
+from dialout.agent.serving import Serving
+from dialout.answers import RegistrationResponse, parse_registration_response
+from dialout.codec import codec_for
+from dialout.dialects import Dialect
+from dialout.errors import FrameError, LocalProtocolError, RemoteProtocolError
+from dialout.frames import FrameDecoder
+from dialout.registration import RegistrationRequest
+
+__all__ = ["ProxyConnection"]
+
+_log = logging.getLogger("dialout.agent")
+
+_WRITE_BUFFER: Final = 256 * 1024
+"""Bytes that wait to be written before the connection is not read any more: a proxy that does not take answers gets no
+further requests served."""
+
+_GRACE: Final = 5.0
+"""Seconds for what is in flight when a connection is given up for its errors."""
+
+_LAST_WRITE: Final = 0.5
+"""Seconds for the last answers to leave, at least."""
+
+
+class ProxyConnection(asyncio.Protocol):
+    """A connection to a proxy; ``connect_to_proxy`` makes one and returns it registered.
+
+    ``response`` is the proxy's answer. Nothing is read behind it until ``serve`` begins. ``ping_interval`` and
+    ``ping_timeout`` are seconds, see ``Liveness``; an interval of 0 sends no pings.
+    """
+
+    def __init__(
+        self,
+        request: RegistrationRequest,
+        dialect: Dialect,
+        *,
+        ping_interval: float = 15.0,
+        ping_timeout: float = 15.0,
+        on_dialled: Callable[[], None] | None = None,
+    ) -> None:
+        self.dialect = dialect
+        self.agent_id = request.agent_id
+        self.registered: asyncio.Future[RegistrationResponse] = asyncio.get_running_loop().create_future()
+        self._registration = request.encode(dialect)
+        self._codec = codec_for(dialect)
+        self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._on_dialled = on_dialled
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+        self._early: list[tuple[int, bytes]] = []
+        self._broken: FrameError | None = None
+        self._serving: Serving | None = None
+        self._out: list[bytes] = []
+        self._flush_due = False
+        self._begun = False
+        self._taking = False
+        # Why nothing is read: the proxy does not take answers, or too many events wait, or we are about to close.
+        self._full = False
+        self._held = False
+        self._giving_up: asyncio.Task[bool] | None = None
+        self._heard = False
+        self._liveness: Liveness | None = None
+        self._pings = 0
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._registered_at = 0.0
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._kind = Kind.LOST
+        self._why = ""
+
+    # --- what others see ---
+
+    @property
+    def response(self) -> RegistrationResponse:
+        """The proxy's answer to the registration."""
+        return self.registered.result()
+
+    @property
+    def connection_id(self) -> str:
+        """What the proxy calls this connection; the agent's id where it gave no name. Escape it for a log."""
+        return self.response.assigned_id or self.agent_id
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a coroutine works on, or that wait for one."""
+        return 0 if self._serving is None else self._serving.in_flight
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is over."""
+        return self._closed.done()
+
+    async def serve(self, agent: Agent) -> Ending:
+        """Serve events with the hooks of ``agent`` until the connection ends, and say how it did.
+
+        First the configuration that came with the registration is applied. A cancelled ``serve`` closes the
+        connection. Raises LocalProtocolError when the agent's failure answer is none in this dialect.
+        """
+        if self._serving is not None:
+            raise LocalProtocolError("this connection is being served already")
+        try:
+            self._serving = Serving(
+                agent,
+                self._codec,
+                self.agent_id,
+                self.connection_id,
+                send=self._send,
+                hold=self._hold,
+                give_up=self._give_up,
+            )
+            await self._serving.configure(self.response.config)
+            self._begin(self._serving)
+            await self.wait_closed()
+        finally:
+            self.close()
+            if self._serving is not None:
+                self._serving.close()
+        return Ending(
+            kind=self._kind,
+            reason=self._why or "closed by the proxy",
+            lasted=self._loop.time() - self._registered_at,
+            served=self._serving.served,
+        )
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - what is left at its end is cut off, not cancelled
+        """Finish what is in flight, then close; whether all of it was finished within ``timeout`` seconds.
+
+        What comes meanwhile is served, too: a proxy that knows no word for "send nothing new" goes on until the end.
+        """
+        finished, end = True, self._loop.time() + timeout
+        if self._serving is not None and not self.is_closed:
+            self._serving.reporter.say_draining(timeout)
+            idle = asyncio.ensure_future(self._serving.idle())
+            await asyncio.wait({idle, self._closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            finished = idle.done()
+            idle.cancel()
+        self.close()
+        # What is left in the buffer may take its time; a proxy that does not read would make that for ever.
+        await asyncio.wait({self._closed}, timeout=max(end - self._loop.time(), _LAST_WRITE))
+        self.abort("the proxy does not read")
+        await self.wait_closed()
+        return finished
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is over."""
+        await asyncio.shield(self._closed)
+
+    def close(self, why: str = "closed by the agent") -> None:
+        """Close the connection, behind what waits to be written. Closing again does nothing."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._why = self._why or why
+            self._full = False
+            self._flush()
+            self._transport.close()
+
+    def abort(self, why: str) -> None:
+        """Close the connection at once: the proxy is gone, or makes no sense."""
+        self._why = self._why or why
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- what the loop calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register."""
+        # uvloop's transports do the same without being subclasses.
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        keep_alive(transport.get_extra_info("socket"))
+        if self._on_dialled is not None:
+            self._on_dialled()
+        self._transport.write(self._registration)
+        self._registration = b""  # It holds the token.
+
+    def data_received(self, data: bytes) -> None:
+        """Serve every frame in this read."""
+        self._heard = True
+        frames: Sequence[tuple[int, bytes]]
+        try:
+            frames = self._decoder.feed(data)
+        except FrameError as error:
+            frames, self._broken = error.frames, error
+        serving = self._serving
+        if serving is None or not self._begun:
+            self._take_early(frames)
+            return
+        self._taking = True
+        for frame_type, payload in frames:
+            serving.take(frame_type, payload)
+        self._taking = False
+        if self._out:
+            self._flush()
+        if self._broken is not None:
+            self._out_of_step(self._broken)
+
+    def eof_received(self) -> None:
+        """Close: a proxy that writes no more has no more requests."""
+        try:
+            self._decoder.feed_eof()
+        except FrameError as error:
+            self._why = self._why or f"broken off: {error}"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End everything at once."""
+        self._transport = None
+        if isinstance(exc, OSError) and not isinstance(exc, BrokenPipeError):
+            # A broken pipe is a close that a write met before a read did.
+            self._why = self._why or exc.strerror or ""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._out.clear()
+        if not self.registered.done():
+            how = f": {self._why}" if self._why else ""
+            self._not_registered(ProxyHungUp(f"the proxy closed the connection without an answer{how}"))
+        if self._serving is not None:
+            self._serving.close()
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Read no more, since the proxy does not."""
+        self._full = True
+        self._set_reading()
+
+    def resume_writing(self) -> None:
+        """Write what was kept, and read again."""
+        self._full = False
+        self._flush()
+        self._set_reading()
+
+    # --- registering ---
+
+    def _take_early(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Take the answer to the registration, and keep what came right behind it."""
+        self._early.extend(frames)
+        if self.registered.done():
+            return
+        if self._early:
+            self._answered(*self._early.pop(0))
+        elif self._broken is not None:
+            self._not_registered(UnreadableAnswer(f"the proxy's answer is no frame: {self._broken}"))
+            self.abort("no answer")
+
+    def _answered(self, frame_type: int, payload: bytes) -> None:
+        try:
+            response = parse_registration_response(frame_type, payload)
+        except RemoteProtocolError as error:
+            self._not_registered(UnreadableAnswer(str(error)))
+            self.abort("no answer")
+            return
+        if not response.accepted:
+            self._not_registered(registration_error(response))
+            self.abort("refused")
+            return
+        self._registered_at = self._loop.time()
+        self.registered.set_result(response)
+        # What follows stays with the kernel until somebody serves it.
+        self._set_reading()
+
+    def _not_registered(self, error: NotConnected) -> None:
+        self.registered.set_exception(error)
+        self.registered.exception()  # Looked at, even if nobody waits for it any more.
+
+    # --- serving ---
+
+    def _begin(self, serving: Serving) -> None:
+        """Serve what came early, and begin to read."""
+        early, self._early = self._early, []
+        self._begun = True
+        for frame_type, payload in early:
+            serving.take(frame_type, payload)
+        if self._broken is not None:
+            self._out_of_step(self._broken)
+            return
+        self._set_reading()
+        if self._ping_interval > 0:
+            self._liveness = Liveness(self._loop.time(), self._ping_interval, self._ping_timeout)
+            self._look()
+        if serving.reporter.reports_unasked:
+            self._report()
+
+    def _out_of_step(self, error: FrameError) -> None:
+        self._why = self._why or f"garbage from the proxy: {error}"
+        self.close()
+
+    def _hold(self, on: bool) -> None:
+        self._held = on
+        self._set_reading()
+
+    def _set_reading(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        not_yet = self.registered.done() and not self._begun
+        if not_yet or self._full or self._held or self._giving_up is not None:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def _give_up(self) -> None:
+        self._kind, self._why = Kind.ERRORS, "too many errors in a row"
+        self._giving_up = self._loop.create_task(self.drain(_GRACE))
+        self._set_reading()
+
+    # --- time ---
+
+    def _look(self) -> None:
+        serving, liveness = self._serving, self._liveness
+        if serving is None or liveness is None or self._transport is None:
+            return
+        if serving.ponged:
+            liveness.ponged()
+        now = self._loop.time()
+        # Nothing can be heard while nothing is read, and that is our own doing.
+        look = liveness.look(now, heard=self._heard or self._held or self._full)
+        self._heard = False
+        if look is Look.DEAD:
+            self.abort(f"no answer to a ping within {self._ping_timeout:g} s")
+            return
+        if look is Look.PING:
+            self._pings += 1
+            self._send(self._codec.encode_ping(sequence=self._pings, timestamp_ms=int(now * 1000)))
+        self._timers["look"] = self._loop.call_at(liveness.next_look, self._look)
+
+    def _report(self) -> None:
+        if self._serving is not None and self._transport is not None:
+            self._serving.reporter.report()
+            self._timers["report"] = self._loop.call_later(INTERVAL, self._report)
+
+    # --- writing ---
+
+    def _send(self, frame: bytes) -> None:
+        self._out.append(frame)
+        if not (self._taking or self._flush_due or self._full):
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        transport = self._transport
+        if self._full or not self._out or transport is None or transport.is_closing():
+            return
+        out, self._out = self._out, []
+        transport.write(b"".join(out) if len(out) > 1 else out[0])

@@ -1,0 +1,252 @@
+"""Keeps an agent connected: so many connections, each dialled again whenever it ends.
+
+What follows an ending is decided in ``dialout.agent.lifecycle``; this module dials, waits and tells.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from dialout.agent.address import parse_address
+from dialout.agent.agent import Agent
+from dialout.agent.backoff import Backoff
+from dialout.agent.connection import ProxyConnection
+from dialout.agent.errors import NotConnected, RegistrationError
+from dialout.agent.lifecycle import Course, Ending, Kind, after
+from dialout.agent.registering import connect
+from dialout.agent.states import ConnectionState, Phase
+from dialout.capabilities import Capabilities
+from dialout.codec import codec_for
+from dialout.dialects import Dialect
+from dialout.errors import LocalProtocolError
+from dialout.registration import RegistrationRequest
+
+__all__ = ["AgentConnectionManager"]
+
+_log = logging.getLogger("dialout.agent")
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class AgentConnectionManager:
+    """Keeps ``target_connections`` connections to the proxy at ``address`` and serves them with ``agent``.
+
+    ::
+
+        await AgentConnectionManager("/run/shardgate/agents.sock", "waf-1", agent).run()
+
+    Each connection that ends, or never was, is dialled again after a back-off of 1 to 60 seconds with full jitter, or
+    as long as the proxy says; see ``dialout.agent.lifecycle`` for what is waited for how. It never gives up, unless
+    ``max_failures`` says after how many failures in a row on one connection it should: then ``run`` raises the last.
+
+    ``capabilities`` are the agent's own where they are not given. ``timeout`` bounds dialling and registering,
+    ``drain_timeout`` the end; all times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must
+    not block; the same lines go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no
+    registration, and for an agent whose failure answer the dialect cannot carry.
+    """
+
+    def __init__(
+        self,
+        address: str | Path,
+        agent_id: str,
+        agent: Agent,
+        *,
+        target_connections: int = 4,
+        auth_token: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        capabilities: Capabilities | None = None,
+        dialect: Dialect = Dialect.SDK,
+        timeout: float = 10.0,
+        backoff: Backoff | None = None,
+        proven_after: float = 10.0,
+        max_failures: int | None = None,
+        ping_interval: float = 15.0,
+        ping_timeout: float = 15.0,
+        drain_timeout: float = 30.0,
+        on_state: Callable[[ConnectionState], None] | None = None,
+    ) -> None:
+        if target_connections < 1:
+            raise LocalProtocolError("target_connections is at least 1")
+        self.address = parse_address(address)
+        self.agent = agent
+        self.reconnects = 0
+        """Connections that were registered, and dialled again."""
+        self._dialect = dialect
+        self._request = RegistrationRequest(
+            agent_id=agent_id,
+            capabilities=agent.capabilities if capabilities is None else capabilities,
+            auth_token=auth_token,
+            metadata=metadata,
+        )
+        # What makes no registration, or no answer, in this dialect shows now.
+        self._request.encode(dialect)
+        codec_for(dialect).encode_answer(agent.failure, request_id=1, correlation_id="1")
+        self._timeout = timeout
+        self._backoff = backoff or Backoff()
+        self._proven_after = proven_after
+        self._max_failures = max_failures
+        self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._drain_timeout = drain_timeout
+        self._on_state = on_state
+        self._roll = random.random
+        self._states = [ConnectionState(number=n + 1, phase=Phase.CLOSED) for n in range(target_connections)]
+        self._connections: dict[int, ProxyConnection] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping: asyncio.Event | None = None
+        self._now = False
+
+    # --- what others see and do ---
+
+    @property
+    def agent_id(self) -> str:
+        """The id that the agent registers with."""
+        return self._request.agent_id
+
+    @property
+    def states(self) -> tuple[ConnectionState, ...]:
+        """Where each connection stands."""
+        return tuple(self._states)
+
+    @property
+    def connected(self) -> int:
+        """How many connections are registered now."""
+        return sum(state.phase is Phase.CONNECTED for state in self._states)
+
+    async def run(self, *, handle_signals: bool = True) -> None:
+        """Stay connected until ``stop``, or until SIGTERM or SIGINT where ``handle_signals`` is true.
+
+        The end is gentle: what is in flight is finished first, for up to ``drain_timeout``. A second signal ends at
+        once. Signals need the loop of the main thread; elsewhere they are left alone. A cancelled ``run`` closes at
+        once. Runs once.
+        """
+        if self._stopping is not None:
+            raise LocalProtocolError("a manager runs once; make another one")
+        self._stopping = asyncio.Event()
+        with self._signals() if handle_signals else contextlib.nullcontext():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    self._tasks = [group.create_task(self._keep(n)) for n in range(len(self._states))]
+            except* NotConnected as gave_up:
+                raise gave_up.exceptions[0] from None
+
+    def stop(self, *, now: bool = False) -> None:
+        """Have ``run`` end: gently, or at once with ``now``. Returns immediately; call it from the loop's thread."""
+        if self._stopping is None:
+            return
+        self._now = self._now or now
+        first = not self._stopping.is_set()
+        self._stopping.set()
+        for n, task in enumerate(self._tasks):
+            if n not in self._connections:
+                task.cancel()  # It dials, or waits to.
+            elif self._now:
+                self._connections[n].abort("stopped")
+            elif first:
+                self._tell(n, Phase.DRAINING, reason=f"{self._connections[n].in_flight} in flight")
+
+    # --- one connection ---
+
+    async def _keep(self, n: int) -> None:
+        """Keep connection ``n`` there until the manager stops."""
+        assert self._stopping is not None
+        course = Course()
+        try:
+            while not self._stopping.is_set():
+                ending, error = await self._connect_and_serve(n)
+                if self._stopping.is_set():
+                    break
+                plan = after(course, ending, self._backoff, self._roll(), proven_after=self._proven_after)
+                course = plan.course
+                if self._max_failures is not None and course.failures > self._max_failures:
+                    raise error or NotConnected(ending.reason)
+                self._tell(n, Phase.WAITING, plan.level, wait=plan.wait, reason=ending.reason, detail=ending.detail)
+                await asyncio.sleep(plan.wait)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+        finally:
+            self._tell(n, Phase.CLOSED)
+
+    async def _connect_and_serve(self, n: int) -> tuple[Ending, NotConnected | None]:
+        self._tell(n, Phase.CONNECTING)
+        try:
+            connection = await connect(
+                self.address,
+                self._request,
+                self._dialect,
+                limit=self._timeout,
+                ping_interval=self._ping_interval,
+                ping_timeout=self._ping_timeout,
+                on_dialled=lambda: self._tell(n, Phase.REGISTERING),
+            )
+        except NotConnected as error:
+            return _ending(error), error
+        self._connections[n] = connection
+        try:
+            self._tell(n, Phase.CONNECTED, connection_id=connection.connection_id)
+            serving = asyncio.ensure_future(connection.serve(self.agent))
+            return await self._until_over(connection, serving), None
+        finally:
+            del self._connections[n]
+            self.reconnects += not (self._stopping is not None and self._stopping.is_set())
+
+    async def _until_over(self, connection: ProxyConnection, serving: "asyncio.Future[Ending]") -> Ending:
+        """Wait for the end of a connection, and drain it when the manager stops."""
+        assert self._stopping is not None
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        both: set[asyncio.Future[Any]] = {serving, stopping}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and not self._now:
+                await connection.drain(self._drain_timeout)
+            return await serving
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+
+    # --- telling ---
+
+    def _tell(self, n: int, phase: Phase, level: int = logging.INFO, **more: Any) -> None:
+        state = self._states[n] = ConnectionState(number=n + 1, phase=phase, **more)
+        detail = f" ({state.detail})" if state.detail else ""
+        _log.log(level, "%s connection %d: %s%s", self.agent_id, n + 1, state, detail)
+        if self._on_state is not None:
+            try:
+                self._on_state(state)
+            except Exception:  # noqa: BLE001 - the caller's code; the connection goes on
+                _log.exception("on_state failed")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        taken = []
+        for number in _SIGNALS:
+            # ValueError and RuntimeError: another thread than the main one, or a loop that cannot.
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+                loop.add_signal_handler(number, self._signalled)
+                taken.append(number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        self.stop(now=self._stopping is not None and self._stopping.is_set())
+
+
+def _ending(error: NotConnected) -> Ending:
+    code, words = error.error_code, str(error)
+    return Ending(
+        kind=Kind.REFUSED if isinstance(error, RegistrationError) else Kind.UNREACHABLE,
+        reason=words if code is None else code.value,
+        detail="" if code is None else words.removeprefix(f"{code}: "),
+        error_code=error.error_code,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,61 @@
+"""What a connection remembers of requests that have more than one event."""
+
+from typing import Final
+
+from dialout.agent.agent import Request
+from dialout.decisions import Allow, Decision
+from dialout.dialects import Dialect
+from dialout.events import RequestComplete, RequestHeaders, ResponseBodyChunk
+
+__all__ = ["MOST_REMEMBERED", "Memory", "key_of"]
+
+MOST_REMEMBERED: Final = 4096
+"""Requests of one connection whose headers and context are kept. Proxies do not always say that one is over."""
+
+
+def key_of(request: Request) -> int | str | None:
+    """What tells the requests of a connection apart: the number where there is one, or the text."""
+    return request.correlation_id if request.request_id is None else request.request_id
+
+
+class Memory:
+    """The requests of one connection; the oldest goes when there are too many."""
+
+    __slots__ = ("_dialect", "_requests")
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._requests: dict[int | str | None, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def recall(self, request: Request, event: object) -> Request:
+        """The request as its earlier events left it, or this one from now on."""
+        key = key_of(request)
+        if type(event) is not RequestHeaders:
+            return self._requests.setdefault(key, request)
+        request.headers = event
+        self._requests.pop(key, None)  # A name may be used again; the newest goes to the end.
+        self._requests[key] = request
+        if len(self._requests) > MOST_REMEMBERED:
+            del self._requests[next(iter(self._requests))]
+        return request
+
+    def forget(self, request: Request) -> Request:
+        """Let go of a request, and return what was remembered of it."""
+        return self._requests.pop(key_of(request), request)
+
+    def forget_if_over(self, request: Request, event: object, decision: Decision) -> None:
+        """Let go of a request that no event will follow: refused, complete, or at its last chunk.
+
+        Core proxies say when a request is complete, behind its last chunk.
+        """
+        refused = decision.verdict is not None and type(decision.verdict) is not Allow
+        last_chunk = type(event) is ResponseBodyChunk and event.is_last and self._dialect is not Dialect.CORE
+        if refused or last_chunk or type(event) is RequestComplete:
+            self.forget(request)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._requests.clear()

@@ -1,0 +1,114 @@
+"""What an agent says about itself on a connection: health and metrics, when asked or from time to time."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from dialout.agent.agent import Agent
+from dialout.codec import Codec
+from dialout.dialects import Dialect
+from dialout.inbound import Health, HealthState, Metrics
+
+__all__ = ["INTERVAL", "Reporter"]
+
+_log = logging.getLogger("dialout.agent")
+
+INTERVAL: Final = 10.0
+"""Seconds between the reports that core agents send unasked."""
+
+_BROKEN: Final = Health(HealthState.UNHEALTHY, "the agent cannot say how it is")
+
+
+class Reporter:
+    """Sends the reports of one connection, and looks after the tasks that make them.
+
+    An agent whose ``health`` fails is unhealthy; one whose ``metrics`` fail has counted nothing. Both are said in the
+    log.
+    """
+
+    def __init__(self, agent: Agent, codec: Codec, agent_id: str, send: Callable[[bytes], None]) -> None:
+        self._agent = agent
+        self._codec = codec
+        self._agent_id = agent_id
+        self._send = send
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def reports_unasked(self) -> bool:
+        """Whether the proxy expects reports without asking for them."""
+        declared = self._agent.capabilities
+        return self._codec.dialect is Dialect.CORE and (declared.health_reporting or declared.metrics_export)
+
+    def report(self) -> None:
+        """Send what the agent said that it would send unasked."""
+        declared = self._agent.capabilities
+        if declared.health_reporting:
+            self.say_health()
+        if declared.metrics_export:
+            self.say_metrics()
+
+    def say_health(self) -> None:
+        """Send the agent's health."""
+        self._say("health", self._send_health, _BROKEN)
+
+    def say_metrics(self) -> None:
+        """Send the agent's metrics."""
+        self._say("metrics", self._send_metrics, Metrics())
+
+    def say_draining(self, seconds: float) -> None:
+        """Tell the proxy to send nothing new, where there is a word for it."""
+        if self._codec.dialect is Dialect.CORE:
+            self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
+
+    def look_after(self, awaitable: Awaitable[Any], failed: Callable[[Exception], None]) -> None:
+        """Run something to its end, or to that of the connection."""
+
+        async def run() -> None:
+            try:
+                await awaitable
+            except Exception as error:  # noqa: BLE001 - the caller says it in its own words
+                failed(error)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _say(self, name: str, send: Callable[[Any], None], instead: Health | Metrics) -> None:
+        def failed(error: Exception) -> None:
+            _log.error("%s failed with %s; the proxy is told %s", name, type(error).__name__, type(instead).__name__)
+            send(instead)
+
+        async def wait_for(awaitable: Awaitable[Any]) -> None:
+            send(await awaitable)
+
+        try:
+            found = self._agent.function(name)()
+            if inspect.isawaitable(found):
+                self.look_after(wait_for(found), failed)
+            else:
+                send(found)
+        except Exception as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer
+            failed(error)
+
+    def _send_health(self, health: Health) -> None:
+        self._send(self._codec.encode_health(health, agent_id=self._agent_id, timestamp_ms=_now_ms()))
+
+    def _send_metrics(self, metrics: Metrics) -> None:
+        interval_ms = int(INTERVAL * 1000)
+        self._send(
+            self._codec.encode_metrics(
+                metrics, agent_id=self._agent_id, timestamp_ms=_now_ms(), interval_ms=interval_ms
+            )
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,20 @@
+"""``shardgate agent``: dialout's demonstration agent, which finds the default listener by itself."""
+
+import click
+
+from ipc.rundir import default_runtime_dir
+
+
+@click.command(
+    "agent",
+    short_help="Be an agent, to try things out.",
+    add_help_option=False,  # The agent's own has all the options.
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(arguments: tuple[str, ...]) -> int:
+    """Dial a listener, register, and decide about requests; see 'shardgate agent --help'."""
+    from dialout.agent.demo import main
+
+    # Where 'shardgate run' listens when nobody names a socket.
+    return main(arguments, prog="shardgate agent", address=str(default_runtime_dir() / "agents.sock"))
