@@ -54,7 +54,7 @@ def root(deploy: Path) -> Iterator[Path]:
 
 def moved(text: str, root: Path) -> str:
     """*text* with the paths of a host below *root*, and with groups that exist here."""
-    for path in ("/etc/s", "/run/shardgate", "/usr/local/bin/", "/opt/shardgate"):
+    for path in ("/etc/", "/run/shardgate", "/usr/local/bin/", "/opt/shardgate"):
         text = text.replace(path, f"{root}{path}")
     return re.sub(r"(-g|chgrp) shardgate\b", rf"\1 {os.getegid()}", text)
 
