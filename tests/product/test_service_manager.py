@@ -119,11 +119,12 @@ def test_watchdog_hears_from_a_supervisor_that_works(start_product: StartProduct
 
 
 def test_watchdog_hears_nothing_from_a_loop_that_turns_without_getting_its_work_done(
-    start_product: StartProduct, manager: Manager
+    start_product: StartProduct, manager: Manager, tmp_path: Path
 ) -> None:
+    flag = tmp_path / "stuck"
     script = (
-        "import sys\nfrom supervisor.fleet import Fleet\ntick = Fleet._tick\n"
-        "def stuck(self):\n    if self.turns < 8: return tick(self)\n"
+        "import os, sys\nfrom supervisor.fleet import Fleet\ntick = Fleet._tick\n"
+        f"def stuck(self):\n    if not os.path.exists({str(flag)!r}): return tick(self)\n"
         "    self._timer = self._loop.call_later(0.1, self._tick)\n"
         "Fleet._tick = stuck\nimport shardgate\nsys.argv = sys.argv[4:]\nsys.exit(shardgate.main())"
     )
@@ -132,6 +133,7 @@ def test_watchdog_hears_nothing_from_a_loop_that_turns_without_getting_its_work_
         prefix=(sys.executable, "-P", "-c", script), variables=variables(manager, WATCHDOG_USEC="200000")
     )
     wait_for(lambda: len(manager.values("WATCHDOG")) > 2, "the watchdog to hear of the good times")
+    flag.touch()
     # The loop still answers, and the status still goes out; but nobody looks after the shards.
     with Agent(product.socket) as agent:
         assert agent.register("a").accepted
