@@ -104,6 +104,12 @@ class ServiceManager:
             self._timer.cancel()
             self._timer = None
 
+    def close(self) -> None:
+        """Let go of the manager."""
+        self.end()
+        if self._socket is not None:
+            self._socket.close()
+
     def _flush(self) -> None:
         assert self._socket is not None
         assert self._address is not None

@@ -129,6 +129,7 @@ class _Life:
             predecessor.say_taken()
             remove_files(estate.listeners, supervisor.listeners)
 
+        close_all([fd for one, fd in estate.listeners.items() if one in self._passed])
         await self._run(estate._replace(listeners={**estate.listeners, **self._passed}), on_serving)
 
     def _is_locked(self) -> bool:

@@ -20,7 +20,7 @@ from dialout import Dialect
 
 HERE = Path(__file__).parent
 # What only root may do, or what would change this host, does nothing. Each is checked by a tool of its own elsewhere.
-LEFT_OUT = ("systemd-sysusers", "systemd-tmpfiles", "sysctl")
+LEFT_OUT = ("systemd-sysusers", "sysctl")
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def root(deploy: Path) -> Iterator[Path]:
         launchers = {"shardgate": f"{python} -m shardgate", "../../../opt/shardgate/bin/pip": "exec echo upgrading:"}
         launchers |= {name: f'{python} "{HERE}/systemctl.py" "{root}" {name}' for name in ("systemctl", "journalctl")}
         launchers |= dict.fromkeys(LEFT_OUT, "exec true")
+        launchers["systemd-tmpfiles"] = f'mkdir -p "{root}/etc/shardgate"; exec true'
         for name, command in launchers.items():
             (bin_ / name).write_text(f'#!/bin/sh\n{command} "$@"\n')
             (bin_ / name).chmod(0o755)
@@ -53,7 +54,7 @@ def root(deploy: Path) -> Iterator[Path]:
 
 def moved(text: str, root: Path) -> str:
     """*text* with the paths of a host below *root*, and with groups that exist here."""
-    for path in ("/etc/s", "/run/shardgate", "/usr/local/bin/", "/opt/shardgate"):
+    for path in ("/etc/", "/run/shardgate", "/usr/local/bin/", "/opt/shardgate"):
         text = text.replace(path, f"{root}{path}")
     return re.sub(r"(-g|chgrp) shardgate\b", rf"\1 {os.getegid()}", text)
 

@@ -17,6 +17,7 @@ from support.product import Product, StartProduct, environment, short_folder
 from support.waiting import wait_for
 
 from dialout import Dialect
+from supervisor.sd import ServiceManager
 
 
 @pytest.fixture
@@ -73,10 +74,14 @@ def test_abstract_socket_is_told_too(start_product: StartProduct) -> None:
 
 
 @pytest.mark.parametrize("address", ["/nobody/there", "@nobody-there", "vsock:2:1234", "relative", ""])
-def test_manager_that_is_not_there_hurts_nobody(start_product: StartProduct, address: str) -> None:
-    product = start_product(variables={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "nonsense"})
-    with Agent(product.socket) as agent:
-        assert agent.register("a").accepted
+def test_manager_that_is_not_there_hurts_nobody(address: str) -> None:
+    variables = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "nonsense", "OTHER": "stays"}
+    manager = ServiceManager(variables)
+    manager.ready("well")
+    manager.stopping("well")
+    assert (variables, manager.watchdog_seconds) == ({"OTHER": "stays"}, 0.0)
+    assert manager.is_there == address.startswith(("/", "@"))
+    manager.close()
 
 
 def test_manager_that_does_not_read_keeps_nobody_waiting(start_product: StartProduct) -> None:
@@ -102,12 +107,9 @@ def test_manager_that_does_not_read_keeps_nobody_waiting(start_product: StartPro
         assert product.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("names_us", [False, True], ids=["anybody", "us"])
-def test_watchdog_hears_from_a_supervisor_that_works(
-    start_product: StartProduct, manager: Manager, names_us: bool
-) -> None:
+def test_watchdog_hears_from_a_supervisor_that_works(start_product: StartProduct, manager: Manager) -> None:
     # A shell's pid stays when it becomes another program: that is how a manager names the process that it is to start.
-    prefix = ("/bin/sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh") if names_us else ()
+    prefix = ("/bin/sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh")
     product = start_product(prefix=prefix, variables=variables(manager, WATCHDOG_USEC="400000"))
     wait_for(lambda: len(manager.values("WATCHDOG")) > 5, "the watchdog to hear of us")
     os.kill(product.process.pid, signal.SIGSTOP)
@@ -117,11 +119,12 @@ def test_watchdog_hears_from_a_supervisor_that_works(
 
 
 def test_watchdog_hears_nothing_from_a_loop_that_turns_without_getting_its_work_done(
-    start_product: StartProduct, manager: Manager
+    start_product: StartProduct, manager: Manager, tmp_path: Path
 ) -> None:
+    flag = tmp_path / "stuck"
     script = (
-        "import sys\nfrom supervisor.fleet import Fleet\ntick = Fleet._tick\n"
-        "def stuck(self):\n    if self.turns < 8: return tick(self)\n"
+        "import os, sys\nfrom supervisor.fleet import Fleet\ntick = Fleet._tick\n"
+        f"def stuck(self):\n    if not os.path.exists({str(flag)!r}): return tick(self)\n"
         "    self._timer = self._loop.call_later(0.1, self._tick)\n"
         "Fleet._tick = stuck\nimport shardgate\nsys.argv = sys.argv[4:]\nsys.exit(shardgate.main())"
     )
@@ -130,6 +133,7 @@ def test_watchdog_hears_nothing_from_a_loop_that_turns_without_getting_its_work_
         prefix=(sys.executable, "-P", "-c", script), variables=variables(manager, WATCHDOG_USEC="200000")
     )
     wait_for(lambda: len(manager.values("WATCHDOG")) > 2, "the watchdog to hear of the good times")
+    flag.touch()
     # The loop still answers, and the status still goes out; but nobody looks after the shards.
     with Agent(product.socket) as agent:
         assert agent.register("a").accepted
@@ -152,14 +156,6 @@ def test_watchdog_of_another_process_is_none_of_ours(start_product: StartProduct
     assert manager.values("WATCHDOG") == []
 
 
-def test_children_do_not_hear_of_the_manager(start_product: StartProduct, manager: Manager) -> None:
-    product = start_product(variables=variables(manager, WATCHDOG_USEC="1000000"))
-    for shard in (0, 1):
-        inherited = Path(f"/proc/{product.shard_pid(shard)}/environ").read_bytes()
-        assert b"NOTIFY_SOCKET" not in inherited
-        assert b"WATCHDOG" not in inherited
-
-
 def test_takeover_by_signal_tells_the_manager_which_process_it_is_now(
     start_product: StartProduct, manager: Manager
 ) -> None:
@@ -168,6 +164,10 @@ def test_takeover_by_signal_tells_the_manager_which_process_it_is_now(
     product = start_product(prefix=prefix, variables=variables(manager, WATCHDOG_USEC="400000"))
     old = product.process.pid
     manager.wait_for("READY", "1", old)
+    # Shards have nothing to tell it.
+    inherited = Path(f"/proc/{product.shard_pid(0)}/environ").read_bytes()
+    assert b"NOTIFY_SOCKET" not in inherited
+    assert b"WATCHDOG" not in inherited
     with Agent(product.socket) as agent:
         assert agent.register("a").accepted
 
