@@ -32,6 +32,8 @@ class Farewell:
 
     def __init__(self, readiness: Readiness, on_refused: Callable[[Newcomer, Rejection], None] | None = None) -> None:
         self._on_refused = on_refused
+        self.handshake_timeout: float | None = None
+        """What newcomers' deadlines were made of, where refusals are to be logged with how long they took."""
         self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
         self.not_agents = 0
         self._readiness = readiness
@@ -140,7 +142,13 @@ class Farewell:
             reason=printable(rejection.message, 200),
             agent_id=None if agent is None else agent.agent_id,
             peer=newcomer.peer(),
+            **self._duration(newcomer),
         )
+
+    def _duration(self, newcomer: Newcomer) -> dict[str, float]:
+        if self.handshake_timeout is None or not newcomer.deadline:
+            return {}
+        return {"duration_s": round(self._loop.time() - newcomer.deadline + self.handshake_timeout, 3)}
 
     def _may_log(self, what: str) -> bool:
         if self._line_timer is None:

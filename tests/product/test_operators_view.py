@@ -58,8 +58,7 @@ def on_terminal(product: Product, *arguments: str, until: str, then: bytes) -> t
         os.close(ours)
 
 
-def test_status_agrees_with_the_kernel_about_descriptors_and_memory(start_product: StartProduct) -> None:
-    product = start_product()
+def test_status_agrees_with_the_kernel_about_descriptors_and_memory(product: Product) -> None:
     held = [Agent(product.socket) for _ in range(8)]
     for number, agent in enumerate(held):
         assert agent.register(f"waf-{number}").accepted
@@ -101,14 +100,14 @@ def test_top_shows_shards_and_the_busiest_agents_until_q_or_ctrl_c(start_product
     assert shown.index("waf-busy") < shown.index("waf-idle")
 
 
-def test_top_needs_a_terminal(start_product: StartProduct) -> None:
-    done = start_product().command("top")
+def test_top_needs_a_terminal(product: Product) -> None:
+    done = product.command("top")
     assert done.returncode == 2
     assert "status --watch" in done.stderr
 
 
-def test_lists_are_filtered_by_shard_transport_and_health(start_product: StartProduct) -> None:
-    product = start_product("--tcp", "127.0.0.1:0")
+def test_lists_are_filtered_by_shard_transport_and_health(product: Product) -> None:
+    wait_for(lambda: product.counts() == [0, 0], "the agents of other tests to be gone")
     listeners = product.query("status")["supervisor"]["listeners"]
     port = int(next(row["address"] for row in listeners if row["kind"] == "tcp").rpartition(":")[2])
     with Agent(product.socket) as local, Agent(("127.0.0.1", port)) as remote:
@@ -268,3 +267,19 @@ def test_kick_waits_for_what_is_in_flight_and_with_now_it_does_not(start_product
         shown, _ = kicking.communicate(timeout=20)
         assert shown == "closed 1 connection of waf-1; it may register again at once\n"
         assert asking.wait(20) != 0
+
+
+def test_a_shell_completes_the_ids_of_connected_agents(product: Product) -> None:
+    def completed(words: str) -> list[str]:
+        env = {"_SHARDGATE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        env |= environment() | {"SHARDGATE_RUNTIME_DIR": str(product.runtime_dir)}
+        command = [sys.executable, "-P", "-m", "shardgate"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.split()
+
+    with Agent(product.socket) as one, Agent(product.socket) as two:
+        assert one.register("waf-eu").accepted
+        assert two.register("auth").accepted
+        assert completed("shardgate why w") == ["plain,waf-eu"]
+        assert completed("shardgate kick ") == ["plain,auth", "plain,waf-eu"]
