@@ -127,12 +127,15 @@ class AgentConnectionManager:
         if self._stopping is not None:
             raise LocalProtocolError("a manager runs once; make another one")
         self._stopping = asyncio.Event()
+        gave_up: Exception | None = None
         with self._signals() if handle_signals else contextlib.nullcontext():
             try:
                 async with asyncio.TaskGroup() as group:
                     self._tasks = [group.create_task(self._keep(n)) for n in range(len(self._states))]
-            except* NotConnected as gave_up:
-                raise gave_up.exceptions[0] from None
+            except* NotConnected as errors:
+                gave_up = errors.exceptions[0]
+        if gave_up is not None:
+            raise gave_up  # Not in there: early 3.11s make a group of it again.
 
     def stop(self, *, now: bool = False) -> None:
         """Have ``run`` end: gently, or at once with ``now``. Returns immediately; call it from the loop's thread."""
