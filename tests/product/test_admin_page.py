@@ -64,6 +64,7 @@ def test_page_shows_a_shard_going_down_and_coming_back(chromium: Browser, start_
     print(f"the page showed, in seconds after the kill: {seen}")
     wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the host to be ready")
     assert str(product.shard_pid(1)) in chromium.text("#shard-1")
+    wait_for(lambda: f"pid {pid} killed by SIGKILL" in chromium.text("#events"), "the event")
     assert chromium.evaluate("document.querySelector('#shard-1 td:nth-child(10)').textContent") == "1"
     assert chromium.complaints() == []
 
@@ -97,6 +98,22 @@ def test_page_shows_agents_as_they_come_and_go(chromium: Browser, start_product:
         for agent in agents:
             agent.close()
     wait_for(lambda: "waf-1" not in chromium.text("#agents"), "the agent to be gone")
+    assert chromium.complaints() == []
+
+
+def test_page_shows_what_it_is_told_as_text(chromium: Browser, start_product: StartProduct, tmp_path: Path) -> None:
+    file = tmp_path / "s.kdl"
+    file.write_text("reverse-listener { shards 1\n }")
+    product = start_product("--config", str(file), *ADMIN)
+    show(chromium, product)
+    chromium.evaluate("window.marked = false")
+    evil = "<img src=x onerror=marked=true><b>bold</b>"
+    file.write_text(f'reverse-listener {{ placement "{evil}"\n }}')
+    assert product.command("reload").returncode == 5
+
+    wait_for(lambda: evil in chromium.text("#reasons"), "the reason")
+    wait_for(lambda: evil in chromium.text("#events"), "the event")
+    assert chromium.evaluate("[marked, document.querySelectorAll('img, #reasons b').length]") == [False, 0]
     assert chromium.complaints() == []
 
 
