@@ -52,14 +52,14 @@ Method = Callable[[dict[str, Any]], Any]
 class QueryServer:
     """Answers queries on one socket with the functions in *methods*.
 
-    Whoever asks for another one hears *refusal*. A method takes the arguments and returns what msgspec can encode; a
-    `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception handler, and the asker
-    hears that there is no answer to wait for.
+    Whoever asks for another one hears *refusal*, where there is one. A method takes the arguments and returns what
+    msgspec can encode; a `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception
+    handler, and the asker hears that there is no answer to wait for.
     """
 
     def __init__(self, path: Path, methods: Mapping[str, Method], *, mode: int = 0o600, refusal: str = "") -> None:
         self._methods = methods
-        self._refusal = refusal or "unknown query; this process may be of another version"
+        self._refusal = refusal
         self._bus = bus.Bus.router(self._answer)
         self._bus.bind(path, mode)
 
@@ -83,7 +83,8 @@ class QueryServer:
             return Reply(error=f"not a query: {error}")
         method = self._methods.get(request.method)
         if method is None:
-            return Reply(error=self._refusal)
+            unknown = f"unknown query {request.method!r}; this process may be of another version"
+            return Reply(error=self._refusal or unknown)
         try:
             return Reply(result=method(request.arguments))
         except Refused as refusal:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from ipc.log_levels import LEVEL_NAMES
@@ -20,6 +21,9 @@ MOST_EVENTS = 1000
 
 MOST_SIMILAR = 2000
 """Agents looked at for one with a similar id: 5 ms."""
+
+MOST_OFFERED = 200
+"""Ids offered to a shell that completes one."""
 
 _CONNECTION_ID = re.compile(r"(.+)-conn-(\d{1,18})")
 
@@ -42,7 +46,7 @@ class Answers:
     @property
     def reading(self) -> Mapping[str, Method]:
         """Those that change nothing."""
-        return {"why": self._why, "events": self._events}
+        return {"why": self._why, "events": self._events, "agent_ids": self._agent_ids}
 
     @property
     def acting(self) -> Mapping[str, Method]:
@@ -62,6 +66,12 @@ class Answers:
             story=story,
             uptime_s=round(self._uptime(), 1),
         )
+
+    def _agent_ids(self, arguments: dict[str, Any]) -> list[str]:
+        """Agents that are connected, and begin with a text: what a shell offers."""
+        beginning = _text(arguments, "beginning")
+        found = (agent_id for agent_id in self._ledger.agent_ids() if agent_id.startswith(beginning))
+        return sorted(islice(found, MOST_OFFERED))
 
     def _similar(self, agent_id: str) -> str | None:
         """An agent that this one may have been meant to be."""
@@ -96,7 +106,7 @@ class Answers:
         kicked = sorted(n for shard, these in by_shard.items() if shard not in silent for n in these)
         self.kicked_total += len(kicked)
         get_logger().info("connections kicked", agent_id=agent_id, numbers=kicked)
-        self._journal.supervisor("kick", f"{len(kicked)} connections of {agent_id}")
+        self._journal.supervisor("kick", f"{agent_id}: {', '.join(f'conn-{n}' for n in kicked)}")
         return Kicked(
             agent_id=agent_id, connection_ids=[f"{agent_id}-conn-{n}" for n in kicked], shards_silent=sorted(silent)
         )

@@ -9,6 +9,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import ErrorCode, Rejection, rejection_frame
 from ipc.logs import Repeats, get_logger, printable
@@ -140,7 +141,13 @@ class Farewell:
             reason=printable(rejection.message, 200),
             agent_id=None if agent is None else agent.agent_id,
             peer=newcomer.peer(),
+            **self._duration(newcomer),
         )
+
+    @staticmethod
+    def _duration(newcomer: Newcomer) -> dict[str, float]:
+        # Who was turned away at once has no such time.
+        return {"duration_s": round(monotonic() - newcomer.accepted_at, 3)} if newcomer.accepted_at else {}
 
     def _may_log(self, what: str) -> bool:
         if self._line_timer is None:

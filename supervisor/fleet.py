@@ -344,7 +344,7 @@ class Fleet:
             return
         delay = care.backoff.after_death(self._loop.time() - care.started_at)
         care.restarts += 1
-        again = f"; {lost} connections lost, starting again in {delay:g} s"
+        again = f"; connections lost: {lost}; starting again in {delay:g} s"
         care.note(f"pid {process.pid} {how}", _time_of_day())
         self._journal.shard(care.shard, "died", f"pid {process.pid} {how}{again}")
         self._log.error(

@@ -150,7 +150,7 @@ class Operations:
         finally:
             row.seconds = round(self._loop.time() - began, 3)
             row.is_done = True
-            outcome = row.error or f"{row.moved} connections moved, {row.left} left, {row.seconds:.1f} s"
+            outcome = row.error or f"moved {row.moved}, left {row.left}, {row.seconds:.1f} s"
             self._journal.supervisor("operation", f"{row.name}: {outcome}")
             self._log.info(
                 "operation done",

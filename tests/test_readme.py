@@ -129,3 +129,38 @@ def test_readme_names_files_that_exist() -> None:
             path = README.parent / target
             if path.parts[len(README.parent.parts)] in ("examples", "dialout", "bench", "tests"):
                 assert path.exists(), target
+
+
+def test_readme_commands_for_operators_run_as_they_are_written(tour: Path) -> None:
+    listener = start(block("tour: listener"), tour)
+    agent = None
+    try:
+        wait_for((tour / "run" / "agents.sock").exists, "the listener's socket", timeout=20)
+        agent = start(block("tour: agent"), tour)
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "registered as demo-agent-conn-1\n"
+        exports = block("tour: request").splitlines()[0] + "\n"
+        # What the doctor finds is this host's matter.
+        script = block("operating: commands").replace("shardgate doctor\n", "shardgate doctor || [ $? = 1 ]\n")
+        commands = start(exports + script + "shardgate stop\n", tour)
+        output, _ = commands.communicate(timeout=90)
+        assert commands.returncode == 0, output
+        assert "demo-agent: 1 of 4 connections, healthy" in output
+        assert "closed 1 connection of demo-agent" in output
+        assert "import names: ours alone" in output
+        assert listener.wait(20) == 0
+    finally:
+        for process in (listener, agent):
+            if process is not None:
+                if process.poll() is None:
+                    os.killpg(process.pid, 15)
+                process.communicate(timeout=20)
+
+
+def test_readme_names_every_command_and_every_code() -> None:
+    from ipc.events import CloseCode
+    from supervisor.cli.main import _COMMANDS
+
+    text = README.read_text()
+    assert [name for name in _COMMANDS if name not in text] == []
+    assert [code.value for code in CloseCode if f"`{code.value}`" not in text] == []

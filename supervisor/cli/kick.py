@@ -9,7 +9,7 @@ from ipc.schema import SCHEMA
 from supervisor.answer_rows import Kicked, Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, safe
 
 _ANSWER_WITHIN = 5.0
@@ -23,7 +23,7 @@ _MARGIN = 2.0
     short_help="Close an agent's connections.",
     epilog=examples("shardgate kick waf-1", "shardgate kick waf-1-conn-17 --now"),
 )
-@click.argument("target", metavar="AGENT|CONNECTION")
+@click.argument("target", metavar="AGENT|CONNECTION", shell_complete=complete_agents)
 @click.option(
     "--now", is_flag=True, help="Do not wait for what is in flight; it fails at once, with a retryable error."
 )

@@ -52,6 +52,20 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
 
 
+def complete_agents(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The connected agents that begin like this, for a shell; none where nobody answers at once."""
+    from ipc import query
+    from ipc.rundir import RuntimeDir, default_runtime_dir
+
+    given = context.params.get("rundir")
+    rundir = given if isinstance(given, RuntimeDir) else RuntimeDir(default_runtime_dir())
+    try:
+        answers = query.ask_many([rundir.supervisor_query], "agent_ids", {"beginning": incomplete}, timeout=0.5)
+    except (query.QueryError, OSError):
+        return []
+    return [str(agent_id) for found in answers.values() for agent_id in found]
+
+
 def shard_option(what: str) -> Callable[[_Command], _Command]:
     """Add ``--shard``."""
     return click.option("--shard", type=click.IntRange(0), metavar="N", help=what)

@@ -14,7 +14,7 @@ from supervisor.answer_rows import Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.event_text import event_row, local_time, what
-from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
+from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, duration, safe
 from supervisor.history import Refusals
 from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
@@ -25,7 +25,7 @@ from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
     short_help="Explain what became of an agent.",
     epilog=examples("shardgate why waf-1", "shardgate why waf-1 --json"),
 )
-@click.argument("agent", metavar="AGENT")
+@click.argument("agent", metavar="AGENT", shell_complete=complete_agents)
 @runtime_dir_option
 @json_option
 @timeout_option("2s", "to wait for answers")
