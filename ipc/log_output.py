@@ -2,15 +2,15 @@
 
 A pipe whose reader has stopped (a stuck log shipper, a terminal after Ctrl-S) would stop the loop, and with it every
 agent. O_NONBLOCK is no way out: it would hold for all processes that share the pipe. So before each write the kernel is
-asked whether it takes one: at most PIPE_BUF bytes, which a pipe that is writable takes whole (pipe(7)). What it does
-not take waits, up to `MOST_WAITING`; beyond that lines are dropped, and the next one that gets through says how many.
+asked whether it takes one: at most PIPE_BUF bytes, which a pipe that is writable takes whole (pipe(7)), and a socket
+that is writable has room for. What it does not take waits, up to `MOST_WAITING`; beyond that lines are dropped, and the
+next one that gets through says how many.
 """
 
 import asyncio
 import contextlib
 import os
 import select
-import socket
 import stat
 from typing import TextIO
 
@@ -32,7 +32,6 @@ class LogOutput:
         self._waiting = bytearray()
         self._dropped = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._socket: socket.socket | None = None
         self._poll: select.poll | None = None
         try:
             self._fd = stream.fileno()
@@ -40,10 +39,7 @@ class LogOutput:
         except (OSError, ValueError):
             self._fd = -1
             return
-        if stat.S_ISSOCK(mode):
-            with contextlib.suppress(OSError):
-                self._socket = socket.socket(fileno=os.dup(self._fd))
-        elif not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode):
             self._poll = select.poll()
             self._poll.register(self._fd, select.POLLOUT)
 
@@ -90,10 +86,11 @@ class LogOutput:
         while self._waiting:
             try:
                 sent = self._send_some()
-            except InterruptedError:
-                continue
+            except BlockingIOError:
+                sent = 0
             except OSError:
-                # The reader is gone for good (EPIPE), or the disk is full: nobody can be told.
+                # The reader is gone for good (EPIPE), or the disk is full: nobody can be told now.
+                self._dropped += self._waiting.count(b"\n")
                 self._waiting.clear()
                 return
             if not sent:
@@ -102,12 +99,7 @@ class LogOutput:
             del self._waiting[:sent]
 
     def _send_some(self) -> int:
-        """Write something; 0 when nothing is taken at the moment."""
-        if self._socket is not None:
-            try:
-                return self._socket.send(self._waiting, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return 0
+        """Write something; 0, or BlockingIOError, when nothing is taken at the moment."""
         if self._poll is None:
             return os.write(self._fd, self._waiting)
         if not self._poll.poll(0):

@@ -6,6 +6,7 @@ nobody installed, the tests of what was built are skipped.
 
 import ast
 import email
+import email.message
 import importlib.util
 import os
 import subprocess

@@ -58,10 +58,14 @@ def what(event: Event) -> str:
     if event.kind == "closed":
         after = f", after {duration(event.seconds)}" if event.seconds else ""
         return f"{safe(event.code)}{after}{f': {text}' if text else ''}"
-    parts = [safe(event.code), text]
-    if event.peer:
-        parts.append(f"from {safe(event.peer)}")
-    return ": ".join(filter(None, parts[:2])) + (f" ({parts[2]})" if len(parts) > 2 else "")
+    return with_code(event.code, event.text) + (f" (from {safe(event.peer)})" if event.peer else "")
+
+
+def with_code(code: str, text: str) -> str:
+    """A text behind its code, where it does not begin with the same words."""
+    if text.lower().startswith(code.replace("_", " ")):
+        return safe(text, 200)
+    return ": ".join(filter(None, (safe(code), safe(text, 200))))
 
 
 def local_time(seconds: float) -> str:

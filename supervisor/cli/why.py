@@ -13,7 +13,7 @@ from supervisor.advice import Now, advise
 from supervisor.answer_rows import Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.event_text import event_row, local_time, what
+from supervisor.cli.event_text import event_row, local_time, what, with_code
 from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, duration, safe
 from supervisor.history import Refusals
@@ -119,4 +119,4 @@ def _text(
 def _refusals(refusals: Refusals) -> str:
     times = f"{refusals.times:,} times since {local_time(refusals.first_at)}, last " if refusals.times > 1 else ""
     origin = f" (from {safe(refusals.peer)})" if refusals.peer else ""
-    return f"{times}{local_time(refusals.last_at)}  {safe(refusals.code)}: {safe(refusals.text, 200)}{origin}"
+    return f"{times}{local_time(refusals.last_at)}  {with_code(refusals.code, refusals.text)}{origin}"

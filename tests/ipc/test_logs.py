@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import socket
 import string
 import subprocess
 import sys
@@ -287,3 +288,33 @@ def test_a_reader_that_stops_loses_lines_and_learns_how_many() -> None:
     assert lines[-1] == "the end"
     assert len(lines) - 2 + dropped == 3 * MOST_WAITING // 1000
     assert [int(line) for line in lines[:-2]] == list(range(len(lines) - 2)), "those that came are whole and in order"
+
+
+def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    try:
+        with os.fdopen(theirs, "w") as stream:
+            output = LogOutput(stream)
+            for n in range(200):
+                output.write(f"{n:>1000}")
+            read = bytearray()
+            while read.count(b"\n") < 200:
+                read += os.read(ours, 1 << 20)
+                output.flush()
+    finally:
+        os.close(ours)
+    assert [int(line) for line in read.decode().splitlines()] == list(range(200))
+
+
+def test_a_socket_whose_reader_stops_gets_all_that_fits_and_the_rest_later() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, os.fdopen(os.dup(theirs.fileno()), "w") as stream:
+        output = LogOutput(stream)
+        for n in range(900):
+            output.write(f"{n:>1000}")
+        read = bytearray()
+        while read.count(b"\n") < 900:
+            read += ours.recv(1 << 20)
+            output.flush()
+    assert [int(line) for line in read.decode().splitlines()] == list(range(900))

@@ -156,8 +156,8 @@ def test_kick_closes_all_connections_of_an_agent_and_lets_it_register_again(star
         done = product.command("kick", "waf-1")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "closed 2 connections of waf-1; it may register again at once\n"
-        assert first.frame() is None
-        assert second.frame() is None
+        assert first.at_end()
+        assert second.at_end()
         assert [row["agent_id"] for row in product.connections()] == ["waf-2"]
         with Agent(product.socket) as again:
             assert again.register("waf-1").accepted
@@ -171,7 +171,7 @@ def test_kick_closes_one_connection_by_its_id(product: Product) -> None:
         gone = second.register("waf-1")
         told = product.ask("kick", str(gone.assigned_id))
         assert (told["kicked"], told["left"]) == ([gone.assigned_id], [])
-        assert second.frame() is None
+        assert second.at_end()
         assert [row["connection_id"] for row in product.connections()] == [kept.assigned_id]
     wait_for(lambda: product.counts() == [0, 0], "the other one to be gone")
 
