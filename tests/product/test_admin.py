@@ -315,6 +315,16 @@ def test_unix_socket_has_its_mode_and_goes_with_the_supervisor(start_product: St
     assert not path.exists()
 
 
+def test_port_that_is_taken_is_named_and_nothing_is_left(start_product: StartProduct) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        product = start_product("--admin", where, wait=False)
+        assert product.process.wait(20) == 1
+        assert f"shardgate: {where}: cannot listen: Address already in use" in product.log.read_text()
+        assert not product.socket.exists()
+        product.process.returncode = 0
+
+
 def test_address_that_others_can_reach_is_refused_unless_it_is_allowed(start_product: StartProduct) -> None:
     command = [sys.executable, "-P", "-m", "shardgate", "run", "--admin", "0.0.0.0:0"]
     refused = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=30)

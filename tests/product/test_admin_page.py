@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.admin import address
 from support.browser import CHROMIUM, Browser, browser
-from support.product import Product, StartProduct
+from support.product import Product, StartProduct, short_folder
 from support.serving import ServingAgent
 from support.waiting import wait_for
 
@@ -28,6 +28,18 @@ def chromium() -> Iterator[Browser]:
     assert CHROMIUM is not None, "CI installs a browser (Debian: chromium)"
     with tempfile.TemporaryDirectory(prefix="sg-", ignore_cleanup_errors=True) as folder, browser(Path(folder)) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def product() -> Iterator[Product]:
+    """A shardgate for the tests that leave it as they found it."""
+    with short_folder() as folder:
+        one = Product(folder / "p", *ADMIN)
+        try:
+            yield one
+        finally:
+            leftovers = one.end()
+    assert leftovers == []
 
 
 def show(chromium: Browser, product: Product, width: int = 1280) -> None:
@@ -85,8 +97,7 @@ def test_page_says_that_a_host_is_degraded_and_why(chromium: Browser, start_prod
     wait_for(lambda: not chromium.text("#reasons"), "the reason to go")
 
 
-def test_page_shows_agents_as_they_come_and_go(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_shows_agents_as_they_come_and_go(chromium: Browser, product: Product) -> None:
     show(chromium, product)
     wait_for(lambda: chromium.text("#no-agents"), "the page to say that there is nobody")
     agents = [ServingAgent(product.socket, "waf-1") for _ in range(3)]
@@ -117,8 +128,7 @@ def test_page_shows_what_it_is_told_as_text(chromium: Browser, start_product: St
     assert chromium.complaints() == []
 
 
-def test_page_pages_through_many_agents(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_pages_through_many_agents(chromium: Browser, product: Product) -> None:
     agents = [ServingAgent(product.socket, f"agent-{i:03}") for i in range(60)]
     try:
         wait_for(lambda: sum(product.counts()) == 60, "all agents to be in a pool")
@@ -136,8 +146,7 @@ def test_page_pages_through_many_agents(chromium: Browser, start_product: StartP
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1100, 1280])
-def test_page_fits_every_window(chromium: Browser, start_product: StartProduct, width: int) -> None:
-    product = start_product(*ADMIN)
+def test_page_fits_every_window(chromium: Browser, product: Product, width: int) -> None:
     agents = [ServingAgent(product.socket, "a" * 128), ServingAgent(product.socket, "waf")]
     try:
         wait_for(lambda: sum(product.counts()) == 2, "all agents to be in a pool")
@@ -172,8 +181,7 @@ CONTRAST = """(() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_can_be_read_in_light_and_dark(chromium: Browser, start_product: StartProduct, scheme: str) -> None:
-    product = start_product(*ADMIN)
+def test_page_can_be_read_in_light_and_dark(chromium: Browser, product: Product, scheme: str) -> None:
     show(chromium, product)
     chromium.show_as("dark" if scheme == "dark" else "light", 1280, 900)
     ground = chromium.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
@@ -183,8 +191,7 @@ def test_page_can_be_read_in_light_and_dark(chromium: Browser, start_product: St
     assert chromium.evaluate(CONTRAST) == []
 
 
-def test_page_can_be_used_without_a_pointer_and_without_sight(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_can_be_used_without_a_pointer_and_without_sight(chromium: Browser, product: Product) -> None:
     show(chromium, product)
 
     nodes = chromium.call("Accessibility.getFullAXTree")["nodes"]
