@@ -101,7 +101,7 @@ class Shard:
             self._on_command,
             self._on_counts,
             self.report,
-            self._pool.requests.latency,
+            lambda: self._pool.requests.latency,
         )
 
     async def run(self) -> None:

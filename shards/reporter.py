@@ -26,7 +26,7 @@ class Reporter:
         on_command: Callable[[events.Command], None],
         on_counts: Callable[[events.Counts], None],
         report: Callable[[], ShardReport],
-        latency: RequestLatency,
+        latency: Callable[[], RequestLatency],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_command = on_command
@@ -80,7 +80,7 @@ class Reporter:
     def close(self) -> None:
         """Report what is left, and how all was in the end, and stop."""
         self._flush()
-        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency()))
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
@@ -101,7 +101,7 @@ class Reporter:
         self._due = now + HEARTBEAT_SECONDS
         self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         self._flush()
-        self._send(events.Heartbeat(self._next(), self._report(), self._latency))
+        self._send(events.Heartbeat(self._next(), self._report(), self._latency()))
 
     def _send(self, event: events.Event) -> None:
         self._bus.send(events.encode(event))

@@ -9,6 +9,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import ErrorCode, Rejection, rejection_frame
 from ipc.logs import Repeats, get_logger, printable
@@ -32,8 +33,6 @@ class Farewell:
 
     def __init__(self, readiness: Readiness, on_refused: Callable[[Newcomer, Rejection], None] | None = None) -> None:
         self._on_refused = on_refused
-        self.handshake_timeout: float | None = None
-        """What newcomers' deadlines were made of, where refusals are to be logged with how long they took."""
         self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
         self.not_agents = 0
         self._readiness = readiness
@@ -145,10 +144,10 @@ class Farewell:
             **self._duration(newcomer),
         )
 
-    def _duration(self, newcomer: Newcomer) -> dict[str, float]:
-        if self.handshake_timeout is None or not newcomer.deadline:
-            return {}
-        return {"duration_s": round(self._loop.time() - newcomer.deadline + self.handshake_timeout, 3)}
+    @staticmethod
+    def _duration(newcomer: Newcomer) -> dict[str, float]:
+        # Who was turned away at once has no such time.
+        return {"duration_s": round(monotonic() - newcomer.accepted_at, 3)} if newcomer.accepted_at else {}
 
     def _may_log(self, what: str) -> bool:
         if self._line_timer is None:

@@ -109,7 +109,6 @@ class Supervisor:
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
         self._journal = Journal(self._ledger)
         self._farewell = Farewell(self._readiness, self._journal.refused)
-        self._farewell.handshake_timeout = config.limits.handshake_timeout
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
         self._handoffs.on_accepted = self._journal.accepted
@@ -563,7 +562,6 @@ class Supervisor:
             self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
-        self._farewell.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,31 @@ def test_readme_agent_is_the_example() -> None:
     program = block("agent: program")
     assert example.endswith(f'"""\n\n{program}')
     assert sum(bool(line.strip()) for line in program.splitlines()) <= 20
+
+
+def test_readme_admin_endpoint_answers_as_it_is_written(tour: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    listener = start(block("admin: listener").replace("9180", port), tour)
+    try:
+        look = "set -o pipefail\n" + block("admin: look").replace("9180", port)
+
+        def answered() -> str:
+            done = subprocess.run(["bash", "-euc", look], capture_output=True, text=True, check=False, timeout=30)
+            return done.stdout if done.returncode == 0 else ""
+
+        output = wait_for(answered, "the endpoint to answer", timeout=20)
+        for part in (
+            "ok\n",
+            '"status": "ready"',
+            'registrations_total{result="accepted"} 0.0',
+            '"listeners"',
+            '"agents"',
+        ):
+            assert part in output
+    finally:
+        os.killpg(listener.pid, 15)
+        listener.communicate(timeout=20)
 
 
 @pytest.mark.parametrize("spelling", ["true", "#true"])

@@ -1,5 +1,6 @@
 """The admin endpoint: which path answers what, and who is answered at all. Everything here only reads."""
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import Awaitable, Hashable
@@ -12,7 +13,7 @@ from supervisor.admin.agents import AgentLists
 from supervisor.admin.happened import Happened, happened
 from supervisor.admin.http import TEXT, Handler, HttpServer, Request, Response
 from supervisor.admin.live import Live
-from supervisor.admin.metrics import render
+from supervisor.admin.metrics import exposition
 from supervisor.admin.observer import Observer
 from supervisor.admin.page import page
 from supervisor.admin.readiness import NOT_READY, Readiness
@@ -101,9 +102,13 @@ class Admin:
         readiness = self._observer.readiness()
         return _json(readiness, 503 if readiness.status == NOT_READY else 200)
 
-    def _metrics(self, request: Request) -> Response:
-        content_type, content = render(self._observer.figures(), request.headers.get("accept", ""))
-        return Response(200, content_type, content)
+    async def _metrics(self, request: Request) -> Response:
+        content_type, parts = exposition(self._observer.figures(), request.headers.get("accept", ""))
+        content = []
+        for part in parts:
+            content.append(part)
+            await asyncio.sleep(0)
+        return Response(200, content_type, b"".join(content))
 
     async def _list_agents(self, request: Request) -> Response:
         limit = request.query.get("limit", "")

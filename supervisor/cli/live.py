@@ -1,7 +1,9 @@
 """A text that is drawn again and again on the whole screen, until q or Ctrl-C."""
 
 import contextlib
+import os
 import select
+import signal
 import sys
 import termios
 import tty
@@ -9,40 +11,53 @@ from collections.abc import Callable, Iterator
 
 
 def show(text: Callable[[], str], interval: float) -> None:
-    """Draw *text* every *interval* seconds; returns on q, raises KeyboardInterrupt on Ctrl-C. Needs a terminal."""
+    """Draw *text* every *interval* seconds; returns on q and on Ctrl-C. Needs a terminal."""
     # rich costs as much time to import as all the rest of a command.
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(highlight=False, markup=False)
-    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with _interrupts() as interrupts, _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(Text.from_ansi(text(), no_wrap=True, overflow="crop"), refresh=True)
-            if pressed(interval) in ("q", "Q"):
+            ready, _, _ = select.select([interrupts, *keys], [], [], interval)
+            # At the end of the terminal there is nothing to read, and nobody to draw for.
+            if interrupts in ready or any(_says_end(os.read(descriptor, 64)) for descriptor in ready):
                 return
 
 
+def _says_end(typed: bytes) -> bool:
+    return not typed or b"q" in typed.lower()
+
+
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Take keys one by one, without their echo; what is yielded waits for one, and returns nothing in time."""
+def _interrupts() -> Iterator[int]:
+    """A descriptor that becomes readable on Ctrl-C.
+
+    Not KeyboardInterrupt: raised while an object is being finalised, as those that asked the processes often are, it is
+    swallowed, and the screen goes on.
+    """
+    reading, writing = os.pipe()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: os.write(writing, b"i"))
+    try:
+        yield reading
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(reading)
+        os.close(writing)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[list[int]]:
+    """Have keys come one by one, without their echo; the descriptors to wait for one."""
     if not sys.stdin.isatty():
-        yield _no_key
+        yield []
         return
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
-
-    def pressed(seconds: float) -> str:
-        ready, _, _ = select.select([descriptor], [], [], seconds)
-        return sys.stdin.read(1) if ready else ""
-
     try:
-        yield pressed
+        yield [descriptor]
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def _no_key(seconds: float) -> str:
-    select.select([], [], [], seconds)
-    return ""

@@ -76,7 +76,8 @@ def page(names: tuple[str, ...], context: click.Context) -> str:
 
 def _options(found: click.Command, context: click.Context) -> Iterator[str]:
     records = [parameter.get_help_record(context) for parameter in found.get_params(context)]
-    told = [record for record in records if record is not None]
+    # Arguments have no text of their own: the description speaks of them.
+    told = [record for record in records if record is not None and record[1]]
     if told:
         yield ".SH OPTIONS"
     for name, text in told:

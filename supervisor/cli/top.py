@@ -1,6 +1,5 @@
 """``shardgate top``: the status as it changes, and the agents that have most to do."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -70,8 +69,7 @@ def command(interval: float, agents: int, rundir: RuntimeDir, timeout: float) ->
         table = busiest.table([row.id for row in collected.status.shards if row.pid is not None])
         return f"{screen_text(rundir, collected)}\n\n{table}\n\nq ends"
 
-    with contextlib.suppress(KeyboardInterrupt):
-        show(text, interval)
+    show(text, interval)
     return ExitCode.OK
 
 

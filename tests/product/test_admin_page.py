@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.admin import address
 from support.browser import CHROMIUM, Browser, browser
-from support.product import Product, StartProduct
+from support.product import Product, StartProduct, short_folder
 from support.serving import ServingAgent
 from support.waiting import wait_for
 
@@ -28,6 +28,18 @@ def chromium() -> Iterator[Browser]:
     assert CHROMIUM is not None, "CI installs a browser (Debian: chromium)"
     with tempfile.TemporaryDirectory(prefix="sg-", ignore_cleanup_errors=True) as folder, browser(Path(folder)) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def product() -> Iterator[Product]:
+    """A shardgate for the tests that leave it as they found it."""
+    with short_folder() as folder:
+        one = Product(folder / "p", *ADMIN)
+        try:
+            yield one
+        finally:
+            leftovers = one.end()
+    assert leftovers == []
 
 
 def show(chromium: Browser, product: Product, width: int = 1280) -> None:
@@ -64,6 +76,7 @@ def test_page_shows_a_shard_going_down_and_coming_back(chromium: Browser, start_
     print(f"the page showed, in seconds after the kill: {seen}")
     wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the host to be ready")
     assert str(product.shard_pid(1)) in chromium.text("#shard-1")
+    wait_for(lambda: f"pid {pid} killed by SIGKILL" in chromium.text("#events"), "the event")
     assert chromium.evaluate("document.querySelector('#shard-1 td:nth-child(10)').textContent") == "1"
     assert chromium.complaints() == []
 
@@ -84,8 +97,7 @@ def test_page_says_that_a_host_is_degraded_and_why(chromium: Browser, start_prod
     wait_for(lambda: not chromium.text("#reasons"), "the reason to go")
 
 
-def test_page_shows_agents_as_they_come_and_go(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_shows_agents_as_they_come_and_go(chromium: Browser, product: Product) -> None:
     show(chromium, product)
     wait_for(lambda: chromium.text("#no-agents"), "the page to say that there is nobody")
     agents = [ServingAgent(product.socket, "waf-1") for _ in range(3)]
@@ -100,8 +112,23 @@ def test_page_shows_agents_as_they_come_and_go(chromium: Browser, start_product:
     assert chromium.complaints() == []
 
 
-def test_page_pages_through_many_agents(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_shows_what_it_is_told_as_text(chromium: Browser, start_product: StartProduct, tmp_path: Path) -> None:
+    file = tmp_path / "s.kdl"
+    file.write_text("reverse-listener { shards 1\n }")
+    product = start_product("--config", str(file), *ADMIN)
+    show(chromium, product)
+    chromium.evaluate("window.marked = false")
+    evil = "<img src=x onerror=marked=true><b>bold</b>"
+    file.write_text(f'reverse-listener {{ placement "{evil}"\n }}')
+    assert product.command("reload").returncode == 5
+
+    wait_for(lambda: evil in chromium.text("#reasons"), "the reason")
+    wait_for(lambda: evil in chromium.text("#events"), "the event")
+    assert chromium.evaluate("[marked, document.querySelectorAll('img, #reasons b').length]") == [False, 0]
+    assert chromium.complaints() == []
+
+
+def test_page_pages_through_many_agents(chromium: Browser, product: Product) -> None:
     agents = [ServingAgent(product.socket, f"agent-{i:03}") for i in range(60)]
     try:
         wait_for(lambda: sum(product.counts()) == 60, "all agents to be in a pool")
@@ -119,8 +146,7 @@ def test_page_pages_through_many_agents(chromium: Browser, start_product: StartP
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1100, 1280])
-def test_page_fits_every_window(chromium: Browser, start_product: StartProduct, width: int) -> None:
-    product = start_product(*ADMIN)
+def test_page_fits_every_window(chromium: Browser, product: Product, width: int) -> None:
     agents = [ServingAgent(product.socket, "a" * 128), ServingAgent(product.socket, "waf")]
     try:
         wait_for(lambda: sum(product.counts()) == 2, "all agents to be in a pool")
@@ -155,8 +181,7 @@ CONTRAST = """(() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_can_be_read_in_light_and_dark(chromium: Browser, start_product: StartProduct, scheme: str) -> None:
-    product = start_product(*ADMIN)
+def test_page_can_be_read_in_light_and_dark(chromium: Browser, product: Product, scheme: str) -> None:
     show(chromium, product)
     chromium.show_as("dark" if scheme == "dark" else "light", 1280, 900)
     ground = chromium.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
@@ -166,8 +191,7 @@ def test_page_can_be_read_in_light_and_dark(chromium: Browser, start_product: St
     assert chromium.evaluate(CONTRAST) == []
 
 
-def test_page_can_be_used_without_a_pointer_and_without_sight(chromium: Browser, start_product: StartProduct) -> None:
-    product = start_product(*ADMIN)
+def test_page_can_be_used_without_a_pointer_and_without_sight(chromium: Browser, product: Product) -> None:
     show(chromium, product)
 
     nodes = chromium.call("Accessibility.getFullAXTree")["nodes"]

@@ -337,3 +337,33 @@ def test_server_listens_on_a_unix_socket_too(tmp_path: Path) -> None:
             await until(lambda: not server.connections, "all connections to be gone")
 
     run(main())
+
+
+def test_requests_behind_a_slow_one_wait_in_the_kernel(tmp_path: Path) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def slow(request: Request) -> Response:
+            await go.wait()
+            return answer(request)
+
+        path = tmp_path / "s"
+        with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+            sock.bind(str(path))
+            sock.listen()
+            server = HttpServer(slow)
+            await server.listen(sock)
+            client.connect(str(path))
+            client.setblocking(False)
+            sent, many = 0, get("/x") * 1000
+            for _ in range(200):
+                with contextlib.suppress(BlockingIOError):
+                    while sent < 50_000_000:
+                        sent += client.send(many)
+                await asyncio.sleep(0.001)
+            # One read, and what the socket's buffers hold.
+            assert sent < 5_000_000
+            server.close()
+            await until(lambda: not server.connections, "all connections to be gone")
+
+    run(main())

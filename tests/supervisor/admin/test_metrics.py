@@ -5,12 +5,16 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 
 from dialout import ErrorCode
 from dialout.proxy.errors import FailureCode
@@ -18,7 +22,7 @@ from ipc.histogram import BOUNDS, Histogram
 from ipc.status import ListenerRow, RequestLatency, ShardRow, ShardState, SupervisorRow
 from supervisor.admin.figures import Figures, ShardFigures
 from supervisor.admin.metric_table import METRICS
-from supervisor.admin.metrics import families, render
+from supervisor.admin.metrics import SLICE, exposition, families
 from supervisor.admin.readiness import grade
 from supervisor.merge import Status
 from supervisor.totals import ShardTotals
@@ -69,6 +73,11 @@ def figures(**changes: Any) -> Figures:
     for name, value in changes.items():
         setattr(found, name, value)
     return found
+
+
+def render(figures: Figures, accept: str) -> tuple[str, bytes]:
+    content_type, parts = exposition(figures, accept)
+    return content_type, b"".join(parts)
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -141,6 +150,22 @@ def test_buckets_are_cumulative_and_end_with_all() -> None:
     assert buckets == [1.0] * 7 + [2.0] * 10
     assert value(found, f"{name}_bucket", **labels, le="+Inf") == value(found, f"{name}_count", **labels) == 3
     assert value(found, f"{name}_sum", **labels) == pytest.approx(99.0201)
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+def test_many_shards_are_written_in_parts_and_say_the_same(accept: str) -> None:
+    many = figures()
+    many.shards = dict.fromkeys(range(64), many.shards[0])
+    parts = list(exposition(many, accept)[1])
+    text = b"".join(parts).decode()
+
+    class Whole(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from families(many)
+
+    assert text == choose_encoder(accept)[0](Whole()).decode()
+    assert max(part.count(b"\n") for part in parts) <= SLICE + 2
+    assert len(parts) > 64
 
 
 def test_process_that_is_gone_keeps_its_counters_and_loses_its_gauges() -> None:
