@@ -67,7 +67,7 @@ def works(launcher: Path) -> None:
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables,
         )  # fmt: skip
         try:
-            wait_for((folder / "r/shard-0.json").exists, "the shard", timeout=20)
+            wait_for((folder / "r/shard-0.json").exists, "the shard", timeout=60)
         finally:
             process.terminate()
             _, log = process.communicate(timeout=20)
