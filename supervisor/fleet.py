@@ -202,10 +202,13 @@ class Fleet:
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
         now = self._loop.time()
-        return [
+        rows = [
             member.care.row(None if member.process is None else member.process.pid, now)
             for _, member in sorted(self._members.items())
         ]
+        for row in rows:
+            row.slots = self._ledger.load(row.id)
+        return rows
 
     def probe(self, shard: int, probe: int, agent_id: str) -> bool:
         """Have a shard look at an agent's connections; False when it cannot be asked."""
