@@ -7,8 +7,8 @@ connections open, and opens another one for each that is lost. It allows every e
 whoever asks can tell whose answer it is; an event for a URI that begins with ``/slow`` is answered after a while.
 
 Besides, every fifth of them comes and goes (`pace`): a connection is closed and opened again at once. And agents at
-their limit try for one more. An agent that holds more accepted connections than the limit, as the kernel sees it at that instant, has
-overshot. Times in reports are seconds of CLOCK_MONOTONIC.
+their limit try for one more. An agent that holds more accepted connections than the limit, as the kernel sees it at
+that instant, has overshot. Times in reports are seconds of CLOCK_MONOTONIC.
 
 An *end* names a connection for whoever looks from the other side: ``u`` and the inode of the agent's own socket, or
 ``t`` and its port.

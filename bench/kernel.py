@@ -56,7 +56,7 @@ def ends_by_process(pids: list[int]) -> dict[int, list[str]]:
 
 def _unix_peers() -> dict[int, str]:
     """Inode → the other end, for all connected Unix sockets (sock_diag(7))."""
-    peers = {}
+    peers: dict[int, str] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as sock:
         request = _REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, _UDIAG_SHOW_PEER, 0, 0)
         sock.sendall(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)

@@ -70,7 +70,9 @@ class Account:
 class World:
     """One running shardgate and everybody who uses it; make it with `World.begin`."""
 
-    def __init__(self, folder: Path, shards: int, agents: int, connections: int, limit: int, options: list[str]) -> None:
+    def __init__(
+        self, folder: Path, shards: int, agents: int, connections: int, limit: int, options: list[str]
+    ) -> None:
         self.folder = folder
         self.rundir = RuntimeDir(folder / "run")
         self.uds = folder / "agents.sock"

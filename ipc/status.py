@@ -73,10 +73,10 @@ class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the supervisor
-    counts on the shard, those included that are on their way to it; at rest it is the same as *connections*.
-    *moved_total* counts the connections that went to other shards. Of the requests that began in this shard, *requests_total* is all of
-    *answered_total*, *failed_total* (by error code) and *in_flight* together.
+    heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the
+    supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
+    *moved_total* counts the connections that went to other shards. Of the requests that began in this shard,
+    *requests_total* is all of *answered_total*, *failed_total* (by error code) and *in_flight* together.
     """
 
     id: int
