@@ -1,10 +1,14 @@
 """What every process of ours does to itself at start: descriptor limit and memory."""
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import os
 import resource
+import signal
+
+_PR_SET_PDEATHSIG = 1
 
 
 def raise_descriptor_limit() -> int:
@@ -23,6 +27,14 @@ def raise_descriptor_limit() -> int:
     with contextlib.suppress(OSError), open(os.devnull, "rb") as null:  # noqa: PTH123 - a descriptor, not a path
         os.close(fcntl.fcntl(null.fileno(), fcntl.F_DUPFD_CLOEXEC, highest))
     return soft
+
+
+def end_with_parent(*, ends: bool) -> None:
+    """Have the kernel kill this process when its parent ends, or not any more (PR_SET_PDEATHSIG, prctl(2)).
+
+    Not race-free by itself: the parent may have ended before. The parent must not start it from a thread that ends.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if ends else 0, 0, 0, 0)
 
 
 class DescriptorBudget:

@@ -33,6 +33,9 @@ DIRECTORY_PAUSE = 0.2
 STOP_PAUSE = 0.01
 """Seconds between looks at what proxies have in flight, before the end."""
 
+DRAINED_SECONDS = 2.0
+"""Seconds that proxies have to take leave of a shard that has drained."""
+
 PROBE_PAUSE = 0.03
 """Seconds between the two looks of a probe."""
 
@@ -58,8 +61,9 @@ class Shard:
             self._pool,
             handoff.Hello(shard, epoch, os.getpid()),
             self._orphaned,
+            self._closed,
         )
-        self._drain = Drain(self._pool, self.stop)
+        self._drain = Drain(self._pool, lambda: self._stop_within(DRAINED_SECONDS))
         self._queries = QueryServer(
             rundir.shard_query(shard),
             {
@@ -86,6 +90,8 @@ class Shard:
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
         self._rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
+        # The next supervisor would find us now.
+        process.end_with_parent(ends=False)
         process.settle_memory()
         try:
             await self._ended
@@ -162,14 +168,18 @@ class Shard:
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.Stop):
-            self._stop_within(asyncio.get_running_loop().time() + command.seconds)
+            self._stop_within(command.seconds)
 
-    def _stop_within(self, deadline: float) -> None:
-        """End as soon as no proxy waits for anything, and at *deadline* (loop time) at the latest."""
+    def _stop_within(self, seconds: float) -> None:
+        """End when no proxy waits for anything or has a request on its way, after *seconds* at the latest."""
+        if seconds > 0:
+            self._proxies.go_away()
+        self._stop_when_idle(asyncio.get_running_loop().time() + seconds)
+
+    def _stop_when_idle(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        self._proxies.stopping = True
         if self._proxies.is_busy and loop.time() < deadline:
-            loop.call_later(STOP_PAUSE, self._stop_within, deadline)
+            loop.call_later(STOP_PAUSE, self._stop_when_idle, deadline)
         else:
             self.stop()
 
@@ -205,6 +215,8 @@ def main(
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
     faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    if parent is not None:
+        process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
         # The supervisor after it has not heard of this process, and has started another one in its place.
         get_logger().warning("the supervisor that started this shard is gone")

@@ -29,6 +29,7 @@ from dialout.proxy.errors import (
 )
 from dialout.proxy.wire import (
     FINAL,
+    GOING_AWAY,
     MAX_ANSWER_LENGTH,
     MAX_TIMEOUT_MS,
     RELAYED,
@@ -41,6 +42,7 @@ from dialout.proxy.wire import (
     encode_cancel,
     encode_finish,
     encode_hello,
+    encode_ping,
     encode_request,
 )
 from ipc.rundir import RuntimeDir
@@ -91,6 +93,8 @@ class Link(asyncio.Protocol):
         self._deadlines: Deadlines[_Asked] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._failed = ""
+        self.leaves = False
+        """Whether the sibling is going away, and wants no new requests."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what was asked for while connecting."""
@@ -180,6 +184,9 @@ class Link(asyncio.Protocol):
             )
         elif isinstance(result, Welcome) and result.error:
             self.fail(f"refused by shard {self._sibling}: {result.error}")
+        elif isinstance(result, Welcome) and result.going_away:
+            self.leaves = True
+            self.tell(encode_ping(GOING_AWAY))
 
     def _give(self, request_id: int, result: Answer | PoolError) -> None:
         queue = self._asked.get(request_id)
@@ -220,12 +227,16 @@ class Relay:
 
     def holder(self, agent_id: str) -> int | None:
         """The sibling to hand a request for *agent_id* to; None when there is no one to ask."""
-        holders = self.directory.holders(agent_id, self._shard)
+        holders = [shard for shard in self.directory.holders(agent_id, self._shard) if not self._leaves(shard)]
         if holders:
             return holders[0]
         if not self.directory.stale:
             return None
         return next((shard for shard in self._rundir.recorded_shards() if shard != self._shard), None)
+
+    def _leaves(self, shard: int) -> bool:
+        link = self._links.get(shard)
+        return link is not None and link.leaves
 
     def may_be_news(self, agent_id: str, waited: float) -> bool:
         """Whether an agent that is nowhere may have been accepted just now, so that waiting a little more makes sense.
