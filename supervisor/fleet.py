@@ -58,6 +58,7 @@ class Member:
         "fate",
         "foreign",
         "process",
+        "recalled",
         "request",
         "respawn",
     )
@@ -74,6 +75,8 @@ class Member:
         self.request: int | None = None
         self.asked_at = 0.0
         self.believed: set[tuple[int, str]] = set()
+        # What the shard has let go of since then: a snapshot from before or after that says nothing about these.
+        self.recalled: set[int] = set()
         # Whether its process speaks another version: it drains, and a new one takes its place.
         self.foreign = False
 
@@ -103,6 +106,7 @@ class Fleet:
         self._ledger = ledger
         self._handoffs = handoffs
         self._moves = moves
+        moves.on_recalled = self._recalled
         self._on_probed, self._on_freed, self._on_gone = on_probed, on_freed, on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._first_number = ledger.next_number
@@ -114,6 +118,8 @@ class Fleet:
         # Connections that a shard was found to hold on their way to, or from, another one.
         self._adrift: set[int] = set()
         self._stopping = False
+        self.known = asyncio.Event()
+        """Set once what living shards hold is in the ledger: no slot can be given away that is taken."""
         self.ready = asyncio.Event()
         """Set once no shard is starting any more, and what living ones hold is in the ledger."""
         self._emptied: asyncio.Event = asyncio.Event()
@@ -135,7 +141,7 @@ class Fleet:
             process = None if record is None else adopt_shard(record)
             if record is not None and process is not None:
                 member = self._members[shard] = Member(shard)
-                member.care.begin(record.epoch, self._loop.time())
+                member.care.begin(record.epoch, self._loop.time(), found=True)
                 member.request = 0
                 self._watch(member, process, f"adopted pid {process.pid}")
                 if shard in foreign:
@@ -146,6 +152,7 @@ class Fleet:
                 self._rundir.forget_shard(shard)
         while len(self._members) < shards:
             self.add(self.free_number())
+        self._look_whether_ready()
 
     @property
     def shards(self) -> list[int]:
@@ -171,7 +178,8 @@ class Fleet:
             self._place_is_empty(member)
             return
         member.end_by = self._loop.time() + seconds + END_MARGIN
-        member.care.go(ShardState.DRAINING)
+        if member.care.state is not ShardState.DRAINING:
+            member.care.go(ShardState.DRAINING)
         if not self._send(shard, events.Stop(seconds)):
             member.process.send_signal(signal.SIGTERM)
 
@@ -318,9 +326,12 @@ class Fleet:
             self._rundir.forget_shard(shard)
 
     def _look_whether_ready(self) -> None:
-        if all(
-            member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
-        ):
+        if any(member.request is not None for member in self._members.values()):
+            return
+        if not self.known.is_set():
+            self.known.set()
+            self._publisher.open()
+        if all(member.care.state is not ShardState.STARTING for member in self._members.values()):
             found, self._found = self._found, []
             for shard, number, agent_id in found:
                 if self._handoffs.has_link(shard):
@@ -389,12 +400,13 @@ class Fleet:
         if hello.epoch != care.epoch or member.channel is None:
             return
         self._handoffs.add_shard(care.shard, member.channel)
+        if care.state is not ShardState.STARTING or member.request == 0:
+            # A channel in place of a lost one, or of an earlier supervisor's: the shard has decided by now what becomes
+            # of connections that were on their way then.
+            self._ask_for_snapshot(member)
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
-        else:
-            # A channel in place of a lost one: whatever was on its way then is told by a snapshot.
-            self._ask_for_snapshot(member)
         self._look_whether_ready()
 
     # The bus.
@@ -432,7 +444,9 @@ class Fleet:
         elif isinstance(event, events.Snapshot):
             self._reconcile(member, event)
         elif isinstance(event, events.DirectoryRequest):
-            self._send(shard, self._publisher.full())
+            directory = self._publisher.full()
+            if directory is not None:  # The shard asks again.
+                self._send(shard, directory)
 
     def _heartbeat(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
@@ -451,23 +465,32 @@ class Fleet:
             self._ask_for_snapshot(member)
 
     def _ask_for_snapshot(self, member: Member) -> None:
+        if not self._handoffs.has_link(member.care.shard):
+            member.request = 0  # Asked for when there is a channel, see `_greeted`.
+            return
         believed = self._ledger.live_numbers(member.care.shard)
         if self._send(member.care.shard, events.SnapshotRequest(self._next_request)):
-            member.request, member.believed = self._next_request, believed
+            member.request, member.believed, member.recalled = self._next_request, believed, set()
             member.asked_at = self._loop.time()
             self._next_request += 1
+
+    def _recalled(self, shard: int, number: int) -> None:
+        member = self._members.get(shard)
+        if member is not None and member.request:
+            member.recalled.add(number)
 
     def _reconcile(self, member: Member, event: events.Snapshot) -> None:
         if event.request != member.request:
             return  # A newer one has been asked for.
         shard = member.care.shard
-        changed = self._ledger.reconcile(
-            shard,
-            # A commit may be on its way: what the shard holds prepared is not gone.
-            member.believed - set(event.prepared) - set(event.moving),
-            event.live,
-        )
-        member.request, member.believed = None, set()
+        # A commit may be on its way: what the shard holds prepared is not gone.
+        believed = member.believed - set(event.prepared) - set(event.moving)
+        live, recalled = event.live, member.recalled
+        if recalled:
+            believed = {(number, agent_id) for number, agent_id in believed if number not in recalled}
+            live = [(number, agent_id) for number, agent_id in live if number not in recalled]
+        changed = self._ledger.reconcile(shard, believed, live)
+        member.request, member.believed, member.recalled = None, set(), set()
         self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
         self._found += [(shard, number, agent_id) for number, agent_id in event.prepared if number < self._first_number]
         self._found += [

@@ -171,6 +171,8 @@ class Supervisor:
         self._stop_asked.set()
 
     async def _open_when_ready(self) -> None:
+        # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
+        await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
@@ -179,7 +181,8 @@ class Supervisor:
         self._log.info("ready", shards=self.shards)
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
-            self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
+            with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
+                self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""

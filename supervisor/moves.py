@@ -7,7 +7,7 @@ here with its descriptor, leaves its place in the ledger but not its slot, and g
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ipc.handoff import MoveOut, Moving, Staying, close_all
 from ipc.logs import get_logger
@@ -57,6 +57,8 @@ class Moves:
         self._by_number: dict[int, Order] = {}
         self._wanted: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.on_recalled: Callable[[int, int], None] | None = None
+        """Told of each connection that has lost its place in the ledger, because its shard has let go of it."""
         handoffs.on_settled = self.settled
 
     def order(
@@ -92,6 +94,8 @@ class Moves:
         deadline = self._loop.time() + MOVER_LIMIT
         for offer, fd in zip(message.offers, descriptors, strict=True):
             if self._ledger.recall(offer.agent_id, offer.number, shard):
+                if self.on_recalled is not None:
+                    self.on_recalled(shard, offer.number)
                 wanted = self._wanted.pop(offer.number, None)
                 self._handoffs.move(Mover(fd, offer, shard, wanted, deadline))
             else:
