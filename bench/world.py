@@ -107,7 +107,7 @@ class World:
         world = cls(folder, shards, agents, connections, limit, list(options))
         try:
             world.wait_until_running()
-            world._rest = world._own_descriptors()
+            world._rest = world.own_descriptors()
             world._begin_load(in_flight, pause_s)
             yield world
             leftovers = world.end()
@@ -174,7 +174,7 @@ class World:
             rows = self.ask("status")["shards"]
         except query.QueryError:
             return []
-        return [row["id"] for row in rows if row["state"] == "running"]
+        return [row["id"] for row in rows if row["state"] in ("running", "draining")]
 
     def kill_shard(self, shard: int) -> tuple[float, set[str]]:
         """SIGKILL a shard; when, and the ends of all connections that died with it, as the kernel knew."""
@@ -217,7 +217,7 @@ class World:
             except query.QueryError:
                 return False
             return answer["supervisor"]["state"] == "running" and all(
-                row["state"] == "running" for row in answer["shards"]
+                row["state"] in ("running", "draining") for row in answer["shards"]
             )
 
         self.wait_for(is_running, "everything to run", seconds)
@@ -268,6 +268,8 @@ class World:
         pids = self.pids()
         holders = ends_by_process([self.supervisor.pid, *pids.values()])
         wrong = []
+        if len(ends) != self.agents * self.connections:
+            wrong.append(f"agents have {len(ends)} of {self.agents * self.connections} connections")
         held = {pid: sum(end in ends for end in found) for pid, found in holders.items()}
         all_held = [end for found in holders.values() for end in found if end in ends]
         if len(all_held) != len(ends) or len(set(all_held)) != len(ends):
@@ -303,7 +305,10 @@ class World:
         return wrong
 
     def wait_until_exact(self, seconds: float = 10.0) -> float:
-        """Wait until all counts agree; how long that took. Nobody may come or go meanwhile (`pace`)."""
+        """Wait until everybody is connected and all counts agree; how long that took.
+
+        Nobody may come or go meanwhile (`pace`).
+        """
         found: list[str] = []
 
         def is_exact() -> bool:
@@ -325,7 +330,7 @@ class World:
 
     # The end.
 
-    def _own_descriptors(self) -> dict[str, int]:
+    def own_descriptors(self) -> dict[str, int]:
         """Descriptors of each process, but for connections (to agents, proxies, each other) and one for each shard."""
         shards = self.pids()
         pids = {f"shard-{shard}": pid for shard, pid in shards.items()} | {"supervisor": self.supervisor.pid}
@@ -350,7 +355,7 @@ class World:
 
         def has_no_more() -> bool:
             nonlocal leftovers
-            now = self._own_descriptors()
+            now = self.own_descriptors()
             leftovers = [
                 f"{name} has {count} descriptors of its own, had {self._rest.get(name, most)}"
                 for name, count in now.items()

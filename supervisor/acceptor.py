@@ -74,6 +74,11 @@ class Acceptor:
         self._warned_at = -1.0
         self._log = get_logger()
 
+    @property
+    def room(self) -> int:
+        """How many more agents' descriptors this process may hold."""
+        return self._budget.left(self._held())
+
     def start(self) -> None:
         """Accept from now on."""
         for listener in self._listeners:
@@ -100,7 +105,7 @@ class Acceptor:
         if self._under_way() > MOST_UNDER_WAY:
             self._pause()
             return
-        room = self._budget.left(self._held())
+        room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
             # Half of the reserve may go to refused agents that have yet to read their answer.

@@ -460,7 +460,8 @@ class Fleet:
         held = event.report.connections + event.report.prepared
         if member.request is not None and self._loop.time() - member.asked_at > ASK_AGAIN:
             self._ask_for_snapshot(member)
-        if care.is_doubtful(self._ledger.load(care.shard) - held):
+        # While a snapshot is waited for, the counts may differ, and the next heartbeat compares them again.
+        if member.request is None and care.is_doubtful(self._ledger.load(care.shard) - held):
             self._log.warning("counts differ", shard=care.shard, shard_says=held, ledger=self._ledger.load(care.shard))
             self._ask_for_snapshot(member)
 

@@ -92,7 +92,7 @@ class Supervisor:
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
-        self._moves = Moves(self._ledger, self._handoffs)
+        self._moves = Moves(self._ledger, self._handoffs, lambda: self._acceptor.room)
         self._admission = Admission(
             policy,
             AgentConfig(config.agent_config),
