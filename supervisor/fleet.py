@@ -285,6 +285,9 @@ class Fleet:
         how = process.reap()
         process.close()
         if member.channel is not None:
+            # Connections that it had let go of may be among its last words.
+            member.channel.take_the_rest()
+        if member.channel is not None:
             member.channel.close()
         member.process = member.channel = member.request = member.end_by = None
         member.foreign = False

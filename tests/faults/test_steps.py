@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.fences import descriptors
 from support.interposer import BusFaults, Interposer, Seen
 
-from bench.kernel import ends_by_process
+from bench.kernel import descriptors, ends_by_process
 from bench.world import Account, World
 from ipc import query
 from ipc.handoff import Commit, Message, MoveOut, Moving, Prepare, Prepared, Revoke
@@ -88,6 +88,14 @@ ALWAYS = {
 CHOSEN = [case for case in CASES if ALL == "full" or str(case) in (ALL or ALWAYS)]
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is over, waited for or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Injection:
     """Waits for a case's step, does its fault there once, and knows whose end was meant."""
 
@@ -96,17 +104,21 @@ class Injection:
         self.done = threading.Event()
         self.lost: set[str] = set()
         self._undo: list[Callable[[], object]] = []
+        self._target = 1
         between.watch = self._look
 
     def _look(self, seen: Seen, when: str) -> None:
         case = self.case
+        is_offer = isinstance(seen.message, Prepare) and (case.deed == "register" or seen.message.offers[0].state)
+        if is_offer:
+            self._target = seen.shard
         if self.done.is_set() or when != case.when or type(seen.message) is not case.message:
             return
         if case.deed == "move" and case.message in (Prepare, Prepared, Commit) and seen.shard == SOURCE:
             return
-        if isinstance(seen.message, Prepare) and case.deed == "move" and seen.message.offers[0].state is None:
+        if isinstance(seen.message, Prepare) and not is_offer:
             return
-        self._inject(seen.shard)
+        self._inject(seen.shard if case.message in (Prepared, Commit) else self._target)
         self.done.set()
 
     def _inject(self, target: int) -> None:
@@ -116,8 +128,12 @@ class Injection:
         if case.fault == "kill":
             os.kill(pid, signal.SIGSTOP)
             if case.victim != "supervisor":
-                self.lost = set(ends_by_process([pid])[pid])
+                # What the supervisor holds as well is on its way, and must get through.
+                held = ends_by_process([pid, world.supervisor.pid])
+                self.lost = set(held[pid]) - set(held[world.supervisor.pid])
             os.kill(pid, signal.SIGKILL)
+            while not has_ended(pid):
+                pass  # The kernel is about to close what it had open; nothing may pass before.
         elif case.fault == "stop":
             os.kill(pid, signal.SIGSTOP)
             self._undo.append(lambda: os.kill(pid, signal.SIGCONT))

@@ -11,6 +11,7 @@ come twice or late.
 import array
 import contextlib
 import random
+import select
 import socket
 import threading
 import time
@@ -56,6 +57,12 @@ class _Pipe:
     def __init__(self, shard: int, source: socket.socket, target: socket.socket, *, to_shard: bool) -> None:
         self.shard, self.source, self.target, self.to_shard = shard, source, target, to_shard
         self.waiting: tuple[bytes, list[int]] | None = None
+
+
+def _is_hung_up(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class Interposer:
@@ -185,38 +192,55 @@ class Interposer:
 
     def _pass(self, pipe: _Pipe) -> None:
         """Pass on what has come in one direction, until nothing more comes or the other side takes no more."""
-        while (pipe.shard, pipe.to_shard) not in self.held:
-            if pipe.waiting is None:
-                try:
-                    data, ancillary, _, _ = pipe.source.recvmsg(MAX_MESSAGE, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-                except BlockingIOError:
-                    return
-                except ConnectionResetError:
-                    continue  # What was sent before comes behind it.
-                except OSError:
-                    data, ancillary = b"", []
-                if not data:
-                    self._end(pipe)
-                    return
-                descriptors = array.array("i")
-                for _, _, raw in ancillary:
-                    descriptors.frombytes(raw)
-                pipe.waiting = data, descriptors.tolist()
-                if self.watch is not None:
-                    self.watch(Seen(pipe.shard, pipe.to_shard, handoff.decode(data)), "before")
-            data, fds = pipe.waiting
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            try:
-                pipe.target.sendmsg([data], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                pass  # Gone: the other direction finds out.
-            handoff.close_all(fds)
-            pipe.waiting = None
-            self.passed += 1
-            if self.watch is not None:
-                self.watch(Seen(pipe.shard, pipe.to_shard, handoff.decode(data)), "after")
+        while (pipe.shard, pipe.to_shard) not in self.held and self._take(pipe) and self._give(pipe):
+            pass
+
+    def _take(self, pipe: _Pipe) -> bool:
+        """Have a message to pass on; False when there is none."""
+        if pipe.waiting is not None:
+            return True
+        try:
+            data, ancillary, _, _ = pipe.source.recvmsg(MAX_MESSAGE, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return self._take(pipe)  # What was sent before comes behind it.
+        except OSError:
+            data, ancillary = b"", []
+        if not data:
+            self._end(pipe)
+            return False
+        descriptors = array.array("i")
+        for _, _, raw in ancillary:
+            descriptors.frombytes(raw)
+        pipe.waiting = data, descriptors.tolist()
+        self._tell(pipe, data, "before")
+        return True
+
+    def _give(self, pipe: _Pipe) -> bool:
+        """Pass a message on; False when the other side takes none now."""
+        assert pipe.waiting is not None
+        data, fds = pipe.waiting
+        if _is_hung_up(pipe.source):
+            # Its last words still arrive. Whoever answers them must find out at once that nobody is there.
+            with contextlib.suppress(OSError):
+                pipe.target.shutdown(socket.SHUT_RD)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            pipe.target.sendmsg([data], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # Gone: the other direction finds out.
+        handoff.close_all(fds)
+        pipe.waiting = None
+        self.passed += 1
+        self._tell(pipe, data, "after")
+        return True
+
+    def _tell(self, pipe: _Pipe, data: bytes, when: str) -> None:
+        if self.watch is not None:
+            self.watch(Seen(pipe.shard, pipe.to_shard, handoff.decode(data)), when)
 
     def _end(self, pipe: _Pipe) -> None:
         """One end is gone: what it has sent is passed on, and the other one told."""
