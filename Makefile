@@ -49,9 +49,10 @@ run: $(app)/.wheels ## run shardgate with its defaults in the foreground; Ctrl-C
 ## Check
 
 .PHONY: test
+# Two at a time: most tests wait for processes, and one run keeps less than one core busy.
 test: $(app)/.tests $(root)/.copied ## run the whole test suite against the built wheels
 	@cd $(root) && exec env TESTED_DISTRIBUTIONS=$(dist) HYPOTHESIS_STORAGE_DIRECTORY=$(build)/hypothesis \
-		$(app)/bin/python -m pytest $(ARGS)
+		$(app)/bin/python -m pytest -n 2 $(ARGS)
 
 .PHONY: lint
 lint: $(check)/.tools ## ruff's rules and format, mypy --strict; changes nothing

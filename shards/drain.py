@@ -13,9 +13,12 @@ TICK = 0.02
 
 
 class Drain:
-    """Empties *pool*, then calls *on_empty*; requests that begin meanwhile find no agent here, and go elsewhere."""
+    """Empties *pool*, then calls *on_empty* with the loop time by which the shard should have ended.
 
-    def __init__(self, pool: AgentPool, on_empty: Callable[[], None]) -> None:
+    Requests that begin meanwhile find no agent here, and go elsewhere.
+    """
+
+    def __init__(self, pool: AgentPool, on_empty: Callable[[float], None]) -> None:
         self._pool = pool
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
@@ -43,6 +46,6 @@ class Drain:
             if connection.in_flight == 0:
                 connection.close("the shard drains")
         if not self._pool.connections or self._loop.time() >= self._deadline:
-            self._timer = self._loop.call_soon(self._on_empty)  # type: ignore[assignment]
+            self._timer = self._loop.call_soon(self._on_empty, self._deadline)  # type: ignore[assignment]
         else:
             self._timer = self._loop.call_later(TICK, self._turn)

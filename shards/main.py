@@ -33,9 +33,6 @@ DIRECTORY_PAUSE = 0.2
 STOP_PAUSE = 0.01
 """Seconds between looks at what proxies have in flight, before the end."""
 
-DRAINED_SECONDS = 2.0
-"""Seconds that proxies have to take leave of a shard that has drained."""
-
 PROBE_PAUSE = 0.03
 """Seconds between the two looks of a probe."""
 
@@ -63,7 +60,8 @@ class Shard:
             self._orphaned,
             self._closed,
         )
-        self._drain = Drain(self._pool, lambda: self._stop_within(DRAINED_SECONDS))
+        # What proxies ask through this shard may still be on its way at another one.
+        self._drain = Drain(self._pool, self._stop_by)
         self._queries = QueryServer(
             rundir.shard_query(shard),
             {
@@ -168,20 +166,17 @@ class Shard:
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.Stop):
-            self._stop_within(command.seconds)
+            self._stop_by(asyncio.get_running_loop().time() + command.seconds)
 
-    def _stop_within(self, seconds: float) -> None:
-        """End when no proxy waits for anything or has a request on its way, after *seconds* at the latest."""
-        if seconds > 0:
-            self._proxies.go_away()
-        self._stop_when_idle(asyncio.get_running_loop().time() + seconds)
-
-    def _stop_when_idle(self, deadline: float) -> None:
+    def _stop_by(self, deadline: float) -> None:
+        """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""
         loop = asyncio.get_running_loop()
-        if self._proxies.is_busy and loop.time() < deadline:
-            loop.call_later(STOP_PAUSE, self._stop_when_idle, deadline)
-        else:
-            self.stop()
+        if loop.time() < deadline:
+            self._proxies.go_away()
+            if self._proxies.is_busy:
+                loop.call_later(STOP_PAUSE, self._stop_by, deadline)
+                return
+        self.stop()
 
     def _probe(self, command: events.Probe, looks: int) -> None:
         """Look for connections that are gone; look again before saying that there are none.
