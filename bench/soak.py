@@ -46,7 +46,7 @@ class Soak:
     def kill_shard(self) -> set[str]:
         """SIGKILL a shard."""
         self.world.wait_for(lambda: len(self.world.running()) >= 2, "two running shards", 60)
-        return self.world.kill_shard(random.choice(self.world.running()))[1]
+        return set(self.world.kill_shard(random.choice(self.world.running()))[1])
 
     def kill_supervisor(self) -> set[str]:
         """SIGKILL the supervisor; the next one comes at once, or after a while."""

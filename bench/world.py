@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -176,12 +177,13 @@ class World:
             return []
         return [row["id"] for row in rows if row["state"] in ("running", "draining")]
 
-    def kill_shard(self, shard: int) -> tuple[float, set[str]]:
-        """SIGKILL a shard; when, and the ends of all connections that died with it, as the kernel knew."""
+    def kill_shard(self, shard: int) -> tuple[float, dict[str, str]]:
+        """SIGKILL a shard; when, and all connections that died with it, as the kernel knew: end → connection id."""
         pid = self.pids()[shard]
+        known = self.ends()
         # Stopped first: what it holds must not change between the look and the end.
         os.kill(pid, signal.SIGSTOP)
-        ends = set(ends_by_process([pid])[pid])
+        ends = {end: known.get(end, "") for end in ends_by_process([pid])[pid]}
         now = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         return now, ends
@@ -243,10 +245,10 @@ class World:
         assert self.crowd is not None
         return msgspec.json.decode(self.crowd.ask("ends", ANSWER_S), type=dict[str, str])
 
-    def everybody_is_connected(self, but: Collection[str] = ()) -> bool:
-        """Whether every agent has all its connections, none of those in *but* among them."""
+    def everybody_is_connected(self, but: Mapping[str, str] = MappingProxyType({})) -> bool:
+        """Whether every agent has all its connections, none of those in *but* (end → connection id) among them."""
         ends = self.ends()
-        return len(ends) == self.agents * self.connections and not ends.keys() & but
+        return len(ends) == self.agents * self.connections and not ends.items() & but.items()
 
     def collect(self) -> Account:
         """What agents and proxy have met since the last time."""
