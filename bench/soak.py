@@ -33,7 +33,7 @@ MOST_SHARDS = 5
 MOST_GROWTH = 2.0
 """MB a minute by which a process may grow, when it was looked at for `GROWTH_SECONDS` in all."""
 GROWTH_SECONDS = 120.0
-SETTLED_S = 10.0
+SETTLED_S = 30.0
 """Age from which on a process is looked at."""
 
 
