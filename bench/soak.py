@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bench.accounting import ProcessGoneError, memory_bytes
+from bench.crowd import SLOW_S
 from bench.world import Account, BrokenError, World
 from ipc import query
 
@@ -236,6 +237,8 @@ def _break_things(world: World, minutes: float) -> list[str]:
                 world.wait_until_running()
                 world.wait_for(lambda: _is_idle(world), "the operation to end", 120)
                 exact_s = world.wait_until_exact(30)
+                # What has waited for a stopped process may now take an agent its time, and belongs to this fault.
+                time.sleep(2 * SLOW_S)
             except (BrokenError, query.QueryError) as error:
                 return [*wrong, f"{kind}: {error}"]
             found = rows[kind].add(kind, world.collect(), ends, exact_s)
