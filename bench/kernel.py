@@ -10,6 +10,9 @@ from pathlib import Path
 
 __all__ = ["children_of", "descriptors", "ends_by_process"]
 
+LOOKS = 4
+"""The kernel tells of its sockets in pieces, and skips some when others close in between."""
+
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _DUMP = 0x300 | 1  # NLM_F_DUMP | NLM_F_REQUEST
@@ -46,7 +49,9 @@ def children_of(pid: int) -> list[int]:
 
 def ends_by_process(pids: list[int]) -> dict[int, list[str]]:
     """For each process, the agents' ends of all connected sockets that it holds, Unix ones and TCP ones."""
-    peers = _unix_peers() | _tcp_peers()
+    peers = _tcp_peers()
+    for _ in range(LOOKS):
+        peers |= _unix_peers()
     found = {}
     for pid in pids:
         inodes = [int(target[8:-1]) for target in descriptors(pid).values() if target.startswith("socket:[")]

@@ -80,6 +80,9 @@ _ELSEWHERE = frozenset(
 """Failures of a first event that another shard's connections may not have."""
 
 
+_NO_SHARDS: frozenset[int] = frozenset()
+
+
 class _Entry:
     """One request of a proxy: the exchange that serves it, here or elsewhere, and what is in flight of it.
 
@@ -107,10 +110,11 @@ class _Entry:
 class _Event:
     """Event number *index* of its request, with *seconds* of time since *started*.
 
-    *moving_at* is when a shard said last that the agent is on its way to another one.
+    *moving_at* is when a shard said last that the agent is on its way to another one, *asked* are shards that said they
+    do not have it.
     """
 
-    __slots__ = ("entry", "index", "moving_at", "request", "seconds", "started")
+    __slots__ = ("asked", "entry", "index", "moving_at", "request", "seconds", "started")
 
     def __init__(self, request: ProxyRequest, entry: _Entry, seconds: float) -> None:
         self.request = request
@@ -119,6 +123,7 @@ class _Event:
         self.seconds = seconds
         self.started = time.monotonic()  # uvloop's own clock has milliseconds.
         self.moving_at = 0.0
+        self.asked: frozenset[int] = _NO_SHARDS
 
     @property
     def seconds_left(self) -> float:
@@ -271,10 +276,14 @@ class ProxyConnection(asyncio.Protocol):
         self._in_flight += 1
         self._settle(request_id, entry, entry.begun - 1, frame)
 
-    def _exchange(self, request: ProxyRequest) -> Exchange | RelayedExchange:
+    def _holder(self, agent_id: str, asked: frozenset[int] = _NO_SHARDS) -> int | None:
+        pool = self._server.pool
+        return self._server.relay.holder(agent_id, asked, is_here=agent_id in pool.agents or agent_id in pool.moving)
+
+    def _exchange(self, request: ProxyRequest, asked: frozenset[int] = _NO_SHARDS) -> Exchange | RelayedExchange:
         """Where the request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
         if not request.flags & RELAYED and not self._server.pool.serves(request.agent_id):
-            shard = self._server.relay.holder(request.agent_id)
+            shard = self._holder(request.agent_id, asked)
             if shard is not None:
                 return self._server.relay.begin(shard, request.agent_id)
         return Exchange(request.agent_id)
@@ -315,7 +324,7 @@ class ProxyConnection(asyncio.Protocol):
         if request.flags & RELAYED or entry.cancelled:
             return False
         left = event.seconds_left
-        shard = self._server.relay.holder(request.agent_id)
+        shard = self._holder(request.agent_id)
         if left <= 0 or shard is None:
             return self._wait_for_news(event, error)
         entry.exchange = exchange = self._server.relay.begin(shard, request.agent_id)
@@ -328,6 +337,8 @@ class ProxyConnection(asyncio.Protocol):
             self._answer(event, result.response, result.agent_id, result.connection_id, result.shard, RELAYED)
             return
         # The other shard may not have heard of it either, or the agent has moved on.
+        if result.code == FailureCode.AGENT_NOT_FOUND and isinstance(event.entry.exchange, RelayedExchange):
+            event.asked |= {event.entry.exchange.shard}
         if event.is_alone and self._wait_for_news(event, result):
             return
         self._fail(event, result, RELAYED)
@@ -347,8 +358,11 @@ class ProxyConnection(asyncio.Protocol):
             # Word of an agent that has just moved is on its way.
             moved_at = max(event.moving_at, self._server.pool.left_at(entry.agent_id) or 0.0)
             is_expected = now - moved_at < MOVED_WAIT
-            if not is_expected and not self._server.relay.may_be_news(entry.agent_id, now - event.started):
-                return False
+            following = self._holder(entry.agent_id, event.asked)
+            if following is None or following in event.asked:
+                event.asked = _NO_SHARDS
+                if not is_expected and not self._server.relay.may_be_news(entry.agent_id, now - event.started):
+                    return False
         entry.held = [event]
         self._loop.call_later(NEWS_PAUSE, self._try_again, entry)
         return True
@@ -356,7 +370,7 @@ class ProxyConnection(asyncio.Protocol):
     def _try_again(self, entry: _Entry) -> None:
         held, entry.held = entry.held, None
         if held:
-            entry.exchange = self._exchange(held[0].request)
+            entry.exchange = self._exchange(held[0].request, held[0].asked)
             for event in held:
                 self._submit(event, max(0.001, event.seconds_left))
 

@@ -7,7 +7,7 @@ limit is what is left of the first one. The sibling keeps it; this side guards a
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import cast
 
@@ -225,14 +225,25 @@ class Relay:
         self._missed: dict[str, float] = {}
         self.total = 0
 
-    def holder(self, agent_id: str) -> int | None:
-        """The sibling to hand a request for *agent_id* to; None when there is no one to ask."""
-        holders = [shard for shard in self.directory.holders(agent_id, self._shard) if not self._leaves(shard)]
-        if holders:
-            return holders[0]
-        if not self.directory.stale:
-            return None
-        return next((shard for shard in self._rundir.recorded_shards() if shard != self._shard), None)
+    def holder(self, agent_id: str, asked: Collection[int] = (), *, is_here: bool = False) -> int | None:
+        """The sibling to hand a request for *agent_id* to; None when there is no one to ask.
+
+        *asked* have said that they do not have it; one of them is named again when there is no other. *is_here* says
+        that this shard has it, though it cannot serve it now.
+        """
+        known = self.directory.holders(agent_id)
+        holders = [shard for shard in known if shard != self._shard and not self._leaves(shard)]
+        unasked = [shard for shard in holders if shard not in asked]
+        if unasked:
+            return unasked[0]
+        # A supervisor that has died could not tell any more where the agent has moved.
+        is_wrong = bool(known) and (bool(asked) or self._shard in known) and not is_here
+        if self.directory.stale or is_wrong:
+            others = (s for s in self._rundir.recorded_shards() if s != self._shard and s not in asked)
+            other = next((shard for shard in others if not self._leaves(shard)), None)
+            if other is not None:
+                return other
+        return holders[0] if holders else None
 
     def _leaves(self, shard: int) -> bool:
         link = self._links.get(shard)

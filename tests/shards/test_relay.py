@@ -229,6 +229,32 @@ def test_request_waits_for_an_agent_that_moves(monkeypatch: pytest.MonkeyPatch, 
     run(test)
 
 
+@pytest.mark.parametrize("asked", [0, 1, 2], ids=["where it was", "where it is", "elsewhere"])
+def test_agent_is_found_where_it_has_moved_though_nobody_has_told(monkeypatch: pytest.MonkeyPatch, asked: int) -> None:
+    # The supervisor has died between the move and the word of it, and no other one comes.
+    monkeypatch.setattr(relay, "NEWS_WAIT", 0.0)
+
+    async def test() -> None:
+        async with two_shards() as (zero, one, _), AsyncExitStack() as stack:
+            two = await stack.enter_async_context(local_shard(zero.path.parent, 2))
+            for shard in (zero, one, two):
+                shard.hears("waf", {0: 1})
+            proxy = await stack.enter_async_context(raw_proxy((zero, one, two)[asked].path))
+            agent = PairedAgent(one.pool)
+            for number in range(1, 4):
+                proxy.ask(number, headers())
+                agent.answer(await next_event(agent))
+                result = await proxy.result()
+                assert isinstance(result, Answer), result
+                assert result.shard == 1
+            agent.close()
+            await until(lambda: not one.pool.agents)
+            proxy.ask(4, headers())
+            assert failure(await proxy.result()) == ("agent_not_found", True)
+
+    run(test)
+
+
 def test_request_for_an_agent_that_moves_for_ever_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxies, "MOVING_LIMIT", 0.1)
 
