@@ -35,6 +35,9 @@ from shards.departures import Departures
 from shards.orphan import OrphanTimer
 from shards.pool import AgentPool
 
+ARRIVAL_SECONDS = 0.2
+"""How long a connection that was to move here waits for the shard that it comes from to go on with it."""
+
 ORPHAN_SECONDS = 10.0
 """How long prepared connections wait for the next supervisor."""
 
@@ -47,7 +50,7 @@ class Intake:
 
     A connection that moves is prepared in the shard that it comes from, too: each has a copy, and none touches it. The
     Commit goes to one of the two, which takes the connection's ticket. When the supervisor is lost before it has told
-    which, the one that it comes from goes on with it at once, if the ticket is there.
+    which, whoever takes the ticket goes on: the one that it comes from at once, the other one a moment later.
 
     *on_orphaned* is called when there was no supervisor for as long as the last one said, *on_gone* for each connection
     that was committed here (number, agent id) and had been taken by another shard.
@@ -73,6 +76,7 @@ class Intake:
         self._departures = Departures(pool, self._send_away, self._hold_departing, self._say_staying)
         self._departing: set[int] = set()
         self._orphan_timer: asyncio.TimerHandle | None = None
+        self._arrival_timer: asyncio.TimerHandle | None = None
         self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -104,8 +108,7 @@ class Intake:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
+        self._stop_waiting()
         self._let_go(list(self.prepared))
 
     def _accept(self) -> None:
@@ -127,9 +130,7 @@ class Intake:
             self._channel.close()
         self._take_back()
         self._unanswered.clear()
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
-            self._orphan_timer = None
+        self._stop_waiting()
         self._orphan.cancel()
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
@@ -147,14 +148,26 @@ class Intake:
         )  # fmt: skip
         self._orphan.start()
         self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
+        self._arrival_timer = self._loop.call_later(ARRIVAL_SECONDS, self._serve_arrived)
+
+    def _stop_waiting(self) -> None:
+        """Decide nothing about who was on the way: a supervisor does, or the shard ends."""
+        for timer in (self._orphan_timer, self._arrival_timer):
+            if timer is not None:
+                timer.cancel()
+        self._orphan_timer = self._arrival_timer = None
 
     def _give_up_orphans(self) -> None:
         """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
         self._orphan_timer = None
-        for number, _ in self.moving:
-            # The shard that it came from has ended, or has gone on with it.
-            self._go_on_with(*self.prepared.pop(number))
+        self._serve_arrived()
         self._turn_away(list(self.prepared), ErrorCode.SHUTTING_DOWN, "the listener went away during the registration")
+
+    def _serve_arrived(self) -> None:
+        """Go on with what was to move here, unless the shard that it came from has."""
+        self._arrival_timer = None
+        for number, _ in self.moving:
+            self._go_on_with(*self.prepared.pop(number))
 
     def _take_back(self) -> None:
         """Go on with what was to move: nobody else will, unless another shard has got the Commit."""

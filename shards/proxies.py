@@ -80,6 +80,8 @@ _ELSEWHERE = frozenset(
 """Failures of a first event that another shard's connections may not have."""
 
 
+_NOT_THERE = frozenset({FailureCode.AGENT_NOT_FOUND, FailureCode.AGENT_MOVING})
+
 _NO_SHARDS: frozenset[int] = frozenset()
 
 
@@ -337,7 +339,7 @@ class ProxyConnection(asyncio.Protocol):
             self._answer(event, result.response, result.agent_id, result.connection_id, result.shard, RELAYED)
             return
         # The other shard may not have heard of it either, or the agent has moved on.
-        if result.code == FailureCode.AGENT_NOT_FOUND and isinstance(event.entry.exchange, RelayedExchange):
+        if result.code in _NOT_THERE and isinstance(event.entry.exchange, RelayedExchange):
             event.asked |= {event.entry.exchange.shard}
         if event.is_alone and self._wait_for_news(event, result):
             return
@@ -352,6 +354,8 @@ class ProxyConnection(asyncio.Protocol):
             event.moving_at = now
             if now - event.started > MOVING_LIMIT:
                 return False
+            if self._holder(entry.agent_id, event.asked) in event.asked:
+                event.asked = _NO_SHARDS
         elif error.code != FailureCode.AGENT_NOT_FOUND:
             return False
         else:

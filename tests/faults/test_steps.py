@@ -175,10 +175,11 @@ def _is_back(world: World, between: Interposer, shard: int) -> bool:
 
 
 @contextmanager
-def interposed(shards: int) -> Iterator[tuple[World, Interposer]]:
+def interposed(shards: int, connections: int = 2) -> Iterator[tuple[World, Interposer]]:
     """A world of which nothing passes unseen."""
+    options = ("--tcp", "127.0.0.1:0")
     with (
-        World.begin(shards=shards, agents=AGENTS, limit=2, connections=2, options=("--tcp", "127.0.0.1:0")) as world,
+        World.begin(shards=shards, agents=AGENTS, limit=connections, connections=connections, options=options) as world,
         Interposer(world.rundir) as between,
     ):
         put_between(world, between)
@@ -240,6 +241,26 @@ def test_fault_at_a_step_costs_nobody_else_anything() -> None:
     with interposed(3) as (world, between):
         for case in CHOSEN:
             do(world, between, case)
+            put_between(world, between)
+
+
+def test_agents_that_have_just_moved_are_found_though_nobody_is_there_to_tell_where() -> None:
+    with interposed(3, connections=1) as (world, between):
+        for message in (Commit, Prepared):
+            injection = Injection(world, between, Case("move", message, "after", "kill", "supervisor"))
+            _drain(world)
+            world.wait_for(injection.done.is_set, "the step", 20)
+            world.supervisor.wait()
+            # Longer than word of an agent is waited for.
+            time.sleep(PAUSE_S)
+            new = world.collect()
+            assert (new.closed, new.failed) == ([], [])
+            assert new.answered > 0
+            world.start_supervisor()
+            injection.undo()
+            world.wait_until_exact()
+            new = world.collect()
+            assert (new.closed, new.failed) == ([], [])
             put_between(world, between)
 
 

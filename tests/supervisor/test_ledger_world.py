@@ -298,14 +298,24 @@ class World:
         self.shards[shard].beat()
         self.take_event(shard)
 
-    def replace_supervisor(self, order: Sequence[int], unsent: Collection[int] = ()) -> None:
-        """The next one begins; shards notice that in this *order*, and to those *unsent* a last word did not leave."""
+    def replace_supervisor(
+        self, order: Sequence[int], unsent: Collection[int] = (), alone: Collection[int] = ()
+    ) -> None:
+        """The next one begins; shards notice that in this *order*, and to those *unsent* a last word did not leave.
+
+        It comes late for those *alone*, which have gone on with whatever was to move there.
+        """
         lost = set(self.movers)
         for shard in unsent:
             if self.shards[shard].handoff and self.shards[shard].handoff[-1][0] == "revoke":
                 self.shards[shard].handoff.pop()
         for shard in order:
             self.shards[shard].lose_supervisor()
+            self.shards[shard].events.clear()
+        for shard in alone:
+            for number, moving in list(self.shards[shard].moving.items()):
+                del self.shards[shard].moving[number]
+                self.shards[shard].go_on_with(number, moving)
             self.shards[shard].events.clear()
         for number in lost:
             # The supervisor had the only copy: its shard had died, and no other one had it.
@@ -559,9 +569,9 @@ class WorldMachine(RuleBasedStateMachine):
     def kill_shard(self, shard: int) -> None:
         self.world.kill(shard)
 
-    @rule(order=st.permutations(SHARDS), unsent=st.sets(shards))
-    def replace_supervisor(self, order: list[int], unsent: set[int]) -> None:
-        self.world.replace_supervisor(order, unsent)
+    @rule(order=st.permutations(SHARDS), unsent=st.sets(shards), alone=st.sets(shards))
+    def replace_supervisor(self, order: list[int], unsent: set[int], alone: set[int]) -> None:
+        self.world.replace_supervisor(order, unsent, sorted(alone))
 
     @invariant()
     def believes_too_much_at_most(self) -> None:
