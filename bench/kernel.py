@@ -8,7 +8,7 @@ import socket
 import struct
 from pathlib import Path
 
-__all__ = ["children_of", "descriptors", "ends_by_process"]
+__all__ = ["descriptors", "ends_by_process"]
 
 LOOKS = 4
 """The kernel tells of its sockets in pieces, and skips some when others close in between."""
@@ -26,25 +26,18 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """The open descriptors of a process, each with what it is; none when the process has ended."""
-    found = {}
+    """The open descriptors of a process of ours, each with what it is; none when the process has ended."""
+    found: dict[int, str] = {}
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 found[int(entry.name)] = str(entry.readlink())
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 continue
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        # One that has ended and was not waited for yet is nobody's but root's.
         return {}
     return found
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 def ends_by_process(pids: list[int]) -> dict[int, list[str]]:
