@@ -220,7 +220,6 @@ def _break_things(world: World, minutes: float) -> list[str]:
     doer, growth = Soak(world), Growth()
     rows: dict[str, Row] = defaultdict(Row)
     wrong: list[str] = []
-    rest = world.own_descriptors()
     end = time.monotonic() + 60 * minutes
     world.collect()
     while time.monotonic() < end and not wrong:
@@ -244,7 +243,7 @@ def _break_things(world: World, minutes: float) -> list[str]:
             found = rows[kind].add(kind, world.collect(), ends, exact_s)
             wrong += [f"{kind}: {line}" for line in found]
             print(f"{kind}: {time.monotonic() - began:.2f} s, exact after {exact_s:.3f} s", file=sys.stderr, flush=True)
-            wrong += [f"{kind}: {line}" for line in _too_many(world.own_descriptors(), rest)]
+            wrong += [f"{kind}: {line}" for line in world.excess()]
             growth.look({"supervisor": [world.supervisor.pid], "shard": list(world.pids().values())})
     try:
         world.check_never()
@@ -263,15 +262,6 @@ def _is_idle(world: World) -> bool:
     """Whether no operation is under way, of an operator or of a supervisor that found too many shards."""
     operation = world.operation()
     return operation is None or operation.is_done
-
-
-def _too_many(now: dict[str, int], rest: dict[str, int]) -> list[str]:
-    most = max(count for name, count in rest.items() if name != "supervisor")
-    return [
-        f"{name} has {count} descriptors of its own, {rest.get(name, most)} at rest"
-        for name, count in now.items()
-        if count > rest.get(name, most) + 2  # One for a query that is just being answered.
-    ]
 
 
 def _print_table(rows: dict[str, Row], growth: Growth, world: World) -> None:

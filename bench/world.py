@@ -341,6 +341,25 @@ class World:
         own["supervisor"] -= len(shards)
         return own
 
+    def excess(self, seconds: float = 5.0) -> list[str]:
+        """Processes that have more descriptors of their own than at first, for so long."""
+        most = max(count for name, count in self._rest.items() if name != "supervisor")
+        found: list[str] = []
+
+        def has_no_more() -> bool:
+            # Those of a query that has just been answered take a moment to go.
+            nonlocal found
+            found = [
+                f"{name} has {count} descriptors of its own, had {self._rest.get(name, most)} at first"
+                for name, count in self.own_descriptors().items()
+                if count > self._rest.get(name, most)
+            ]
+            return not found
+
+        with contextlib.suppress(BrokenError):
+            self.wait_for(has_no_more, "no more descriptors than at first", seconds)
+        return found
+
     def end(self) -> list[str]:
         """Stop everything; what is left over."""
         assert self.crowd is not None
@@ -351,22 +370,7 @@ class World:
         self.crowd = self.asker = None
         self.wait_until_running()
         self.wait_for(self._is_empty, "empty shards", 10)
-        leftovers = []
-        names = self._rest.keys()
-        most = max(count for name, count in self._rest.items() if name != "supervisor")
-
-        def has_no_more() -> bool:
-            nonlocal leftovers
-            now = self.own_descriptors()
-            leftovers = [
-                f"{name} has {count} descriptors of its own, had {self._rest.get(name, most)}"
-                for name, count in now.items()
-                if count > (self._rest[name] if name in names else most)
-            ]
-            return not leftovers
-
-        with contextlib.suppress(BrokenError):
-            self.wait_for(has_no_more, "no more descriptors than at first", 5)
+        leftovers = self.excess()
         pids = list(self.pids().values())
         self.supervisor.terminate()
         try:
