@@ -8,13 +8,13 @@ cases run always, all of them with ``SHARDGATE_FAULTS=full``, and one with its n
 import contextlib
 import os
 import resource
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -88,12 +88,14 @@ ALWAYS = {
 CHOSEN = [case for case in CASES if ALL == "full" or str(case) in ([ALL] if ALL in map(str, CASES) else ALWAYS)]
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process is over, waited for or not."""
+def kill(pid: int) -> None:
+    """SIGKILL a process and wait until all its threads are over, and with them what it had open."""
+    pidfd = os.pidfd_open(pid)
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [], 10)
+    finally:
+        os.close(pidfd)
 
 
 class Injection:
@@ -131,9 +133,7 @@ class Injection:
                 # What the supervisor holds as well is on its way, and must get through.
                 held = ends_by_process([pid, world.supervisor.pid])
                 self.lost = set(held[pid]) - set(held[world.supervisor.pid])
-            os.kill(pid, signal.SIGKILL)
-            while not has_ended(pid):
-                pass  # The kernel is about to close what it had open; nothing may pass before.
+            kill(pid)  # Nothing may pass before it is over.
         elif case.fault == "stop":
             os.kill(pid, signal.SIGSTOP)
             self._undo.append(lambda: os.kill(pid, signal.SIGCONT))
