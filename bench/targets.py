@@ -19,7 +19,18 @@ import psutil
 
 from bench.children import ROOT, Child, ChildError
 
-__all__ = ["Pool", "Shardgate", "Streams", "Target", "TargetError", "shardgate", "streams", "wait_for_connections"]
+__all__ = [
+    "Pool",
+    "Shardgate",
+    "Streams",
+    "Target",
+    "TargetError",
+    "command",
+    "environment",
+    "shardgate",
+    "streams",
+    "wait_for_connections",
+]
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
@@ -170,9 +181,9 @@ class Shardgate:
 
     def _status(self) -> _Status | None:
         """What `status` prints; `None` when nobody can be reached, as before the start is complete."""
-        command = [*_command(), "status", "--json", "--runtime-dir", str(self.runtime_dir)]
+        arguments = [*command(), "status", "--json", "--runtime-dir", str(self.runtime_dir)]
         try:
-            done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=QUERY_TIMEOUT_S)
+            done = subprocess.run(arguments, capture_output=True, cwd=ROOT, check=False, timeout=QUERY_TIMEOUT_S)
             if done.returncode == NOT_REACHABLE:
                 return None
             return msgspec.json.decode(done.stdout, type=_Status)
@@ -196,12 +207,12 @@ def shardgate(directory: Path, shards: int = 2, *, log_level: str = "info") -> I
     log = directory / "shardgate.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*_command(), "run", *options],
+            [*command(), "run", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=ROOT,
-            env=_environment(),
+            env=environment(),
         )
     target = Shardgate(directory, process, log)
     try:
@@ -225,13 +236,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
     """`shardgate` beside this interpreter, or the module of this checkout when it is not installed there."""
     installed = Path(sys.executable).with_name("shardgate")
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "shardgate"]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of the product: its shards, started without the current directory, find this checkout."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}

@@ -25,6 +25,9 @@ holding it, *as if it were prepared there*, until the supervisor says who serves
     Prepare, Prepared, Commit with another shard
       Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: they stay, serve them on)
 
+Who gets the Commit takes the ticket that lies in the connection. When the supervisor is lost in between, the shard that
+has the connection takes the ticket if it is still there, and goes on (`take_ticket`).
+
 Each message is one byte of version and msgpack; one that hands descriptors over carries as many as it names. Sequenced
 packets keep the two together, where a stream may merge the bytes of two messages around a descriptor.
 """
@@ -35,13 +38,16 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from dialout import Capabilities, Dialect, HealthState
+from ipc.peers import borrowed
 
 VERSION = b"\x02"
 
@@ -64,6 +70,8 @@ _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _TRUNCATED, _DESCRIPTORS_LOST = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 
+_TIMEVAL = struct.Struct("ll")
+
 BACK_PRESSURE = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 """A send that fails with one of these is tried again later.
 
@@ -74,11 +82,11 @@ ETOOMANYREFS says that more descriptors of this *user* are in flight than RLIMIT
 class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
 
-    *left_at* is when its shard stopped serving it, *left_by* that shard's pid: see `claim`.
+    *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`take_ticket`).
     """
 
     left_at: float
-    left_by: int
+    ticket: int
     connected_at: float
     frames: int
     frames_ignored: int
@@ -487,19 +495,50 @@ def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return descriptors.tolist()
 
 
-def claim(fd: int, pid: int) -> None:
-    """Write into the connection itself that process *pid* serves it; 0 for nobody.
+def leave_ticket(fd: int, transport: str) -> int:
+    """Put a new ticket into the connection, whose descriptor goes to another process, and return it.
 
-    Copies of a descriptor share the open file, and with it its owner for signals (F_SETOWN, fcntl(2)), which nobody
-    uses: without O_ASYNC no signal is ever sent. So two shards that hold copies and have no supervisor to ask can still
-    tell which of them serves.
+    Whoever takes the ticket serves the connection from then on, and there is one: so two shards that hold copies of a
+    descriptor, and have no supervisor that could tell them, never serve it both, and never both leave it to the other.
+    Copies share the socket, and with it its receive timeout (SO_RCVTIMEO, socket(7)), which means nothing for a
+    non-blocking one. That is where the ticket lies, in seconds; unlike an owner of the file (F_SETOWN) it stays when
+    the process ends that put it there.
     """
-    fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
+    ticket = 1 + secrets.randbits(40)
+    _write_ticket(fd, transport, ticket)
+    return ticket
 
 
-def claimed_by(fd: int) -> int:
-    """The process that serves the connection by its own claim; 0 when none has claimed it."""
-    return fcntl.fcntl(fd, fcntl.F_GETOWN)
+def take_ticket(fd: int, transport: str, ticket: int) -> bool:
+    """Take the ticket out of the connection; False when another process has taken it.
+
+    Looking and taking is one step: a record lock on the socket (F_SETLK, fcntl(2)) belongs to one process at a time,
+    and to none once that has ended. Who finds it taken is too late by that.
+    """
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    try:
+        sock = borrowed(fd, transport)
+        try:
+            found, _ = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size))
+        finally:
+            sock.detach()
+        if found != ticket:
+            return False
+        _write_ticket(fd, transport, 0)
+        return True
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def _write_ticket(fd: int, transport: str, ticket: int) -> None:
+    sock = borrowed(fd, transport)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(ticket, 0))
+    finally:
+        sock.detach()
 
 
 def close_all(descriptors: Sequence[int]) -> None:

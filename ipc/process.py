@@ -1,11 +1,15 @@
 """What every process of ours does to itself at start: descriptor limit and memory."""
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import os
 import resource
+import signal
 import time
+
+_PR_SET_PDEATHSIG = 1
 
 
 def raise_descriptor_limit() -> int:
@@ -73,6 +77,14 @@ class CpuMeter:
             self._percent = 100 * (cpu - self._cpu) / (wall - self._wall)
             self._wall, self._cpu = wall, cpu
         return round(self._percent, 1)
+
+
+def end_with_parent(*, ends: bool) -> None:
+    """Have the kernel kill this process when its parent ends, or not any more (PR_SET_PDEATHSIG, prctl(2)).
+
+    Not race-free by itself: the parent may have ended before. The parent must not start it from a thread that ends.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if ends else 0, 0, 0, 0)
 
 
 class DescriptorBudget:

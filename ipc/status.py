@@ -84,16 +84,19 @@ class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people. *moved_total* counts the
-    connections that went to other shards. Of the requests that began in this shard, *requests_total* is all of
-    *answered_total*, *failed_total* (by error code) and *in_flight* together. All totals are the present process's own;
-    *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*.
+    heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the
+    supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
+    *moved_total* counts the connections that went to other shards. Of the requests that began in this shard,
+    *requests_total* is all of *answered_total*, *failed_total* (by error code) and *in_flight* together. All totals are
+    the present process's own; *cpu_percent* is of one processor, and *descriptors* may be open up to
+    *descriptor_limit*.
     """
 
     id: int
     pid: int | None
     state: ShardState
     connections: int = 0
+    slots: int | None = None
     agents: int = 0
     in_flight: int = 0
     requests_total: int = 0

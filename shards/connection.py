@@ -1,6 +1,5 @@
 """One agent's connection, from commit to close."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
@@ -300,8 +299,8 @@ class Connection(Stream):
         # Those between two events find out with their next one.
         self.exchanges = 0
 
-    def as_offer(self, now: float) -> Offer:
-        """All that another shard needs to go on with this connection."""
+    def as_offer(self, now: float, ticket: int) -> Offer:
+        """All that another shard needs to go on with this connection, once it has taken the *ticket*."""
         return Offer(
             self.number,
             self.agent.agent_id,
@@ -313,7 +312,7 @@ class Connection(Stream):
             self.unsent,
             Established(
                 now,
-                os.getpid(),
+                ticket,
                 self.connected_at,
                 self.frames,
                 self.frames_ignored,

@@ -1,10 +1,9 @@
 """Connections that move to another shard: this shard's part of it, until their descriptors are with the supervisor."""
 
 import asyncio
-import os
 from collections.abc import Callable
 
-from ipc.handoff import BATCH_BYTES, MAX_BATCH, MoveOut, Moving, Offer, claim
+from ipc.handoff import BATCH_BYTES, MAX_BATCH, MoveOut, Moving, Offer, leave_ticket
 from shards.connection import Connection
 from shards.pool import AgentPool
 
@@ -100,14 +99,12 @@ class Departures:
             offers: list[Offer] = []
             size = 0
             for connection in ready[position : position + MAX_BATCH]:
-                offer = connection.as_offer(now)
+                offer = connection.as_offer(now, leave_ticket(connection.fd, connection.transport))
                 size += offer.weight
                 if offers and size > BATCH_BYTES:
                     break
                 offers.append(offer)
             batch = ready[position : position + len(offers)]
-            for connection in batch:
-                claim(connection.fd, os.getpid())
             if not self._send(Moving(offers), [connection.fd for connection in batch]):
                 return
             # Nothing has run since the offers were made, so nothing has changed.

@@ -53,7 +53,7 @@ class Directory:
             else:
                 self._counts.pop(agent_id, None)
 
-    def holders(self, agent_id: str, but: int) -> list[int]:
-        """The shards other than *but* that hold the agent, the one with most connections first."""
+    def holders(self, agent_id: str) -> list[int]:
+        """The shards that hold the agent, the one with most connections first."""
         shards = self._counts.get(agent_id, {})
-        return sorted((shard for shard in shards if shard != but), key=lambda shard: (-shards[shard], shard))
+        return sorted(shards, key=lambda shard: (-shards[shard], shard))

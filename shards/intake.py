@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from dialout import ErrorCode, rejection_frame
+from ipc.events import Gone
 from ipc.handoff import (
     Commit,
     Declined,
@@ -24,9 +25,8 @@ from ipc.handoff import (
     Revoke,
     Staying,
     TakeBack,
-    claim,
-    claimed_by,
     close_all,
+    take_ticket,
 )
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
@@ -35,6 +35,9 @@ from shards.custody import Custody
 from shards.departures import Departures
 from shards.orphan import OrphanTimer
 from shards.pool import AgentPool
+
+ARRIVAL_SECONDS = 0.2
+"""How long a connection that was to move here waits for the shard that it comes from to go on with it."""
 
 ORPHAN_SECONDS = 10.0
 """How long prepared connections wait for the next supervisor."""
@@ -47,16 +50,25 @@ class Intake:
     the channel; the next supervisor finds them in the snapshot and decides. When none comes, they are turned away.
 
     A connection that moves is prepared in the shard that it comes from, too: each has a copy, and none touches it. The
-    Commit goes to one of the two. When no supervisor comes to say which, the one that it comes from goes on, unless the
-    other one has claimed it.
+    Commit goes to one of the two, which takes the connection's ticket. When the supervisor is lost before it has told
+    which, whoever takes the ticket goes on: the one that it comes from at once, the other one a moment later.
 
-    *on_orphaned* is called when there was no supervisor for as long as the last one said.
+    *on_orphaned* is called when there was no supervisor for as long as the last one said, *on_gone* for each connection
+    that was committed here (number, agent id) and had been taken by another shard.
     """
 
-    def __init__(self, listener: socket.socket, pool: AgentPool, hello: Hello, on_orphaned: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        pool: AgentPool,
+        hello: Hello,
+        on_orphaned: Callable[[], None],
+        on_gone: Callable[[Gone], None],
+    ) -> None:
         self.prepared: dict[int, tuple[Offer, int]] = {}
         self.custody = Custody()
         self._orphan = OrphanTimer(on_orphaned)
+        self._on_gone = on_gone
         self._listener = listener
         self._pool = pool
         self._hello = hello
@@ -65,6 +77,7 @@ class Intake:
         self._departures = Departures(pool, self._send_away, self._hold_departing, self._say_staying)
         self._departing: set[int] = set()
         self._orphan_timer: asyncio.TimerHandle | None = None
+        self._arrival_timer: asyncio.TimerHandle | None = None
         self._budget = DescriptorBudget(expected=8)
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -96,8 +109,7 @@ class Intake:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
+        self._stop_waiting()
         self._let_go(list(self.prepared))
 
     def _accept(self) -> None:
@@ -117,11 +129,9 @@ class Intake:
             self._channel.take_the_rest()
         if self._channel is not None:
             self._channel.close()
-        self._departures.abandon()
+        self._take_back()
         self._unanswered.clear()
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
-            self._orphan_timer = None
+        self._stop_waiting()
         self._orphan.cancel()
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
         self._channel.try_send(self._hello)
@@ -132,32 +142,39 @@ class Intake:
 
     def _on_lost(self, reason: str) -> None:
         self._channel = None
-        self._departures.abandon()
+        self._take_back()
         self._log.warning(
             "supervisor lost, serving on",
             reason=reason, prepared=len(self.prepared), listeners=len(self.custody), for_s=self._orphan.timeout,
         )  # fmt: skip
         self._orphan.start()
         self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
+        self._arrival_timer = self._loop.call_later(ARRIVAL_SECONDS, self._serve_arrived)
+
+    def _stop_waiting(self) -> None:
+        """Decide nothing about who was on the way: a supervisor does, or the shard ends."""
+        for timer in (self._orphan_timer, self._arrival_timer):
+            if timer is not None:
+                timer.cancel()
+        self._orphan_timer = self._arrival_timer = None
 
     def _give_up_orphans(self) -> None:
         """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
         self._orphan_timer = None
-        moving = [number for number, _ in self.moving]
-        self._let_go([number for number in moving if number not in self._departing])
-        for number in list(self._departing):
-            self._take_back(number)
+        self._serve_arrived()
         self._turn_away(list(self.prepared), ErrorCode.SHUTTING_DOWN, "the listener went away during the registration")
 
-    def _take_back(self, number: int) -> None:
-        """Go on with a connection that was to move, unless the other shard has got its Commit."""
-        offer, fd = self.prepared.pop(number)
-        self._departing.discard(number)
-        if claimed_by(fd) != os.getpid():
-            os.close(fd)
-            return
-        claim(fd, 0)
-        self._pool.adopt(offer, fd)
+    def _serve_arrived(self) -> None:
+        """Go on with what was to move here, unless the shard that it came from has."""
+        self._arrival_timer = None
+        for number, _ in self.moving:
+            self._go_on_with(*self.prepared.pop(number))
+
+    def _take_back(self) -> None:
+        """Go on with what was to move: nobody else will, unless another shard has got the Commit."""
+        self._departures.abandon()
+        for number in list(self._departing):
+            self._go_on_with(*self.prepared.pop(number))
 
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Prepare):
@@ -169,8 +186,8 @@ class Intake:
                     continue
                 if held[0].state is None:
                     self._pool.adopt(*held)
-                else:
-                    self._go_on_with(*held)
+                elif not self._go_on_with(*held):
+                    self._on_gone(Gone(number, held[0].agent_id))
         elif isinstance(message, Revoke):
             self._let_go(message.numbers)
         elif isinstance(message, Refuse):
@@ -184,16 +201,16 @@ class Intake:
             self._unanswered.append(message)
             self._answer()
 
-    def _go_on_with(self, offer: Offer, fd: int) -> None:
-        """Serve a connection that has moved here, or one that was to move and stays."""
+    def _go_on_with(self, offer: Offer, fd: int) -> bool:
+        """Serve a connection that has moved here, or one that was to move and stays; False when another shard does."""
         self._departing.discard(offer.number)
+        self._pool.has_moved(offer.agent_id)
         assert offer.state is not None
-        if claimed_by(fd) != offer.state.left_by:
-            # This process was stopped, there was no supervisor, and the shard that had it has taken it back.
+        if not take_ticket(fd, offer.transport, offer.state.ticket):
             os.close(fd)
-            return
-        claim(fd, 0 if offer.state.left_by == os.getpid() else os.getpid())
+            return False
         self._pool.adopt(offer, fd)
+        return True
 
     def _send_away(self, message: Moving, descriptors: list[int]) -> bool:
         return self._channel is not None and self._channel.try_send(message, descriptors)
@@ -201,6 +218,7 @@ class Intake:
     def _hold_departing(self, offer: Offer, fd: int) -> None:
         self.prepared[offer.number] = (offer, fd)
         self._departing.add(offer.number)
+        self._pool.moves(offer.agent_id)
 
     def _say_staying(self, numbers: list[int]) -> None:
         self._unanswered.append(Staying(numbers))
@@ -215,6 +233,8 @@ class Intake:
             return
         for offer, fd in zip(message.offers, descriptors, strict=True):
             self.prepared[offer.number] = (offer, fd)
+            if offer.state is not None:
+                self._pool.moves(offer.agent_id)
         self._unanswered.append(Prepared(message.batch))
         self._answer()
 
@@ -236,9 +256,13 @@ class Intake:
     def _let_go(self, numbers: list[int]) -> None:
         for number in numbers:
             held = self.prepared.pop(number, None)
-            if held is not None:
-                self._departing.discard(number)
-                os.close(held[1])
+            if held is None:
+                continue
+            offer, fd = held
+            self._departing.discard(number)
+            if offer.state is not None:
+                self._pool.has_moved(offer.agent_id)
+            os.close(fd)
 
     def _turn_away(self, numbers: list[int], error_code: ErrorCode, message: str) -> None:
         for number in numbers:

@@ -69,9 +69,10 @@ class Shard:
             self._pool,
             handoff.Hello(shard, epoch, os.getpid()),
             self._orphaned,
+            self._closed,
         )
         # What proxies ask through this shard may still be on its way at another one.
-        self._drain = Drain(self._pool, self._stop_within)
+        self._drain = Drain(self._pool, self._stop_by)
         self._kicks = Kicks(self._pool)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
         reading: dict[str, Method] = {
@@ -114,6 +115,8 @@ class Shard:
         # With its record a shard says that all its sockets are there.
         for rundir in self._directories:
             rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
+        # The next supervisor would find us now.
+        process.end_with_parent(ends=False)
         process.settle_memory()
         try:
             await self._ended
@@ -210,16 +213,17 @@ class Shard:
             set_level(command.level)
             self._log.error("log level set", log_level=command.level)
         elif isinstance(command, events.Stop):
-            self._stop_within(asyncio.get_running_loop().time() + command.seconds)
+            self._stop_by(asyncio.get_running_loop().time() + command.seconds)
 
-    def _stop_within(self, deadline: float) -> None:
-        """End as soon as no proxy waits for anything, and at *deadline* (loop time) at the latest."""
+    def _stop_by(self, deadline: float) -> None:
+        """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""
         loop = asyncio.get_running_loop()
-        self._proxies.stopping = True
-        if self._proxies.is_busy and loop.time() < deadline:
-            loop.call_later(STOP_PAUSE, self._stop_within, deadline)
-        else:
-            self.stop()
+        if loop.time() < deadline:
+            self._proxies.go_away()
+            if self._proxies.is_busy:
+                loop.call_later(STOP_PAUSE, self._stop_by, deadline)
+                return
+        self.stop()
 
     def _probe(self, command: events.Probe, looks: int) -> None:
         """Look for connections that are gone; look again before saying that there are none.
@@ -254,6 +258,8 @@ def main(
     # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
     faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    if parent is not None:
+        process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
         # The supervisor after it has not heard of this process, and has started another one in its place.
         get_logger().warning("the supervisor that started this shard is gone")

@@ -5,11 +5,13 @@ import heapq
 import itertools
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from dialout import AgentEvent, Capabilities, Dialect
 from dialout.proxy.errors import (
+    AgentMoving,
     AgentNotFound,
     AgentUnavailable,
     CannotReceive,
@@ -97,6 +99,8 @@ class AgentPool(PoolApi):
         self.moved_total = 0
         self.leaving = 0
         """Connections that are about to move to another shard."""
+        self.moving: Counter[str] = Counter()
+        """Agents of connections that are on their way, from here or to here: nobody serves these."""
         self.log = get_logger()
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -140,8 +144,18 @@ class AgentPool(PoolApi):
         """Forget a connection that another shard will serve, and return its descriptor, open."""
         self._take_out(connection)
         self.moved_total += 1
-        self._departed.put(connection.agent.agent_id, self._loop.time(), self._loop.time())
         return connection.let_go()
+
+    def moves(self, agent_id: str) -> None:
+        """Note that a connection of the agent is on its way from here, or to here."""
+        self.moving[agent_id] += 1
+
+    def has_moved(self, agent_id: str) -> None:
+        """Note that it is not any more: it is here, or elsewhere, or gone."""
+        self.moving[agent_id] -= 1
+        if not self.moving[agent_id]:
+            del self.moving[agent_id]
+        self._departed.put(agent_id, self._loop.time(), self._loop.time())
 
     def remove(self, connection: Connection, code: CloseCode, reason: str) -> None:
         """Forget a connection that is closing itself."""
@@ -160,7 +174,7 @@ class AgentPool(PoolApi):
         return agent is not None and (not self.leaving or not all(c.leaving for c in agent.connections.values()))
 
     def left_at(self, agent_id: str) -> float | None:
-        """When (loop time) a connection of the agent has moved to another shard, if that was lately."""
+        """When (loop time) a connection of the agent has moved from here, or to here, if that was lately."""
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
@@ -236,6 +250,8 @@ class AgentPool(PoolApi):
         """A connection for the first event of an exchange, the reason why there is none, or seconds to wait."""
         exchange = call.exchange
         agent = self.agents.get(exchange.agent_id)
+        if agent is None and exchange.agent_id in self.moving:
+            return AgentMoving("the agent moves to another shard", agent_id=exchange.agent_id)
         if agent is None or self.draining:
             return AgentNotFound("the agent is not connected here", agent_id=exchange.agent_id)
         kind = type(call.event)

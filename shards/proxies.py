@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from dialout import CancelReason, Decision, FrameDecoder, FrameError, LocalProtocolError
 from dialout.proxy.errors import (
+    AgentMoving,
+    AgentUnavailable,
     BadAnswer,
     BadRequest,
     FailureCode,
@@ -21,6 +23,7 @@ from dialout.proxy.errors import (
 )
 from dialout.proxy.wire import (
     FINAL,
+    GOING_AWAY,
     PROXY_PROTOCOL,
     RELAYED,
     RETRY_SAFE,
@@ -34,6 +37,7 @@ from dialout.proxy.wire import (
     decode_from_proxy,
     encode_answer,
     encode_failure,
+    encode_going_away,
     encode_pong,
     encode_refusal,
     encode_welcome,
@@ -46,6 +50,13 @@ from shards.relay import RelayedExchange
 
 if TYPE_CHECKING:
     from shards.proxy_server import ProxyServer
+
+MOVING_LIMIT = 5.0
+"""Seconds that a request waits at most for an agent which is on its way to another shard; nearly all take milliseconds,
+and the supervisor gives up on a shard that does not take one after two seconds."""
+
+MOVED_WAIT = 0.5
+"""Seconds that word of an agent that has just moved may take from shard to shard, on a busy host too."""
 
 NEWS_PAUSE = 0.02
 """Seconds after which a request for an unknown agent is tried again: an agent that has just been accepted by another
@@ -61,11 +72,17 @@ _ELSEWHERE = frozenset(
     {
         FailureCode.AGENT_NOT_FOUND,
         FailureCode.AGENT_UNAVAILABLE,
+        FailureCode.AGENT_MOVING,
         FailureCode.OVERLOADED,
         FailureCode.FLOW_CONTROL_PAUSED,
     }
 )
 """Failures of a first event that another shard's connections may not have."""
+
+
+_NOT_THERE = frozenset({FailureCode.AGENT_NOT_FOUND, FailureCode.AGENT_MOVING})
+
+_NO_SHARDS: frozenset[int] = frozenset()
 
 
 class _Entry:
@@ -93,9 +110,13 @@ class _Entry:
 
 
 class _Event:
-    """Event number *index* of its request, with *seconds* of time since *started*."""
+    """Event number *index* of its request, with *seconds* of time since *started*.
 
-    __slots__ = ("entry", "index", "request", "seconds", "started")
+    *moving_at* is when a shard said last that the agent is on its way to another one, *asked* are shards that said they
+    do not have it.
+    """
+
+    __slots__ = ("asked", "entry", "index", "moving_at", "request", "seconds", "started")
 
     def __init__(self, request: ProxyRequest, entry: _Entry, seconds: float) -> None:
         self.request = request
@@ -103,6 +124,8 @@ class _Event:
         self.index = entry.begun
         self.seconds = seconds
         self.started = time.monotonic()  # uvloop's own clock has milliseconds.
+        self.moving_at = 0.0
+        self.asked: frozenset[int] = _NO_SHARDS
 
     @property
     def seconds_left(self) -> float:
@@ -124,6 +147,8 @@ class ProxyConnection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._greeted = False
+        # Whether the proxy has yet to say that it sends no new requests to a shard that is going away.
+        self._owes_farewell = False
         self._out: list[bytes] = []
         self._closing = False
         self._in_flight = 0
@@ -196,6 +221,8 @@ class ProxyConnection(asyncio.Protocol):
                 self._greeted = True
                 self.name = printable(client)
                 self._write(encode_welcome(self._server.shard, self._server.epoch, __version__))
+                if self._server.going_away:
+                    self.go_away()
             case _ if not self._greeted:
                 self.refuse("the first frame must be a hello")
             case ProxyCancel(request_id, _, reason):
@@ -207,6 +234,7 @@ class ProxyConnection(asyncio.Protocol):
                 if entry is not None:
                     self._finish(entry)
             case ProxyPing(ping):
+                self._owes_farewell = self._owes_farewell and ping != GOING_AWAY
                 self._write(encode_pong(ping))
 
     def _request(self, request: ProxyRequest) -> None:
@@ -250,10 +278,14 @@ class ProxyConnection(asyncio.Protocol):
         self._in_flight += 1
         self._settle(request_id, entry, entry.begun - 1, frame)
 
-    def _exchange(self, request: ProxyRequest) -> Exchange | RelayedExchange:
+    def _holder(self, agent_id: str, asked: frozenset[int] = _NO_SHARDS) -> int | None:
+        pool = self._server.pool
+        return self._server.relay.holder(agent_id, asked, is_here=agent_id in pool.agents or agent_id in pool.moving)
+
+    def _exchange(self, request: ProxyRequest, asked: frozenset[int] = _NO_SHARDS) -> Exchange | RelayedExchange:
         """Where the request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
         if not request.flags & RELAYED and not self._server.pool.serves(request.agent_id):
-            shard = self._server.relay.holder(request.agent_id)
+            shard = self._holder(request.agent_id, asked)
             if shard is not None:
                 return self._server.relay.begin(shard, request.agent_id)
         return Exchange(request.agent_id)
@@ -294,9 +326,9 @@ class ProxyConnection(asyncio.Protocol):
         if request.flags & RELAYED or entry.cancelled:
             return False
         left = event.seconds_left
-        shard = self._server.relay.holder(request.agent_id)
+        shard = self._holder(request.agent_id)
         if left <= 0 or shard is None:
-            return error.code == FailureCode.AGENT_NOT_FOUND and self._wait_for_news(event)
+            return self._wait_for_news(event, error)
         entry.exchange = exchange = self._server.relay.begin(shard, request.agent_id)
         final = bool(request.flags & FINAL)
         exchange.submit(request.event, partial(self._relayed, event), left, final=final)
@@ -307,20 +339,34 @@ class ProxyConnection(asyncio.Protocol):
             self._answer(event, result.response, result.agent_id, result.connection_id, result.shard, RELAYED)
             return
         # The other shard may not have heard of it either, or the agent has moved on.
-        if result.code == FailureCode.AGENT_NOT_FOUND and event.is_alone and self._wait_for_news(event):
+        if result.code in _NOT_THERE and isinstance(event.entry.exchange, RelayedExchange):
+            event.asked |= {event.entry.exchange.shard}
+        if event.is_alone and self._wait_for_news(event, result):
             return
         self._fail(event, result, RELAYED)
 
-    def _wait_for_news(self, event: _Event) -> bool:
-        """Look again in a moment where the agent is, if there is any sense in that; whether there is."""
-        entry = event.entry
-        # Word of an agent that has just moved is on its way: waiting begins when it left.
-        left_at = self._server.pool.left_at(entry.agent_id)
-        waited = time.monotonic() - event.started
-        if left_at is not None:
-            waited = min(waited, self._loop.time() - left_at)
-        if entry.cancelled or waited >= event.seconds or not self._server.relay.may_be_news(entry.agent_id, waited):
+    def _wait_for_news(self, event: _Event, error: PoolError) -> bool:
+        """Look again in a moment where the agent is, if there is any sense in that after *error*; whether there is."""
+        entry, now = event.entry, time.monotonic()
+        if entry.cancelled or event.seconds_left <= 0:
             return False
+        if isinstance(error, AgentMoving):
+            event.moving_at = now
+            if now - event.started > MOVING_LIMIT:
+                return False
+            if self._holder(entry.agent_id, event.asked) in event.asked:
+                event.asked = _NO_SHARDS
+        elif error.code != FailureCode.AGENT_NOT_FOUND:
+            return False
+        else:
+            # Word of an agent that has just moved is on its way.
+            moved_at = max(event.moving_at, self._server.pool.left_at(entry.agent_id) or 0.0)
+            is_expected = now - moved_at < MOVED_WAIT
+            following = self._holder(entry.agent_id, event.asked)
+            if following is None or following in event.asked:
+                event.asked = _NO_SHARDS
+                if not is_expected and not self._server.relay.may_be_news(entry.agent_id, now - event.started):
+                    return False
         entry.held = [event]
         self._loop.call_later(NEWS_PAUSE, self._try_again, entry)
         return True
@@ -328,7 +374,7 @@ class ProxyConnection(asyncio.Protocol):
     def _try_again(self, entry: _Entry) -> None:
         held, entry.held = entry.held, None
         if held:
-            entry.exchange = self._exchange(held[0].request)
+            entry.exchange = self._exchange(held[0].request, held[0].asked)
             for event in held:
                 self._submit(event, max(0.001, event.seconds_left))
 
@@ -353,6 +399,8 @@ class ProxyConnection(asyncio.Protocol):
         self._settle(event.request.request_id, event.entry, event.index, frame)
 
     def _fail(self, event: _Event, error: PoolError, flags: int = 0) -> None:
+        if isinstance(error, AgentMoving) and not event.request.flags & RELAYED:
+            error = AgentUnavailable("the agent has been on its way to another shard for too long")
         if event.is_alone and error.retry_safe:
             # No agent has seen anything of the request, so that it may begin anew, and somewhere else.
             event.entry.is_final = True
@@ -422,8 +470,14 @@ class ProxyConnection(asyncio.Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request of this proxy is not over."""
-        return len(self._entries) > 0
+        """Whether a request of this proxy is not over, or one may be on its way."""
+        return len(self._entries) > 0 or (self._owes_farewell and not self._server.stopping)
+
+    def go_away(self) -> None:
+        """Ask for no new requests; what comes until the proxy has heard of it is served."""
+        if self._greeted and not self._closing:
+            self._owes_farewell = True
+            self._write(encode_going_away())
 
     def refuse(self, reason: str) -> None:
         """Say what is wrong and close the connection; what it sent behind that is not looked at."""

@@ -9,6 +9,9 @@ from shards.pool import AgentPool
 from shards.proxies import ProxyConnection
 from shards.relay import Relay
 
+FAREWELL_SECONDS = 1.0
+"""Time for proxies to hear that the shard is going away; then it takes no new requests."""
+
 SWEEP_SECONDS = 5.0
 """Between looks at requests that nobody went on with."""
 
@@ -21,6 +24,7 @@ class ProxyServer:
         self.epoch = epoch
         self.pool = pool
         self.relay = relay
+        self.going_away = False
         self.stopping = False
         self.connections: set[ProxyConnection] = set()
         self._path = rundir.shard_proxy(shard)
@@ -30,7 +34,7 @@ class ProxyServer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request of a proxy is not over."""
+        """Whether a request of a proxy is not over, or one may be on its way."""
         return any(connection.is_busy for connection in self.connections)
 
     async def start(self) -> None:
@@ -48,6 +52,18 @@ class ProxyServer:
             sock.close()
             raise
 
+    def go_away(self) -> None:
+        """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
+        if self.going_away:
+            return
+        self.going_away = True
+        if self._server is not None:
+            self._server.close()
+        for connection in self.connections:
+            connection.go_away()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(FAREWELL_SECONDS, self._refuse_new)
+
     def close(self) -> None:
         """Take no more connections and no more events, and close the connections after what they were told."""
         self.stopping = True
@@ -56,6 +72,9 @@ class ProxyServer:
             self._server.close()
         for connection in list(self.connections):
             connection.refuse("the shard stops")
+
+    def _refuse_new(self) -> None:
+        self.stopping = True
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)

@@ -7,7 +7,7 @@ limit is what is left of the first one. The sibling keeps it; this side guards a
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +29,7 @@ from dialout.proxy.errors import (
 )
 from dialout.proxy.wire import (
     FINAL,
+    GOING_AWAY,
     MAX_ANSWER_LENGTH,
     MAX_TIMEOUT_MS,
     RELAYED,
@@ -41,6 +42,7 @@ from dialout.proxy.wire import (
     encode_cancel,
     encode_finish,
     encode_hello,
+    encode_ping,
     encode_request,
 )
 from ipc.rundir import RuntimeDir
@@ -91,6 +93,8 @@ class Link(asyncio.Protocol):
         self._deadlines: Deadlines[_Asked] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._failed = ""
+        self.leaves = False
+        """Whether the sibling is going away, and wants no new requests."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what was asked for while connecting."""
@@ -180,6 +184,9 @@ class Link(asyncio.Protocol):
             )
         elif isinstance(result, Welcome) and result.error:
             self.fail(f"refused by shard {self._sibling}: {result.error}")
+        elif isinstance(result, Welcome) and result.going_away:
+            self.leaves = True
+            self.tell(encode_ping(GOING_AWAY))
 
     def _give(self, request_id: int, result: Answer | PoolError) -> None:
         queue = self._asked.get(request_id)
@@ -218,14 +225,29 @@ class Relay:
         self._missed: dict[str, float] = {}
         self.total = 0
 
-    def holder(self, agent_id: str) -> int | None:
-        """The sibling to hand a request for *agent_id* to; None when there is no one to ask."""
-        holders = self.directory.holders(agent_id, self._shard)
-        if holders:
-            return holders[0]
-        if not self.directory.stale:
-            return None
-        return next((shard for shard in self._rundir.recorded_shards() if shard != self._shard), None)
+    def holder(self, agent_id: str, asked: Collection[int] = (), *, is_here: bool = False) -> int | None:
+        """The sibling to hand a request for *agent_id* to; None when there is no one to ask.
+
+        *asked* have said that they do not have it; one of them is named again when there is no other. *is_here* says
+        that this shard has it, though it cannot serve it now.
+        """
+        known = self.directory.holders(agent_id)
+        holders = [shard for shard in known if shard != self._shard and not self._leaves(shard)]
+        unasked = [shard for shard in holders if shard not in asked]
+        if unasked:
+            return unasked[0]
+        # A supervisor that has died could not tell any more where the agent has moved.
+        is_wrong = bool(known) and (bool(asked) or self._shard in known) and not is_here
+        if self.directory.stale or is_wrong:
+            others = (s for s in self._rundir.recorded_shards() if s != self._shard and s not in asked)
+            other = next((shard for shard in others if not self._leaves(shard)), None)
+            if other is not None:
+                return other
+        return holders[0] if holders else None
+
+    def _leaves(self, shard: int) -> bool:
+        link = self._links.get(shard)
+        return link is not None and link.leaves
 
     def may_be_news(self, agent_id: str, waited: float) -> bool:
         """Whether an agent that is nowhere may have been accepted just now, so that waiting a little more makes sense.

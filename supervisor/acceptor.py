@@ -80,7 +80,12 @@ class Acceptor:
     @property
     def has_room(self) -> bool:
         """Whether there is a descriptor for one more agent."""
-        return self._budget.left(self._held()) > 0
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """How many more agents' descriptors this process may hold."""
+        return self._budget.left(self._held())
 
     def start(self) -> None:
         """Accept from now on."""
@@ -108,7 +113,7 @@ class Acceptor:
         if self._under_way() > MOST_UNDER_WAY:
             self._pause()
             return
-        room = self._budget.left(self._held())
+        room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
             # Half of the reserve may go to refused agents that have yet to read their answer.

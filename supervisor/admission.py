@@ -64,6 +64,8 @@ class Admission:
         """Admit *newcomer*, refuse it, or let it wait for a probe."""
         if self._early is not None:
             self._early.append((newcomer, registration))
+            if self._timer is None:
+                self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
             return
         try:
             self.policy.check(registration, newcomer.uid() if self.policy.wants_uid else None)
@@ -157,9 +159,21 @@ class Admission:
         if following is not None:
             self._ask(following)
 
+    def _expire_early(self, early: list[tuple[Newcomer, Registration]]) -> None:
+        """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
+        now = self._loop.time()
+        self._early = [entry for entry in early if entry[0].deadline > now]
+        for newcomer, _ in early:
+            if newcomer.deadline <= now:
+                message = "the listener has just started, and waits for a shard that does not answer"
+                rejection = Rejection(ErrorCode.OVERLOADED, message, newcomer.answer_type, retry_after_ms=1000)
+                self._farewell.reject(newcomer, rejection)
+
     def _expire(self) -> None:
         self._timer = None
+        if self._early is not None:
+            self._expire_early(self._early)
         for done in self._probes.expired(self._loop.time()):
             self._decide(done)
-        if len(self._probes):
+        if len(self):
             self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)

@@ -57,6 +57,7 @@ class Care:
     last_event: str | None = None
     backoff: Backoff = field(default_factory=Backoff)
     aborted_at: float | None = None
+    answer_limit: float = BOOT_LIMIT
     doubt: int = 0
     gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     has_counts: bool = False
@@ -69,14 +70,15 @@ class Care:
             raise IllegalTransition(f"shard {self.shard}: {self.state} to {state}")
         self.state = state
 
-    def begin(self, epoch: str, now: float) -> None:
-        """Note that a process of *epoch* was started, or found."""
+    def begin(self, epoch: str, now: float, *, found: bool = False) -> None:
+        """Note that a process of *epoch* was started, or *found* running."""
         self.go(ShardState.STARTING)
         self.epoch, self.started_at, self.heard_at = epoch, now, now
         self.sequence = self.report = self.aborted_at = None
         self.latency = RequestLatency()
         self.doubt = 0
         self.has_counts = False
+        self.answer_limit = REPLACE_AFTER if found else BOOT_LIMIT
 
     def hear(self, sequence: int, now: float) -> bool:
         """Note an event; whether events before it were lost. A shard's first has the number 1."""
@@ -108,7 +110,7 @@ class Care:
 
     def is_lost(self, now: float) -> bool:
         """Whether the process should be ended for its silence."""
-        limit = BOOT_LIMIT if self.state is ShardState.STARTING else REPLACE_AFTER
+        limit = self.answer_limit if self.state is ShardState.STARTING else REPLACE_AFTER
         return self.state in (ShardState.STARTING, ShardState.UNHEALTHY) and now - self.heard_at > limit
 
     def row(self, pid: int | None, now: float) -> ShardRow:

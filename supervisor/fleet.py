@@ -64,6 +64,7 @@ class Member:
         "fate",
         "foreign",
         "process",
+        "recalled",
         "request",
         "respawn",
     )
@@ -80,6 +81,8 @@ class Member:
         self.request: int | None = None
         self.asked_at = 0.0
         self.believed: set[tuple[int, str]] = set()
+        # What the shard has let go of since then: a snapshot from before or after that says nothing about these.
+        self.recalled: set[int] = set()
         # Whether its process speaks another version: it drains, and a new one takes its place.
         self.foreign = False
 
@@ -112,6 +115,7 @@ class Fleet:
         self._handoffs = handoffs
         self._moves = moves
         self._journal = journal
+        moves.on_recalled = self._recalled
         self._on_probed, self._on_freed, self._on_gone = on_probed, on_freed, on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         # Whether the level was changed since the start: shards that come up then may have been started with another.
@@ -131,6 +135,8 @@ class Fleet:
         self._stopping = False
         self.turns = 0
         """How often all shards have been looked at: it grows as long as this supervisor does its work."""
+        self.known = asyncio.Event()
+        """Set once what living shards hold is in the ledger: no slot can be given away that is taken."""
         self.ready = asyncio.Event()
         """Set once no shard is starting any more, and what living ones hold is in the ledger."""
         self._emptied: asyncio.Event = asyncio.Event()
@@ -152,7 +158,7 @@ class Fleet:
             process = None if record is None else adopt_shard(record)
             if record is not None and process is not None:
                 member = self._members[shard] = Member(shard)
-                member.care.begin(record.epoch, self._loop.time())
+                member.care.begin(record.epoch, self._loop.time(), found=True)
                 member.request = 0
                 self._watch(member, process, "adopted", f"adopted pid {process.pid}")
                 if shard in foreign:
@@ -164,6 +170,7 @@ class Fleet:
         self._ask_adopted()
         while len(self._members) < shards:
             self.add(self.free_number())
+        self._look_whether_ready()
 
     @property
     def shards(self) -> list[int]:
@@ -189,7 +196,8 @@ class Fleet:
             self._place_is_empty(member)
             return
         member.end_by = self._loop.time() + seconds + END_MARGIN
-        member.care.go(ShardState.DRAINING)
+        if member.care.state is not ShardState.DRAINING:
+            member.care.go(ShardState.DRAINING)
         if not self._send(shard, events.Stop(seconds)):
             member.process.send_signal(signal.SIGTERM)
 
@@ -221,10 +229,13 @@ class Fleet:
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
         now = self._loop.time()
-        return [
+        rows = [
             member.care.row(None if member.process is None else member.process.pid, now)
             for _, member in sorted(self._members.items())
         ]
+        for row in rows:
+            row.slots = self._ledger.load(row.id)
+        return rows
 
     @property
     def cares(self) -> list[Care]:
@@ -346,6 +357,9 @@ class Fleet:
         how = process.reap()
         process.close()
         if member.channel is not None:
+            # Connections that it had let go of may be among its last words.
+            member.channel.take_the_rest()
+        if member.channel is not None:
             member.channel.close()
         member.process = member.channel = member.request = member.end_by = None
         member.foreign = False
@@ -407,9 +421,12 @@ class Fleet:
             self._forget(shard)
 
     def _look_whether_ready(self) -> None:
-        if all(
-            member.care.state is not ShardState.STARTING and member.request is None for member in self._members.values()
-        ):
+        if any(member.request is not None for member in self._members.values()):
+            return
+        if not self.known.is_set():
+            self.known.set()
+            self._publisher.open()
+        if all(member.care.state is not ShardState.STARTING for member in self._members.values()):
             found, self._found = self._found, []
             for shard, number, agent_id in found:
                 if self._handoffs.has_link(shard):
@@ -480,13 +497,14 @@ class Fleet:
         self._handoffs.add_shard(care.shard, member.channel)
         if self._tell_level:
             self._send(care.shard, events.SetLogLevel(self._log_level))
+        if care.state is not ShardState.STARTING or member.request == 0:
+            # A channel in place of a lost one, or of an earlier supervisor's: the shard has decided by now what becomes
+            # of connections that were on their way then.
+            self._ask_for_snapshot(member)
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)
             self._journal.shard(care.shard, "running", f"pid {hello.pid} takes connections")
             self._log.info("shard running", shard=care.shard, pid=hello.pid)
-        else:
-            # A channel in place of a lost one: whatever was on its way then is told by a snapshot.
-            self._ask_for_snapshot(member)
         self._look_whether_ready()
 
     # The bus.
@@ -529,7 +547,9 @@ class Fleet:
                 self.on_agents(shard, event)
         elif isinstance(event, events.DirectoryRequest):
             member.care.wants_counts()
-            self._send(shard, self._publisher.full())
+            directory = self._publisher.full()
+            if directory is not None:  # The shard asks again.
+                self._send(shard, directory)
 
     def _heartbeat(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
@@ -543,14 +563,18 @@ class Fleet:
         held = event.report.connections + event.report.prepared
         if member.request is not None and self._loop.time() - member.asked_at > ASK_AGAIN:
             self._ask_for_snapshot(member)
-        if care.is_doubtful(self._ledger.load(care.shard) - held):
+        # While a snapshot is waited for, the counts may differ, and the next heartbeat compares them again.
+        if member.request is None and care.is_doubtful(self._ledger.load(care.shard) - held):
             self._log.warning("counts differ", shard=care.shard, shard_says=held, ledger=self._ledger.load(care.shard))
             self._ask_for_snapshot(member)
 
     def _ask_for_snapshot(self, member: Member) -> None:
+        if not self._handoffs.has_link(member.care.shard):
+            member.request = 0  # Asked for when there is a channel, see `_greeted`.
+            return
         believed = self._ledger.live_numbers(member.care.shard)
         if self._send(member.care.shard, events.SnapshotRequest(self._next_request)):
-            member.request, member.believed = self._next_request, believed
+            member.request, member.believed, member.recalled = self._next_request, believed, set()
             member.asked_at = self._loop.time()
             self._next_request += 1
 
@@ -562,18 +586,24 @@ class Fleet:
         if waiting and not self._stopping:
             self._loop.call_later(ADOPTION_PAUSE, self._ask_adopted)
 
+    def _recalled(self, shard: int, number: int) -> None:
+        member = self._members.get(shard)
+        if member is not None and member.request:
+            member.recalled.add(number)
+
     def _reconcile(self, member: Member, event: events.Snapshot) -> None:
         if event.request != member.request:
             return  # A newer one has been asked for.
         shard = member.care.shard
+        # A commit may be on its way: what the shard holds prepared is not gone.
+        believed = member.believed - set(event.prepared) - set(event.moving)
+        live, recalled = event.live, member.recalled
+        if recalled:
+            believed = {(number, agent_id) for number, agent_id in believed if number not in recalled}
+            live = [(number, agent_id) for number, agent_id in live if number not in recalled]
         before = self._ledger.live_numbers(shard)
-        changed = self._ledger.reconcile(
-            shard,
-            # A commit may be on its way: what the shard holds prepared is not gone.
-            member.believed - set(event.prepared) - set(event.moving),
-            event.live,
-        )
-        member.request, member.believed = None, set()
+        changed = self._ledger.reconcile(shard, believed, live)
+        member.request, member.believed, member.recalled = None, set(), set()
         if changed:
             after = self._ledger.live_numbers(shard)
             self._journal.lost(shard, before - after, CloseCode.LOST_SIGHT)

@@ -206,8 +206,8 @@ class Ledger:
             return False
         agent.slots[number] = _slot(None, False)
         self._count(agent, shard, -1)
+        # Not among the changed: it is told when it is somewhere else, and meanwhile sought where it was.
         self.live_total -= 1
-        self.changed.add(agent_id)
         return True
 
     def release(self, agent_id: str, number: int) -> bool:
@@ -220,9 +220,8 @@ class Ledger:
             return False
         if slot.shard is not None:
             self._count(agent, slot.shard, -1)
-        if slot.live:
-            self.live_total -= 1
-            self.changed.add(agent_id)
+        self.live_total -= slot.live
+        self.changed.add(agent_id)
         if not agent.slots:
             del self._agents[agent_id]
         return True

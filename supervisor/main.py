@@ -112,7 +112,7 @@ class Supervisor:
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
         self._handoffs.on_accepted = self._journal.accepted
-        self._moves = Moves(self._ledger, self._handoffs)
+        self._moves = Moves(self._ledger, self._handoffs, lambda: self._acceptor.room)
         self._moves.on_moved = self._journal.moved
         self._admission = Admission(
             policy,
@@ -253,6 +253,8 @@ class Supervisor:
                     await asyncio.sleep(PAUSE)
 
     async def _open_when_ready(self) -> None:
+        # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
+        await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
@@ -264,7 +266,8 @@ class Supervisor:
         self._manager.begin(self._summary, lambda: self._fleet.turns)
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
-            self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
+            with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
+                self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 from ipc.handoff import MoveOut, Moving, Staying, close_all
 from ipc.histogram import Histogram
@@ -21,6 +22,9 @@ WINDOW = 256
 
 MOVER_LIMIT = 2.0
 """Seconds within which another shard must take a connection, before it goes back: nobody serves it meanwhile."""
+
+ASK_AGAIN = 0.05
+"""Seconds after which connections are asked for again that could not be: there was no room, here or in the channel."""
 
 ANSWER_LIMIT = 5.0
 """Seconds beyond an order's own time after which a shard that says nothing is not waited for any more."""
@@ -47,9 +51,13 @@ class Order:
 
 
 class Moves:
-    """All orders that are not done; *handoffs* tells it of each connection on its way."""
+    """All orders that are not done; *handoffs* tells it of each connection on its way.
 
-    def __init__(self, ledger: Ledger, handoffs: Handoffs) -> None:
+    *room* says how many more agents' descriptors this process may hold.
+    """
+
+    def __init__(self, ledger: Ledger, handoffs: Handoffs, room: Callable[[], int]) -> None:
+        self._room = room
         self._ledger = ledger
         self._handoffs = handoffs
         self._loop = asyncio.get_running_loop()
@@ -62,6 +70,8 @@ class Moves:
         self._timer: asyncio.TimerHandle | None = None
         self.on_moved: Callable[[Mover, int | None], None] | None = None
         """Told of each connection that was on its way which shard serves it now; None when it was lost."""
+        self.on_recalled: Callable[[int, int], None] | None = None
+        """Told of each connection that has lost its place in the ledger, because its shard has let go of it."""
         handoffs.on_settled = self.settled
 
     def order(
@@ -97,6 +107,8 @@ class Moves:
         deadline = self._loop.time() + MOVER_LIMIT
         for offer, fd in zip(message.offers, descriptors, strict=True):
             if self._ledger.recall(offer.agent_id, offer.number, shard):
+                if self.on_recalled is not None:
+                    self.on_recalled(shard, offer.number)
                 wanted = self._wanted.pop(offer.number, None)
                 self._handoffs.move(Mover(fd, offer, shard, wanted, deadline))
             else:
@@ -136,30 +148,41 @@ class Moves:
                 for number in list(order.asked):
                     if not self._handoffs.is_moving(number):
                         self._decided(number)
+                self._go_on(order)
 
     # Inside.
 
     def _go_on(self, order: Order) -> None:
         """Ask for the next ones of an order, and end it when there are none."""
-        room = WINDOW - len(order.asked)
-        if order.queue and room >= WINDOW // 2:
-            now = self._loop.time()
-            numbers = [order.queue.popleft() for _ in range(min(room, len(order.queue)))]
-            seconds = max(0.0, order.deadline - now)
-            if self._handoffs.order_out(order.shard, MoveOut(numbers, seconds, order.force)):
-                for number in numbers:
-                    order.asked[number] = now
-                    self._by_number[number] = order
-            else:
-                # Without a channel, or with a full one: they stay.
-                order.stayed.update(numbers)
-                order.stayed.update(order.queue)
-                order.queue.clear()
+        if order not in self._orders:
+            return
+        if order.queue and len(order.asked) <= WINDOW // 2:
+            self._ask(order)
         if not order.asked and not order.queue:
             self._orders.discard(order)
             order.done.set()
         elif self._timer is None:
             self._timer = self._loop.call_later(1.0, self._look)
+
+    def _ask(self, order: Order) -> None:
+        now = self._loop.time()
+        # Those that were asked for and have not come will take room, too.
+        room = min(WINDOW - len(order.asked), self._room() - len(self._by_number))
+        if room > 0:
+            numbers = list(islice(order.queue, room))
+            seconds = max(0.0, order.deadline - now)
+            if self._handoffs.order_out(order.shard, MoveOut(numbers, seconds, order.force)):
+                for number in numbers:
+                    order.queue.popleft()
+                    order.asked[number] = now
+                    self._by_number[number] = order
+                return
+        # Out of descriptors, or the channel is full, or away: a shard that is gone for good ends the order.
+        if now >= order.deadline:
+            order.stayed.update(order.queue)
+            order.queue.clear()
+        elif not order.asked:
+            self._loop.call_later(ASK_AGAIN, self._go_on, order)
 
     def _decided(self, number: int, *, stayed: bool = False) -> None:
         self._wanted.pop(number, None)

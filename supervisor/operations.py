@@ -227,9 +227,10 @@ class Operations:
         old = self._fleet.pid(shard)
         self._fleet.end(shard, END_SECONDS, again=True)
         await self._until(lambda: self._fleet.pid(shard) not in (None, old), END_SECONDS + BOOT_LIMIT)
-        if not await self._until(lambda: self._fleet.is_running(shard), BOOT_LIMIT):
-            raise CannotOperate(f"shard {shard} does not come up again; its connections are on the other shards")
+        is_up = await self._until(lambda: self._fleet.is_running(shard), BOOT_LIMIT)
         self._fleet.drain(shard, draining=False)
+        if not is_up:
+            raise CannotOperate(f"shard {shard} does not come up again; its connections are on the other shards")
 
     async def _retire(self, operation: Operation, shards: list[int], seconds: float) -> None:
         """Empty *shards* and end them for good."""

@@ -26,10 +26,17 @@ class Publisher:
         # From the clock, so that no number of this supervisor can seem to follow the last one of its predecessor.
         self._sequence = time.time_ns() // 1_000_000
         self._silent = 0
+        self._is_open = False
         self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
 
-    def full(self) -> events.FullDirectory:
-        """All counts, as of the newest published change."""
+    def open(self) -> None:
+        """Begin to publish: before the ledger knows all that living shards hold, agents would seem to be gone."""
+        self._is_open = True
+
+    def full(self) -> events.FullDirectory | None:
+        """All counts, as of the newest published change; None before `open`."""
+        if not self._is_open:
+            return None
         # What has changed since is published next, once more, which does no harm: counts are whole, not differences.
         ledger = self._ledger
         counts = {agent_id: ledger.live_counts(agent_id) for agent_id in ledger.agent_ids()}
@@ -44,7 +51,7 @@ class Publisher:
         self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
         changed = self._ledger.changed
         self._silent += 1
-        if not changed and self._silent < SILENT_TURNS:
+        if not self._is_open or (not changed and self._silent < SILENT_TURNS):
             return
         self._silent = 0
         self._sequence += 1

@@ -6,6 +6,7 @@
     └── PoolError
         ├── AgentNotFound        no connection of this agent anywhere
         ├── AgentUnavailable     it has connections, but none that can take a request now
+        ├── AgentMoving          its connection is on the way to another shard
         ├── RequestTimeout       no answer within the time limit
         ├── FlowControlPaused    the agent has asked for a pause
         ├── CircuitOpen          it failed too often; the next trial is not due yet
@@ -28,6 +29,7 @@ from typing import Final, Literal, TypeAlias
 from dialout.errors import DialoutError
 
 __all__ = [
+    "AgentMoving",
     "AgentNotFound",
     "AgentUnavailable",
     "BadAnswer",
@@ -53,6 +55,8 @@ class FailureCode(StrEnum):
 
     AGENT_NOT_FOUND = "agent_not_found"
     AGENT_UNAVAILABLE = "agent_unavailable"
+    AGENT_MOVING = "agent_moving"
+    """Between shards only: whoever asked waits until it is there, so that a proxy hears of it after seconds only."""
     REQUEST_TIMEOUT = "request_timeout"
     FLOW_CONTROL_PAUSED = "flow_control_paused"
     CIRCUIT_OPEN = "circuit_open"
@@ -117,6 +121,13 @@ class AgentUnavailable(PoolError):
     """The agent has connections, but each of them is unhealthy or has all that it can work on."""
 
     code = FailureCode.AGENT_UNAVAILABLE
+    retry_safe = True
+
+
+class AgentMoving(PoolError):
+    """The agent's connection is on its way from one shard to another, for a moment."""
+
+    code = FailureCode.AGENT_MOVING
     retry_safe = True
 
 

@@ -161,13 +161,17 @@ class Failure(Struct, frozen=True, gc=False):
 
 
 class Welcome(Struct, frozen=True, gc=False):
-    """The answer to Hello. A refusal has an ``error``, and the connection is closed behind it."""
+    """The answer to Hello. A refusal has an ``error``, and the connection is closed behind it.
+
+    One that is ``going_away`` comes later: the shard ends soon, and wants no new requests.
+    """
 
     protocol: int = 0
     shard: int = -1
     epoch: str = ""
     version: str = ""
     error: str = ""
+    going_away: bool = False
 
 
 class Pong(Struct, frozen=True, gc=False):

@@ -164,7 +164,9 @@ class PoolClient:
     ) -> Coroutine[Any, Any, Response]:
         return self._open().send(Request(next(self._ids), agent_id), event, timeout, retry=retry, flags=FINAL)
 
-    def _new_channel(self, shard: int, on_close: Callable[[ShardChannel], None]) -> ShardChannel:
+    def _new_channel(
+        self, shard: int, on_close: Callable[[ShardChannel], None], on_leave: Callable[[ShardChannel], None]
+    ) -> ShardChannel:
         from dialout import __version__
 
         return ShardChannel(
@@ -174,4 +176,5 @@ class PoolClient:
             version=__version__,
             max_buffered=self._max_buffered,
             on_close=on_close,
+            on_leave=on_leave,
         )

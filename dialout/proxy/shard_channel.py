@@ -24,6 +24,7 @@ from dialout.proxy.errors import (
 )
 from dialout.proxy.pool_response import Response
 from dialout.proxy.wire import (
+    GOING_AWAY,
     MAX_ANSWER_LENGTH,
     PROXY_PROTOCOL,
     RETRY_SAFE,
@@ -65,6 +66,8 @@ class _Waiter:
 class ShardChannel(asyncio.Protocol):
     """A connection to shard number ``shard``; ``on_close`` is called once, after it was lost.
 
+    ``on_leave`` is called when the shard wants no new requests: those that have begun may go on.
+
     ``max_buffered`` bounds the bytes that wait to be written. ``in_flight`` counts events without an answer,
     ``late_answers`` answers that nobody waits for any more. ``doubtful`` is true while the shard owes proof
     that it works: it let a deadline pass, or it said that it is going away.
@@ -79,6 +82,7 @@ class ShardChannel(asyncio.Protocol):
         version: str,
         max_buffered: int,
         on_close: "Callable[[ShardChannel], None]",
+        on_leave: "Callable[[ShardChannel], None]",
     ) -> None:
         self.shard = shard
         self.epoch = ""
@@ -90,7 +94,7 @@ class ShardChannel(asyncio.Protocol):
         self._loop = loop
         self._hello = encode_hello(client, version)
         self._max_buffered = max_buffered
-        self._on_close = on_close
+        self._on_close, self._on_leave = on_close, on_leave
         self._decoder = FrameDecoder(MAX_ANSWER_LENGTH)
         self._transport: asyncio.Transport | None = None
         self._waiters: dict[int, _Waiter] = {}
@@ -285,6 +289,10 @@ class ShardChannel(asyncio.Protocol):
     def _welcome(self, welcome: Welcome) -> None:
         if welcome.error or welcome.protocol != PROXY_PROTOCOL:
             self.close(welcome.error or f"it speaks version {welcome.protocol} of the protocol, not {PROXY_PROTOCOL}")
+        elif welcome.going_away:
+            self._on_leave(self)
+            # Behind every request that was given to this channel: the shard closes when these are answered.
+            self._queue(encode_ping(GOING_AWAY))
         elif not self.welcomed.done():
             self.epoch = welcome.epoch
             self.welcomed.set_result(None)

@@ -31,7 +31,7 @@ class ShardLinks:
     def __init__(
         self,
         directory: Path,
-        connect: Callable[[int, Callable[[ShardChannel], None]], ShardChannel],
+        connect: Callable[[int, Callable[[ShardChannel], None], Callable[[ShardChannel], None]], ShardChannel],
         on_lost: Callable[[int], None],
     ) -> None:
         self.channels: list[ShardChannel] = []
@@ -99,7 +99,7 @@ class ShardLinks:
         pause = _FIRST_PAUSE
         try:
             while pause < _LONGEST_PAUSE or shard in self._present():
-                channel = self._connect(shard, self._lost)
+                channel = self._connect(shard, self._lost, self._leaves)
                 if await self._open(channel, path):
                     pause = _FIRST_PAUSE
                     await channel.closed.wait()
@@ -131,6 +131,13 @@ class ShardLinks:
                 channel.close("it gave no welcome in time")
         self._tell()
         return False
+
+    def _leaves(self, channel: ShardChannel) -> None:
+        """Give no new requests to a shard that is going away; it closes the channel itself."""
+        if channel in self.channels:
+            self._closing.add(channel)
+            self.channels.remove(channel)
+            self._on_lost(channel.shard)
 
     def _lost(self, channel: ShardChannel) -> None:
         self._closing.discard(channel)

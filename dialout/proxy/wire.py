@@ -65,6 +65,7 @@ from dialout.responses import READ_ERRORS, WireResponse, read_response, why
 
 __all__ = [
     "FINAL",
+    "GOING_AWAY",
     "MAX_ANSWER_LENGTH",
     "MAX_TIMEOUT_MS",
     "PROXY_PROTOCOL",
@@ -89,6 +90,7 @@ __all__ = [
     "encode_cancel",
     "encode_failure",
     "encode_finish",
+    "encode_going_away",
     "encode_hello",
     "encode_ping",
     "encode_pong",
@@ -96,6 +98,9 @@ __all__ = [
     "encode_request",
     "encode_welcome",
 ]
+
+GOING_AWAY: Final = b'{"going_away":true}'
+"""Payload of the ping behind which a proxy sends no new request: the shard may close when nothing is in flight."""
 
 _MAX_U32: Final = 2**32 - 1
 _MAX_U64: Final = 2**64 - 1
@@ -259,6 +264,11 @@ def encode_welcome(shard: int, epoch: str, version: str) -> bytes:
 def encode_refusal(error: str) -> bytes:
     """The answer to a Hello that is not welcome; close behind it."""
     return encode_frame(ProxyFrame.WELCOME, _json({"protocol": PROXY_PROTOCOL, "error": error}))
+
+
+def encode_going_away() -> bytes:
+    """Ask for no new requests: the shard ends soon. The proxy acknowledges it with a ping of ``GOING_AWAY``."""
+    return encode_frame(ProxyFrame.WELCOME, _json({"protocol": PROXY_PROTOCOL, "going_away": True}))
 
 
 def encode_pong(payload: bytes) -> bytes:

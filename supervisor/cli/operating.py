@@ -153,8 +153,8 @@ def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
         return last
     except query.QueryError:
         raise CommandError(ExitCode.FAILED, f"the supervisor went away during '{last.name}'") from None
-    row = asking.understood(answer, OperationRow)
-    if row.name != last.name:
+    row = None if answer is None else asking.understood(answer, OperationRow)
+    if row is None or row.name != last.name:
         raise CommandError(ExitCode.FAILED, f"the supervisor was replaced during '{last.name}'")
     return row
 

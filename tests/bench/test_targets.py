@@ -11,7 +11,7 @@ from bench import targets
 def test_shardgate_target_says_what_the_product_wrote_when_it_does_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(targets, "_command", lambda: [sys.executable, "-c", "raise SystemExit('no such option')"])
+    monkeypatch.setattr(targets, "command", lambda: [sys.executable, "-c", "raise SystemExit('no such option')"])
 
     with pytest.raises(targets.TargetError, match="no such option"), targets.shardgate(tmp_path):
         pytest.fail("it started")

@@ -47,11 +47,13 @@ from dialout.proxy.pool_client import PoolClient
 from dialout.proxy.pool_response import Response
 from dialout.proxy.wire import (
     FINAL,
+    GOING_AWAY,
     RELAYED,
     RETRY_SAFE,
     ProxyFinish,
     ProxyPing,
     ProxyRequest,
+    encode_going_away,
     encode_refusal,
 )
 
@@ -435,6 +437,38 @@ def test_shard_that_is_going_away_is_avoided(run: Run, folder: Path) -> None:
             for number in range(20):
                 assert (await client.send_request_headers(f"agent-{number}", get())).shard == 1
             assert len(leaving.requests) == 1
+
+    run(main)
+
+
+def test_shard_that_says_it_is_going_away_gets_no_new_request_and_loses_none(run: Run, folder: Path) -> None:
+    async def main() -> None:
+        async with (
+            StandInShard(folder, 0, lambda _: None) as leaving,
+            PoolClient(folder) as client,
+        ):
+            # On their way when the shard says it, as those are that the client has not written yet.
+            waiting = [asyncio.create_task(client.send_request_headers("waf", get(f"/{n}"))) for n in range(3)]
+            await until(lambda: len(leaving.requests) == 3, "the requests")
+            waiting += [asyncio.create_task(client.send_request_headers("waf", get("/3")))]
+            exchange = client.exchange("waf")
+            waiting += [asyncio.create_task(exchange.request_headers(get("/4")))]
+            await asyncio.sleep(0)
+            leaving.write(encode_going_away())
+            await until(lambda: client.shards == {}, "the client to have heard")
+            async with StandInShard(folder, 1):
+                await until(lambda: client.shards == {1: 0}, "another shard")
+                assert (await client.send_request_headers("waf", get("/new"))).shard == 1
+                # What has begun goes on where it began.
+                waiting += [asyncio.create_task(exchange.request_body_chunk(RequestBodyChunk(0, b"x", True)))]
+                await until(lambda: len(leaving.requests) == 6, "the requests that were on their way")
+                farewell = leaving.frames.index(ProxyPing(GOING_AWAY))
+                assert all(isinstance(frame, ProxyRequest) for frame in leaving.frames[:farewell])
+                for request in leaving.requests:
+                    leaving.write(allowed(request))
+                answers = await asyncio.gather(*waiting)
+                assert [answer.shard for answer in answers] == [0] * 6
+            exchange.cancel()
 
     run(main)
 

@@ -24,6 +24,7 @@ def test_errors_that_are_raised_before_anything_is_sent_are_safe_to_retry_unless
     assert unsent == {
         FailureCode.AGENT_NOT_FOUND,
         FailureCode.AGENT_UNAVAILABLE,
+        FailureCode.AGENT_MOVING,
         FailureCode.FLOW_CONTROL_PAUSED,
         FailureCode.CIRCUIT_OPEN,
         FailureCode.OVERLOADED,

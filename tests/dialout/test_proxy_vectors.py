@@ -93,6 +93,7 @@ MEANS: dict[str, wire.FromProxyFrame | wire.FromShardFrame] = {
     "cancel_unknown_reason": wire.ProxyCancel(7, "waf", CancelReason.MANUAL),
     "finish": wire.ProxyFinish(7, "waf"),
     "welcome": wire.Welcome(1, 0, "5128431d176c", "0.1.0"),
+    "welcome_going_away": wire.Welcome(1, going_away=True),
     "welcome_refusal": wire.Welcome(1, error="protocol 9 is not spoken here, 1 is"),
     "pong": wire.Pong(b'{"n":1}'),
     "answer_allow": answer(ALLOWED),
@@ -153,6 +154,8 @@ def write(means: wire.FromProxyFrame | wire.FromShardFrame) -> bytes:
             return wire.encode_failure(
                 request_id, error_code, error, shard=failed, duration_us=duration_us, flags=flags
             )
+        case wire.Welcome(going_away=True):
+            return wire.encode_going_away()
         case wire.Welcome(_, shard, epoch, version, error):
             return wire.encode_refusal(error) if error else wire.encode_welcome(shard, epoch, version)
         case wire.Pong(payload):

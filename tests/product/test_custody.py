@@ -149,8 +149,16 @@ def test_next_supervisor_waits_for_shards_that_do_not_run(start_product: StartPr
         agent.send(registration("waiting"))
         product.start()
         wait_for(lambda: "waiting for shards that do not answer" in product.log.read_text(), "the new supervisor")
-        # One is enough: both keep the same sockets.
+        # One is enough to start: both keep the same sockets. To admit somebody, what the other one holds must be known.
         os.kill(pids[1], signal.SIGCONT)
+
+        def waits() -> bool:
+            supervisor = product.query("status")["supervisor"]
+            return (supervisor["held_descriptors"], supervisor["handshakes"]) == (1, 0)
+
+        wait_for(lambda: product.log.read_text().count('"listening"') == 2, "the supervisor to listen")
+        wait_for(waits, "the registration to be read")
+        os.kill(pids[0], signal.SIGCONT)
         assert agent.answer().accepted
     product.wait_until_running()
     assert [product.shard_pid(0), product.shard_pid(1)] == pids

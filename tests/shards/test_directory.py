@@ -9,7 +9,7 @@ AGENTS = ("waf", "auth")
 
 
 def held(directory: Directory) -> dict[str, list[int]]:
-    return {agent_id: directory.holders(agent_id, but=-1) for agent_id in AGENTS}
+    return {agent_id: directory.holders(agent_id) for agent_id in AGENTS}
 
 
 def expected(counts: dict[str, dict[int, int]]) -> dict[str, list[int]]:
@@ -19,12 +19,11 @@ def expected(counts: dict[str, dict[int, int]]) -> dict[str, list[int]]:
     }
 
 
-def test_holders_are_the_others_with_the_fullest_first() -> None:
+def test_holders_come_with_the_fullest_first() -> None:
     directory = Directory()
     directory.replace(1, {"waf": {0: 1, 1: 5, 2: 5, 3: 9}})
-    assert directory.holders("waf", but=3) == [1, 2, 0]
-    assert directory.holders("waf", but=7) == [3, 1, 2, 0]
-    assert directory.holders("nobody", but=0) == []
+    assert directory.holders("waf") == [3, 1, 2, 0]
+    assert directory.holders("nobody") == []
     assert len(directory) == 1
 
 
@@ -33,11 +32,11 @@ def test_directory_is_stale_until_the_first_full_one() -> None:
     assert directory.stale
     directory.change(1, {"waf": {1: 1}})
     directory.change(2, {})
-    assert directory.holders("waf", but=0) == [1], "an old direction is better than none"
+    assert directory.holders("waf") == [1], "an old direction is better than none"
     directory.replace(2, {"waf": {1: 1}})
     assert not directory.stale
     directory.change(3, {"waf": {}})
-    assert (directory.holders("waf", but=0), directory.stale) == ([], False)
+    assert (directory.holders("waf"), directory.stale) == ([], False)
 
 
 def test_hole_makes_it_stale_and_a_full_one_mends_it() -> None:

@@ -21,9 +21,11 @@ from dialout.proxy.errors import FlowControlPaused
 from dialout.proxy.pool_client import PoolClient
 from dialout.proxy.wire import (
     FINAL,
+    GOING_AWAY,
     RETRY_SAFE,
     Answer,
     Failure,
+    Pong,
     ProxyFrame,
     Welcome,
     decode_from_shard,
@@ -36,7 +38,7 @@ from dialout.proxy.wire import (
 )
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.rundir import RuntimeDir
-from shards import proxies
+from shards import proxies, proxy_server
 from shards.proxies import MOST_IN_FLIGHT, ProxyConnection
 
 PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')
@@ -533,6 +535,53 @@ def test_requests_of_a_proxy_that_is_gone_are_cancelled_at_the_agent(product: Pr
         asked = {correlation_id for _, correlation_id, event in agent.seen if isinstance(event, RequestHeaders)}
         cancelled = [correlation_id for _, correlation_id, event in agent.seen if isinstance(event, Cancel)]
         assert sorted(cancelled, key=str) == sorted(asked, key=str), "each of them once"
+
+
+def test_shard_that_goes_away_serves_what_is_on_its_way_and_waits_for_the_proxys_farewell() -> None:
+    async def test() -> None:
+        with short_folder() as folder:
+            async with local_shard(folder) as shard, raw_proxy(shard.path) as proxy:
+                agent = PairedAgent(shard.pool)
+                shard.server.go_away()
+                assert await proxy.frame() == Welcome(1, going_away=True)
+                proxy.ask(1, headers("/late"))
+                agent.answer(await next_event(agent))
+                assert isinstance(await proxy.result(), Answer)
+                assert shard.server.is_busy, "another one may be on its way"
+                proxy.send(encode_ping(b"{}"))
+                assert isinstance(await proxy.frame(), Pong)
+                assert shard.server.is_busy, "that was about something else"
+                proxy.ask(2, headers("/last"))
+                proxy.send(encode_ping(GOING_AWAY))
+                seen = await next_event(agent)
+                assert isinstance(await proxy.frame(), Pong)
+                assert shard.server.is_busy, "one is in flight"
+                agent.answer(seen)
+                assert isinstance(await proxy.result(), Answer)
+                assert not shard.server.is_busy
+                # Since Python 3.13 the file is removed, too.
+                with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+                    async with raw_proxy(shard.path):
+                        pass
+
+    run(test)
+
+
+def test_proxy_that_says_no_farewell_is_told_to_ask_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_server, "FAREWELL_SECONDS", 0.05)
+
+    async def test() -> None:
+        with short_folder() as folder:
+            async with local_shard(folder) as shard, raw_proxy(shard.path) as proxy:
+                shard.server.go_away()
+                await until(lambda: not shard.server.is_busy)
+                proxy.ask(1, headers())
+                assert await proxy.frame() == Welcome(1, going_away=True)
+                result = await proxy.result()
+                assert isinstance(result, Failure)
+                assert (result.error_code, result.flags) == ("shutting_down", RETRY_SAFE)
+
+    run(test)
 
 
 def test_shardgate_send_says_what_the_pools_policy_makes_of_a_pause(product: Product) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from dialout.proxy.wire import (
 )
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.rundir import RuntimeDir
-from shards import relay
+from shards import proxies, relay
 from shards.proxies import ProxyConnection
 
 PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')
@@ -186,6 +186,87 @@ def test_agent_that_has_just_been_accepted_is_found_before_the_word_of_it_is_her
         await until(lambda: len(shard.server.connections) == 1)
         (connection,) = shard.server.connections
         return connection
+
+    run(test)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2], ids=["where it was", "where it goes", "elsewhere"])
+@pytest.mark.parametrize("stays", [False, True], ids=["moves", "stays"])
+def test_request_waits_for_an_agent_that_moves(monkeypatch: pytest.MonkeyPatch, asked: int, stays: bool) -> None:
+    # It takes many times as long as word of an agent may take.
+    monkeypatch.setattr(relay, "NEWS_WAIT", 0.03)
+
+    async def test() -> None:
+        async with two_shards() as (zero, one, _), AsyncExitStack() as stack:
+            two = await stack.enter_async_context(local_shard(zero.path.parent, 2))
+            shards = (zero, one, two)
+            proxy = await stack.enter_async_context(raw_proxy(shards[asked].path))
+            for shard in (one, two):
+                shard.hears("waf", {0: 1})
+            # As the shards' handoff does on both sides of a move.
+            zero.pool.moves("waf")
+            one.pool.moves("waf")
+            proxy.ask(1, headers("/meanwhile"))
+            proxy.ask(2, headers("/a body", has_body=True), flags=0)
+            await asyncio.sleep(0.2)
+            zero.pool.has_moved("waf")
+            one.pool.has_moved("waf")
+            target = zero if stays else one
+            agent = PairedAgent(target.pool)
+            await asyncio.sleep(0.1)
+            for shard in shards:
+                shard.hears("waf", {target.shard: 1})
+            results: list[Answer | Failure] = []
+            while len(results) < 2:
+                for seen in agent.read():
+                    if seen.is_event:
+                        agent.answer(seen)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        results.append(await proxy.result())
+            assert all(isinstance(result, Answer) for result in results), results
+
+    run(test)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2], ids=["where it was", "where it is", "elsewhere"])
+def test_agent_is_found_where_it_has_moved_though_nobody_has_told(monkeypatch: pytest.MonkeyPatch, asked: int) -> None:
+    # The supervisor has died between the move and the word of it, and no other one comes.
+    monkeypatch.setattr(relay, "NEWS_WAIT", 0.0)
+
+    async def test() -> None:
+        async with two_shards() as (zero, one, _), AsyncExitStack() as stack:
+            two = await stack.enter_async_context(local_shard(zero.path.parent, 2))
+            for shard in (zero, one, two):
+                shard.hears("waf", {0: 1})
+            proxy = await stack.enter_async_context(raw_proxy((zero, one, two)[asked].path))
+            agent = PairedAgent(one.pool)
+            for number in range(1, 4):
+                proxy.ask(number, headers())
+                agent.answer(await next_event(agent))
+                result = await proxy.result()
+                assert isinstance(result, Answer), result
+                assert result.shard == 1
+            agent.close()
+            await until(lambda: not one.pool.agents)
+            proxy.ask(4, headers())
+            assert failure(await proxy.result()) == ("agent_not_found", True)
+
+    run(test)
+
+
+def test_request_for_an_agent_that_moves_for_ever_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "MOVING_LIMIT", 0.1)
+
+    async def test() -> None:
+        async with two_shards() as (zero, one, proxy):
+            zero.hears("waf", {1: 1})
+            one.pool.moves("waf")
+            proxy.ask(1, headers())
+            assert failure(await proxy.result()) == ("agent_unavailable", True)
+            one.pool.moves("waf")
+            proxy.ask(2, headers(), timeout_ms=60)
+            assert failure(await proxy.result())[0] in ("agent_unavailable", "request_timeout")
 
     run(test)
 
