@@ -174,7 +174,7 @@ class _Screen(logging.Handler):
 # --- options -----------------------------------------------------------------------------------------
 
 
-class _Help(argparse.HelpFormatter):
+class _Help(argparse.RawDescriptionHelpFormatter):
     """A help that begins as those of the other commands of shardgate do."""
 
     def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
@@ -184,9 +184,12 @@ class _Help(argparse.HelpFormatter):
 def _parser(prog: str, address: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="An agent to try a proxy with: it dials out, registers, blocks what it is told to block, and "
-        "allows the rest, until SIGTERM or Ctrl-C.",
-        epilog="There is no option for a token itself: everybody on the host can read the arguments of a process.",
+        description="An agent to try a proxy with: it dials out, registers, blocks what it is told to block,\n"
+        "and allows the rest, until SIGTERM or Ctrl-C.",
+        epilog="There is no option for a token itself: everybody on the host can read the arguments\n"
+        "of a process.\n\n"
+        f"Examples:\n  {prog} --connect 127.0.0.1:9090 --id waf-1 --connections 2\n"
+        f"  {prog} --connect 127.0.0.1:9090 --block-uri '/admin*' --delay 20ms",
         allow_abbrev=False,
         formatter_class=_Help,
     )

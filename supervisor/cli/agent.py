@@ -3,11 +3,13 @@
 import click
 
 from ipc.rundir import default_runtime_dir
+from supervisor.cli.options import examples
 
 
 @click.command(
     "agent",
     short_help="Be an agent, to try things out.",
+    epilog=examples("shardgate agent --block-uri '/admin*' --delay 20ms"),  # For the manual page.
     add_help_option=False,  # The agent's own has all the options.
     context_settings={"ignore_unknown_options": True},
 )

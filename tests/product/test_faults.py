@@ -287,7 +287,7 @@ def test_next_supervisor_admits_nobody_before_it_knows_what_the_shards_hold(star
         try:
             os.kill(stopped, signal.SIGSTOP)
             product.start()
-            wait_for(lambda: product.command("status").returncode != 4, "the next supervisor")
+            wait_for(lambda: product.status()["supervisor"], "the next supervisor")
             third = stack.enter_context(Agent(product.socket))
             third.send(registration("full"))
 
