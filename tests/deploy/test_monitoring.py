@@ -34,7 +34,6 @@ def expressions(deploy: Path) -> list[str]:
 @pytest.fixture
 def metrics(start_product: StartProduct) -> dict[str, set[str]]:
     """The metrics of a running shardgate, with the labels of each."""
-    pytest.importorskip("supervisor.admin", reason="this tree has no admin endpoint")
     product = start_product("--admin", "127.0.0.1:0")
     found = re.search(r"127\.0\.0\.1:\d+", product.log.read_text())
     assert found is not None
