@@ -272,6 +272,16 @@ class RuntimeDir:
         """Remove a shard's record and sockets."""
         self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query", f"shard-{shard}.proxy")
 
+    def forget_all_shards(self) -> None:
+        """Remove what is left of any shard, of one without a record too: it may have been killed as it started.
+
+        For the end, when no shard runs any more.
+        """
+        for path in self.path.glob("shard-*.*"):
+            number = path.name.removeprefix("shard-").partition(".")[0]
+            if number.isdecimal():
+                self.forget_shard(int(number))
+
     def _read(self, name: str) -> ProcessRecord | None:
         try:
             return msgspec.json.decode((self.path / name).read_bytes(), type=ProcessRecord)

@@ -389,6 +389,7 @@ class Supervisor:
             self._admin.close()
         self._rundir.write_first_number(self._ledger.next_number)
         for directory in self._directories:
+            directory.forget_all_shards()
             directory.forget_supervisor()
         self._log.info("stopped")
 

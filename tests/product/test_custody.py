@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -317,3 +318,12 @@ def test_shard_whose_supervisor_died_while_it_started_does_not_stay(start_produc
     assert "is gone" in done.stderr
     assert list(RuntimeDir(product.runtime_dir).recorded_shards()) == [0]
     assert send(product, "nobody").returncode == 1
+
+
+def test_stop_removes_what_a_shard_left_that_nobody_knows(start_product: StartProduct) -> None:
+    product = start_product()
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        # As of a spare shard that was killed with its supervisor before it had written its record.
+        sock.bind(str(product.runtime_dir / "shard-3.proxy"))
+    assert product.command("stop").returncode == 0
+    assert [path.name for path in product.runtime_dir.iterdir() if path.name.startswith("shard-")] == []
