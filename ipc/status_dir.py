@@ -23,7 +23,7 @@ READS_ONLY = "this socket only answers questions; what acts goes through the run
 
 
 def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:
-    """Make the directory, or check and adjust the one that is there, and take it. Raises `RuntimeDirError`."""
+    """Make the directory, or check and adjust the one that is there. It is to be locked. Raises `RuntimeDirError`."""
     rundir = RuntimeDir(path)
     try:
         gid = _group_id(group)
@@ -34,7 +34,6 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
         if gid is not None and gid != info.st_gid:
             os.chown(rundir.path, -1, gid)
         rundir.path.chmod(mode | stat.S_ISGID)
-        rundir.lock()
     except KeyError:
         raise RuntimeDirError(f"status-group: there is no group {group!r} on this host") from None
     except OSError as error:
