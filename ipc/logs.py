@@ -10,6 +10,7 @@ with every connection: its text is mostly written beforehand, and lines of `GATH
 
 import asyncio
 import atexit
+import functools
 import json
 import os
 import sys
@@ -48,7 +49,7 @@ class _State:
 def configure(process: str, level: str = "info", form: str = "auto") -> None:
     """Set up logging for this process; *form* is ``auto``, ``text`` or ``json``."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    output = LogOutput(sys.stderr)
+    output = LogOutput(sys.stderr, _dropped)
     if _State.output is None:
         atexit.register(flush)
     _State.output, _State.process, _State.as_json = output, process, not as_text
@@ -159,9 +160,12 @@ class Line:
     """A kind of log line, of level info, that is written for every connection.
 
     *names* are fields whose values are words of ours or of a checked syntax (an agent id), and need no escaping;
-    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `log` takes their values in
-    that order; it takes 2 µs. Lines about the same thing are limited by `Repeats`; *summary* is the event of the line
-    that says what was left out.
+    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `write` takes their values in
+    that order, once `allows` has said yes. Lines about the same thing are limited by `Repeats`; *summary* is the event
+    of the line that says what was left out.
+
+    Two calls, because most of what a line costs are its values, and under load most lines are left out: 0.2 µs for such
+    a one, 1.2 µs for one that is written.
     """
 
     SUMMARY_NAMES: ClassVar = 10
@@ -191,15 +195,17 @@ class Line:
         self._millisecond = -1
         self._stamp = ""
 
-    def log(self, now: float, about: str, *values: Any) -> None:
-        """Write the line, unless there were too many *about* the same; *now* is seconds since 1970."""
-        output = _State.output
+    def allows(self, about: str) -> bool:
+        """Whether to write a line now: of this level, and of which there were not too many *about* the same."""
         if _State.level > _INFO:
-            return
+            return False
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._sum_up)
-        if not self._repeats.allows(about):
-            return
+        return self._repeats.allows(about)
+
+    def write(self, now: float, *values: Any) -> None:
+        """Write the line; *now* is seconds since 1970."""
+        output = _State.output
         if output is None:
             # Embedded in a program that has set up structlog in its own way, or not at all.
             get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
@@ -272,8 +278,10 @@ def _drop_unwanted(_logger: Any, method: str, event: Any) -> Any:
     return event
 
 
+@functools.lru_cache(maxsize=256)
 def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode() if text else '""'
+    encoded = msgspec.json.encode(text)
+    return encoded.decode() if encoded.isascii() else json.dumps(text)
 
 
 def _number(name: str) -> str:
@@ -282,16 +290,35 @@ def _number(name: str) -> str:
 
 
 def _timestamp(millisecond: int) -> str:
-    seconds, rest = divmod(millisecond, 1000)
-    return time.strftime(f"%Y-%m-%dT%H:%M:%S.{rest:03d}Z", time.gmtime(seconds))
+    second, rest = divmod(millisecond, 1000)
+    return f"{_date_and_time(second)}.{rest:03d}Z"
+
+
+@functools.lru_cache(maxsize=2)
+def _date_and_time(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _dropped(number: int) -> str:
+    """The line that stands for *number* lines which nobody read, in the form of the others."""
+    prefix = _PRIORITIES["error"] if _State.prefix else ""
+    stamp, event = _timestamp(int(time.time() * 1000)), "log lines dropped: nobody read them"
+    if _State.as_json:
+        end = f'"level":"error","timestamp":"{stamp}","process":"{_State.process}"'
+        return f'{prefix}{{"n":{number},"event":"{event}",{end}}}'
+    return f"{prefix}{stamp} [error    ] {event} n={number} process={_State.process}"
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
+    """In ASCII: U+009B begins an escape sequence, as ESC does."""
     try:
-        return msgspec.json.encode(event, enc_hook=str).decode()
+        encoded = msgspec.json.encode(event, enc_hook=str)
+        if encoded.isascii():
+            return encoded.decode()
     except UnicodeEncodeError:
-        # The name of a file that is not UTF-8 holds surrogates (PEP 383), which json escapes.
-        return json.dumps(event, default=str)
+        # The name of a file that is not UTF-8 holds surrogates (PEP 383).
+        pass
+    return json.dumps(event, default=str)
 
 
 def _name_process(process: str) -> Any:

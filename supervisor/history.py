@@ -108,6 +108,10 @@ class _Tier(IntEnum):
     CONNECTED = 3
 
 
+# A member of an enumeration takes 100 ns to look up on Python 3.11, and every event of an agent asks for one.
+_VISITOR, _AWAY, _CONNECTED = _Tier.VISITOR, _Tier.AWAY, _Tier.CONNECTED
+
+
 class _Past:
     """What is kept of one agent."""
 
@@ -131,7 +135,8 @@ class History:
     """
 
     def __init__(self, began: int, is_connected: Callable[[str], bool], limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+        self._limits = limits = limits or Limits()
+        self._events_of_an_agent = limits.events_of_an_agent
         self._began = self._n = began
         self._is_connected = is_connected
         self._agents: dict[str, _Past] = {}
@@ -268,21 +273,24 @@ class History:
     def _note(self, event: Event, *, stayed: bool = False) -> None:
         """Keep an event of an agent that was accepted."""
         self._of_agents.append(event)
-        past = self._agents.get(event.agent_id)
+        agent_id = event.agent_id
+        past = self._agents.get(agent_id)
         if past is None:
-            past = self._meet(event.agent_id, _Tier.CONNECTED, "")
-        past.stayed = past.stayed or stayed
+            past = self._meet(agent_id, _CONNECTED, "")
+        if stayed:
+            past.stayed = True
         events = past.events
         events.append(event)
         weight = _EVENT_BYTES + len(event.text)
-        if len(events) > self._limits.events_of_an_agent:
+        if len(events) > self._events_of_an_agent:
             weight -= _EVENT_BYTES + len(events.pop(0).text)
-        tier = _Tier.CONNECTED
-        if event.kind == "closed" and not self._is_connected(event.agent_id):
-            tier = _Tier.AWAY if past.stayed else _Tier.VISITOR
+        tier = _CONNECTED
+        if event.kind == "closed" and not self._is_connected(agent_id):
+            tier = _AWAY if past.stayed else _VISITOR
         if tier is not past.tier:
-            self._change_tier(event.agent_id, past, tier)
-        self._weigh(past, weight)
+            self._change_tier(agent_id, past, tier)
+        if weight:
+            self._weigh(past, weight)
 
     def _meet_stranger(self, agent_id: str, peer: str) -> _Past:
         others = self._by_peer.setdefault(peer, {})
