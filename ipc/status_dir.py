@@ -19,7 +19,10 @@ from pathlib import Path
 
 from ipc.rundir import RuntimeDir, RuntimeDirError
 
-READS_ONLY = "this socket only answers questions; what acts goes through the runtime directory, as its user"
+READS_ONLY = (
+    "this socket only answers questions; what acts, or shows the configuration, goes through the runtime directory,"
+    " as its user"
+)
 
 
 def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:

@@ -175,7 +175,7 @@ def revoke(file: str, digest: str | None, force: bool, as_json: bool) -> None:
 
 
 def _checked_digest(text: str) -> str:
-    lowered = text.lower().rstrip("…")
+    lowered = text.lower().rstrip(".")
     if not re.fullmatch(r"[0-9a-f]{8,64}", lowered):
         # What stands here by mistake may be the token itself, so it is not repeated.
         raise click.UsageError("DIGEST is at least 8 hex digits, as 'shardgate token list' shows them")

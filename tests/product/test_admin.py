@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import socket
@@ -266,6 +267,10 @@ def test_reloads_are_told(start_product: StartProduct, tmp_path: Path) -> None:
     file.write_text("reverse-listener { max-connections-per-agent none\n }")
     assert product.command("reload").returncode == 5
     after = metrics(product)
+    told = [json.loads(line) for line in product.log.read_text().splitlines() if "reloaded" in line]
+    assert [(line["level"], line.get("changed")) for line in told] == [
+        ("info", ["max-connections-per-agent"]), ("error", None),
+    ]  # fmt: skip
 
     assert value(after, "max_connections_per_agent") == 7
     assert value(after, "config_last_reload_successful") == 0

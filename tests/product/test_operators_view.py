@@ -187,7 +187,7 @@ def test_config_show_tells_where_values_come_from_and_what_waits_for_a_restart(
     assert short["placement"] == {
         "node": "placement", "values": ['"affinity"'], "origin": "--placement", "pending": False,
     }  # fmt: skip
-    assert short["auth > token in a file"]["values"] == ['"*"', f'sha256="{"cd" * 6}…"']
+    assert short["auth > token in a file"]["values"] == ['"*"', f'sha256="{"cd" * 6}..."']
     assert "pool > strategy" not in short
     everything = shown("--effective")
     assert everything["pool > strategy"]["origin"] == "default"
