@@ -183,7 +183,7 @@ def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
         return living
     if only not in living:
         known = ", ".join(map(str, living)) or "none"
-        raise CommandError(ExitCode.FAILED, f"shard {only} is not running; running shards: {known}")
+        raise CommandError(ExitCode.NOT_REACHABLE, f"shard {only} is not running; running shards: {known}")
     return [only]
 
 

@@ -39,13 +39,13 @@ def event_row(event: Event) -> dict[str, Any]:
 
 def event_cells(event: Event) -> list[Cell]:
     """An event as a row of a table."""
-    number = f"conn-{event.number}" if event.number else ""
+    number = f"conn-{event.number}" if event.number else "-"
     return [
         Cell(local_time(event.at)),
         Cell(safe(event.kind), "red" if event.code in ("died", "silent", "shard_died") else _COLOURS.get(event.kind)),
         Cell(safe(event.agent_id) or "-"),
         Cell(number),
-        Cell("" if event.shard == NO_SHARD else str(event.shard)),
+        Cell("-" if event.shard == NO_SHARD else str(event.shard)),
         Cell(what(event)),
     ]
 

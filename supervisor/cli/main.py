@@ -1,6 +1,7 @@
 """The command tree, and what happens to errors that reach the top."""
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ _COMMANDS = {
 
 _SECTIONS = {"run": "Run it", "status": "See what it does", "drain": "Change it while it runs", "completion": "Use it"}
 """Headings in the help, each in front of its first command."""
+
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
@@ -153,6 +156,8 @@ def _failed_unexpectedly(error: Exception) -> int:
             import traceback
 
             traceback.print_exception(error)
+        elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            click.echo(f"shardgate: the output cannot be written: {error.strerror}", err=True)
         else:
             text = " ".join(str(error).split())
             click.echo(f"shardgate: unexpected {type(error).__name__}: {text}; SHARDGATE_DEBUG=1 shows where", err=True)

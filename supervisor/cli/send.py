@@ -21,6 +21,7 @@ from dialout import (
 from dialout.proxy.errors import CannotReceive, PoolError
 from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
+from ipc.status_dir import READS_ONLY
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -140,13 +141,13 @@ def _read(body: BinaryIO) -> bytes:
 
 def _open_session(rundir: RuntimeDir, agent_id: str, shard: int | None) -> ProxySession:
     """A session with the shard asked for, or with the first that answers."""
-    living = asking.living_shards(rundir)
-    if shard is not None and shard not in living:
-        known = ", ".join(map(str, living)) or "none"
-        raise CommandError(ExitCode.NOT_REACHABLE, f"shard {shard} is not running; running shards: {known}")
+    living = asking.living_shards(rundir, shard)
+    if living and not any(rundir.shard_proxy(number).exists() for number in living):
+        # A status directory has no sockets for proxies.
+        raise CommandError(ExitCode.REFUSED, READS_ONLY)
     silent = None
     problem = "no shard is running; see 'shardgate status'"
-    for number in living if shard is None else [shard]:
+    for number in living:
         try:
             return ProxySession(rundir.shard_proxy(number), number, agent_id)
         except ShardSilent as error:

@@ -56,7 +56,7 @@ def test_the_status_directory_answers_every_question_and_obeys_no_order(
 
         for order in (
             ["kick", "waf-1"], ["drain", "0"], ["restart", "0"], ["scale", "1"], ["rebalance"], ["reload"],
-            ["reload", "--dry-run"], ["log-level", "error"], ["config", "show"],
+            ["reload", "--dry-run"], ["log-level", "error"], ["config", "show"], ["send", "waf-1"],
         ):  # fmt: skip
             done = look(folder, *order)
             assert done.returncode == 5, order
