@@ -34,13 +34,19 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
         info = rundir.path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise RuntimeDirError(f"{path}: not a directory of uid {os.geteuid()}; choose another status-dir")
+        # Nothing is touched that is right already: under systemd's RestrictSUIDSGID= the bit can only be there before,
+        # and a group that we are not in can only be given by root.
         if gid is not None and gid != info.st_gid:
             os.chown(rundir.path, -1, gid)
-        rundir.path.chmod(mode | stat.S_ISGID)
+            info = rundir.path.stat()
+        if stat.S_IMODE(info.st_mode) != mode | stat.S_ISGID:
+            rundir.path.chmod(mode | stat.S_ISGID)
     except KeyError:
         raise RuntimeDirError(f"status-group: there is no group {group!r} on this host") from None
     except OSError as error:
-        raise RuntimeDirError(f"{path}: {error.strerror}; choose another status-dir, or status-group") from error
+        what = f"mode 2{mode:03o}" + ("" if group is None else f" and group {group}")
+        hint = f"make it beforehand, with {what}, or choose another status-dir"
+        raise RuntimeDirError(f"{path}: {error.strerror}; {hint}") from error
     return rundir
 
 
