@@ -160,9 +160,9 @@ class Line:
     """A kind of log line, of level info, that is written for every connection.
 
     *names* are fields whose values are words of ours or of a checked syntax (an agent id), and need no escaping;
-    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `write` takes their values in
-    that order, once `allows` has said yes. Lines about the same thing are limited by `Repeats`; *summary* is the event
-    of the line that says what was left out.
+    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `write` takes their values
+    in that order, once `allows` has said yes. Lines about the same thing are limited by `Repeats`; *summary* is the
+    event of the line that says what was left out.
 
     Two calls, because most of what a line costs are its values, and under load most lines are left out: 0.2 µs for such
     a one, 1.2 µs for one that is written.

@@ -572,7 +572,9 @@ class Supervisor:
         found = changes(before, self._settings())
         at_once = [change.node for change in found if not change.needs_restart]
         later = [change.node for change in found if change.needs_restart]
-        told = [f"{what}: {', '.join(nodes)}" for what, nodes in (("changed", at_once), ("needs a restart", later)) if nodes]
+        told = [
+            f"{what}: {', '.join(nodes)}" for what, nodes in (("changed", at_once), ("needs a restart", later)) if nodes
+        ]
         self._journal.supervisor("reloaded", "; ".join(told) or "nothing changed")
         self._log.info("configuration reloaded", changed=at_once, restart_needed=later)
 

@@ -1,7 +1,7 @@
 """A configuration as KDL, and what differs between two of them. Pure, and without a secret in what it returns.
 
-Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds, and
-the first digits of its digest: a key for some service may stand in there.
+Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds,
+and the first digits of its digest: a key for some service may stand in there.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from enum import StrEnum
 import msgspec
 
 from ipc.options import PoolOptions
-from supervisor.config.kdl import IN_ADMIN, IN_POOL, SEVERAL, SINGLE
 from supervisor.config.merge import encode
-from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, TcpAddress, Token, format_duration
+from supervisor.config.model import BLOCK, Config, TcpAddress, Token, format_duration
+from supervisor.config.nodes import IN_ADMIN, IN_POOL, LIMITS, SEVERAL, SINGLE
 from supervisor.config.values import duration, octal_mode
 
 DIGEST_SHOWN = 12
@@ -53,11 +53,11 @@ def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]
     """All that is set in *config*, defaults included, in the documentation's order; *tokens* are those of files."""
     found = []
     for node, (field, convert) in SINGLE.items():
-        value = getattr(config.limits if field in _LIMITS else config, field)
+        value = getattr(config.limits if field in LIMITS else config, field)
         if value is not None:
             found.append(Setting(node, (_spelled(value, convert),)))
     for node, (field, convert) in SEVERAL.items():
-        several = getattr(config.limits if field in _LIMITS else config, field)
+        several = getattr(config.limits if field in LIMITS else config, field)
         if several:
             found.append(Setting(node, tuple(_spelled(value, convert) for value in several)))
     for node, (field, convert) in IN_POOL.items():
@@ -121,7 +121,6 @@ def quoted(text: str) -> str:
 
 _NOTES_BEGIN = 56
 
-_LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
 assert {field for field, _ in IN_POOL.values()} <= set(PoolOptions.__struct_fields__)
 
 
