@@ -91,6 +91,9 @@ def test_page_says_that_a_host_is_degraded_and_why(chromium: Browser, start_prod
         assert "shard 0 takes no connections: it is unhealthy" in chromium.text("#reasons")
         wait_for(lambda: chromium.text("#shard-0 .chip") == "unhealthy", "the shard's state")
         assert chromium.evaluate("document.title").startswith("Degraded ")
+        wait_for(lambda: " old" in chromium.text("#shard-0"), "the age of its numbers")
+        beside = "(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)($('shards').closest('section'))"
+        assert chromium.evaluate(beside) == 0, "nothing is cut off"
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the host to be ready")
