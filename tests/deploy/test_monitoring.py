@@ -35,7 +35,7 @@ def expressions(deploy: Path) -> list[str]:
 @pytest.fixture
 def metrics(start_product: StartProduct) -> dict[str, set[str]]:
     """The metrics of a running shardgate, with the labels of each."""
-    product = start_product("--admin", "127.0.0.1:0")
+    product = start_product("--admin", "127.0.0.1:0", shards=1)
     found = re.search(r"127\.0\.0\.1:\d+", product.log.read_text())
     assert found is not None
     with Agent(product.socket) as agent:
