@@ -55,8 +55,18 @@ def start(script: str, tour: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
-    listener = start(block("tour: listener"), tour)
+def ran(script: str, tour: Path) -> str:
+    """What a block printed, which must have succeeded."""
+    process = start(script, tour)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_readme_tour_and_commands_run_as_they_are_written(tour: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    listener = start(block("tour: listener").replace("9180", port), tour)
     agent = None
     try:
         wait_for((tour / "run" / "agents.sock").exists, "the listener's socket", timeout=20)
@@ -67,21 +77,32 @@ def test_readme_tour_runs_as_it_is_written(tour: Path) -> None:
             line = agent.stdout.readline()
             assert line, "the agent ended"
             connected += " connected as demo-agent-conn-" in line
-        client = start(
-            block("proxy: client")
-            .join(["python - <<'EOF'\n", "EOF\n"])
-            .replace("python -", f"{sys.executable} -P -", 1),
-            tour,
-        )
-        shown, _ = client.communicate(timeout=30)
-        assert "Block(status=403" in shown
-        assert "by demo-agent-conn-" in shown
-        request = start(block("tour: request"), tour)
-        output, _ = request.communicate(timeout=60)
-        assert request.returncode == 0, output
+        request = block("tour: request")
+        # The same terminal.
+        exports = request.splitlines()[0] + "\n"
+
+        output = ran(request, tour)
         assert "allow" in output
         assert '"block"' in output
         assert all(f"demo-agent-conn-{n}" in output for n in range(1, 5))
+
+        output = ran("set -o pipefail\n" + block("tour: look").replace("9180", port), tour)
+        for part in ('"status": "ready"', 'registrations_total{result="accepted"} ', '"listeners"', '"demo-agent"'):
+            assert part in output
+
+        client = block("proxy: client").join([f"{sys.executable} -P - <<'EOF'\n", "EOF\n"])
+        output = ran(client, tour)
+        assert "Block(status=403" in output
+        assert "by demo-agent-conn-" in output
+
+        # What the doctor finds is this host's matter.
+        commands = block("operating: commands").replace("shardgate doctor\n", "shardgate doctor || [ $? = 1 ]\n")
+        output = ran(exports + commands, tour)
+        assert "demo-agent: 4 of 4 connections, healthy" in output
+        assert "closed 4 connections of demo-agent" in output
+        assert "import names: ours alone" in output
+
+        ran(exports + block("tour: stop"), tour)
         assert listener.wait(20) == 0
     finally:
         for process in (listener, agent):
@@ -96,31 +117,6 @@ def test_readme_agent_is_the_example() -> None:
     program = block("agent: program")
     assert example.endswith(f'"""\n\n{program}')
     assert sum(bool(line.strip()) for line in program.splitlines()) <= 20
-
-
-def test_readme_admin_endpoint_answers_as_it_is_written(tour: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    listener = start(block("admin: listener").replace("9180", port), tour)
-    try:
-        look = "set -o pipefail\n" + block("admin: look").replace("9180", port)
-
-        def answered() -> str:
-            done = subprocess.run(["bash", "-euc", look], capture_output=True, text=True, check=False, timeout=30)
-            return done.stdout if done.returncode == 0 else ""
-
-        output = wait_for(answered, "the endpoint to answer", timeout=20)
-        for part in (
-            "ok\n",
-            '"status": "ready"',
-            'registrations_total{result="accepted"} 0.0',
-            '"listeners"',
-            '"agents"',
-        ):
-            assert part in output
-    finally:
-        os.killpg(listener.pid, 15)
-        listener.communicate(timeout=20)
 
 
 @pytest.mark.parametrize("spelling", ["true", "#true"])
@@ -140,36 +136,6 @@ def test_readme_names_files_that_exist() -> None:
             path = README.parent / target
             if path.parts[len(README.parent.parts)] in ("examples", "deploy", "dialout", "bench", "tests"):
                 assert path.exists(), target
-
-
-def test_readme_commands_for_operators_run_as_they_are_written(tour: Path) -> None:
-    listener = start(block("tour: listener"), tour)
-    agent = None
-    try:
-        wait_for((tour / "run" / "agents.sock").exists, "the listener's socket", timeout=20)
-        agent = start(block("tour: agent"), tour)
-        assert agent.stdout is not None
-        connected = 0
-        while connected < 4:
-            line = agent.stdout.readline()
-            assert line, "the agent ended"
-            connected += " connected as demo-agent-conn-" in line
-        exports = block("tour: request").splitlines()[0] + "\n"
-        # What the doctor finds is this host's matter.
-        script = block("operating: commands").replace("shardgate doctor\n", "shardgate doctor || [ $? = 1 ]\n")
-        commands = start(exports + script + "shardgate stop\n", tour)
-        output, _ = commands.communicate(timeout=90)
-        assert commands.returncode == 0, output
-        assert "demo-agent: 4 of 4 connections, healthy" in output
-        assert "closed 4 connections of demo-agent" in output
-        assert "import names: ours alone" in output
-        assert listener.wait(20) == 0
-    finally:
-        for process in (listener, agent):
-            if process is not None:
-                if process.poll() is None:
-                    os.killpg(process.pid, 15)
-                process.communicate(timeout=20)
 
 
 def test_readme_names_every_command_and_every_code() -> None:
