@@ -35,5 +35,5 @@ async def until(condition: Callable[[], Value], what: str, seconds: float = 10.0
 
 
 def _pause(waited: float) -> float:
-    """Seconds until the next look: who has waited for long looks less often, for looks take processor time of others."""
+    """Seconds until the next look. Who has waited for long looks less often: looks take processor time from others."""
     return min(0.005 + waited / 20, 0.05)
