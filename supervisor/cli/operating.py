@@ -166,7 +166,7 @@ def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
 
 
 def _summary(row: OperationRow) -> str:
-    parts = [f"{output.count('connection', row.moved)} moved"]
+    parts = [f"{output.count('connection', row.moved)} moved" if row.moved or row.left else "nothing to move"]
     if row.p50_ms is not None:
         parts.append(f"each within {row.p50_ms:.1f} ms (median), {row.longest_ms:.1f} ms (longest)")
     if row.left:

@@ -125,7 +125,7 @@ def test_lists_are_filtered_by_shard_transport_and_health(product: Product) -> N
         assert "running shards: 0, 1" in missing.stderr
 
 
-def test_events_follow_what_happens_and_end_when_the_supervisor_does(start_product: StartProduct) -> None:
+def test_events_follow_what_happens_from_one_supervisor_to_the_next_until_the_end(start_product: StartProduct) -> None:
     product = start_product()
     with Agent(product.socket) as before:
         assert before.register("waf-before").accepted
@@ -144,11 +144,18 @@ def test_events_follow_what_happens_and_end_when_the_supervisor_does(start_produ
             assert json.loads(stdout.readline())["kind"] == "closed"
             product.process.send_signal(signal.SIGKILL)
             product.process.wait()
+            assert "2 of its shards still serve" in stderr.readline()
+            product.start()
+            with Agent(product.socket) as late:
+                assert late.register("waf-after").accepted
+                assert json.loads(stdout.readline())["kind"] == "registered"
+            assert json.loads(stdout.readline())["kind"] == "closed"
+            assert product.command("stop").returncode == 0
             assert stdout.readline() == ""
             assert process.wait(10) == 4
-            assert "no supervisor is running" in stderr.read()
-    product.start()
-    product.wait_until_running()
+            told = stderr.read()
+    assert "another supervisor has begun" in told
+    assert "no shardgate is running" in told
 
 
 def test_events_follow_says_how_many_came_too_fast(start_product: StartProduct) -> None:
