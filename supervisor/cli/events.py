@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import click
 
@@ -66,7 +67,7 @@ def command(
         while True:
             if not page.events:
                 time.sleep(_LOOK_EVERY)
-            page = _next_page(rundir, lambda after=page.next: ask(after, _PAGE))
+            page = _next_page(rundir, partial(ask, page.next, _PAGE))
             if page.began != began:
                 began = page.began
                 output.note("another supervisor has begun; what came between the two is not known")

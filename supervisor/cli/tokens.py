@@ -67,7 +67,11 @@ def command(context: click.Context) -> None:
         context.invoke(new)
 
 
-@command.command("new", epilog=examples("shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens"))
+@command.command(
+    "new",
+    short_help="Make a token.",
+    epilog=examples("shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens"),
+)
 @_pattern_option
 @_add_option
 @json_option
@@ -86,6 +90,7 @@ def new(patterns: tuple[str, ...], file: str | None, as_json: bool) -> None:
 
 @command.command(
     "hash",
+    short_help="Print the lines for a token that exists.",
     context_settings={"ignore_unknown_options": True},
     epilog=examples("shardgate token hash --pattern waf-1 < token.txt"),
 )
@@ -110,7 +115,9 @@ def hash_command(patterns: tuple[str, ...], file: str | None, as_json: bool, ext
         _print_lines(token, patterns)
 
 
-@command.command("list", epilog=examples("shardgate token list /etc/shardgate/tokens"))
+@command.command(
+    "list", short_help="List the tokens of a file.", epilog=examples("shardgate token list /etc/shardgate/tokens")
+)
 @click.argument("file", metavar="FILE")
 @json_option
 def list_command(file: str, as_json: bool) -> None:
@@ -129,6 +136,7 @@ def list_command(file: str, as_json: bool) -> None:
 
 @command.command(
     "revoke",
+    short_help="Remove a token from a file.",
     epilog=examples(
         "shardgate token revoke /etc/shardgate/tokens 8d969eef6eca",
         "shardgate token revoke /etc/shardgate/tokens < leaked-token.txt",

@@ -189,6 +189,24 @@ def test_unexpected_errors_are_one_line_and_a_traceback_only_when_asked_for(
     assert "Traceback" in debug.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stauts", "status"), ("log_level", "log-level"), ("connection", "connections")]
+)
+def test_a_command_that_does_not_exist_has_one_that_was_meant(cli: Cli, typed: str, meant: str) -> None:
+    done = cli(typed)
+
+    assert done.returncode == 2
+    assert f"No such command '{typed}'. Did you mean '{meant}'?" in done.stderr
+    assert "Did you mean" not in cli("xyzzy").stderr
+
+
+def test_no_command_is_listed_with_half_of_its_text(cli: Cli) -> None:
+    for names, _ in every_command():
+        text = cli(*names[1:], "--help").stdout
+        cut = [line for line in text.splitlines() if line.endswith("...") and not line.startswith("Usage:")]
+        assert cut == [], names
+
+
 def test_output_that_cannot_be_written_is_said_in_a_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
