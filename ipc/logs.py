@@ -58,7 +58,8 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
     ending: list[Any]
     if as_text:
         # The first parameter is the padding of the event; it has another name in structlog 26.
-        ending = [structlog.dev.ConsoleRenderer(0, colors=sys.stderr.isatty())]
+        has_colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        ending = [structlog.dev.ConsoleRenderer(0, colors=has_colours)]
     else:
         ending = [
             structlog.processors.format_exc_info,

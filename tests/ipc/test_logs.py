@@ -139,10 +139,11 @@ get_logger().info("running", shard=3)
 """
 
 
-def log_of_child(stderr: int) -> "subprocess.CompletedProcess[bytes]":
+def log_of_child(stderr: int, **variables: str) -> "subprocess.CompletedProcess[bytes]":
     # A warning is an error there too: it would be the first line of every log.
     command = [sys.executable, "-P", "-W", "error", "-c", LOGGING]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=environment(), timeout=30, check=True)
+    env = environment() | {"TERM": "xterm"} | variables
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=30, check=True)
 
 
 def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its_output() -> None:
@@ -154,11 +155,16 @@ def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its
     try:
         done = log_of_child(theirs)
         on_terminal = os.read(ours, 10_000)
+        log_of_child(theirs, NO_COLOR="1")
+        without_colour = os.read(ours, 10_000)
     finally:
         os.close(ours)
         os.close(theirs)
     assert b"running" in on_terminal
     assert b"{" not in on_terminal
+    assert b"\x1b[" in on_terminal
+    assert b"running" in without_colour
+    assert b"\x1b" not in without_colour
     assert done.stdout == b""
 
 

@@ -337,7 +337,10 @@ def test_port_that_is_taken_is_named_and_nothing_is_left(start_product: StartPro
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         product = start_product("--admin", where, wait=False)
         assert product.process.wait(20) == 1
-        assert f"shardgate: {where}: cannot listen: Address already in use" in product.log.read_text()
+        assert (
+            f"shardgate: {where}: cannot listen: Address already in use; 'ss -ltnp' shows who does"
+            in product.log.read_text()
+        )
         assert not product.socket.exists()
         product.process.returncode = 0
 
