@@ -9,6 +9,7 @@ import msgspec
 
 from ipc import query
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from ipc.status import OperationRow
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -143,7 +144,7 @@ def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, done:
     except KeyboardInterrupt:
         raise CommandError(ExitCode.FAILED, f"'{row.name}' goes on; 'shardgate status' shows it") from None
     if as_json:
-        output.print_json(row)
+        output.print_json({"schema": SCHEMA} | msgspec.structs.asdict(row))
     else:
         click.echo(_summary(row) if row.error else f"{done}; {_summary(row)}")
     if row.error is not None:

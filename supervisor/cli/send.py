@@ -21,6 +21,7 @@ from dialout import (
 from dialout.proxy.errors import CannotReceive, PoolError
 from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from ipc.status_dir import READS_ONLY
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -123,7 +124,7 @@ def command(
         except PoolError as error:
             return _report_failure(error, agent, as_json=as_json)
     if as_json:
-        output.print_json(decided)
+        output.print_json({"schema": SCHEMA} | msgspec.structs.asdict(decided))
     else:
         _print(decided)
     return ExitCode.OK
@@ -276,7 +277,13 @@ def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
     """Say on standard error that the agent has decided nothing, and what that means to a proxy."""
     text = output.safe(str(error), 500)
     if as_json:
-        fields = {"error": text, "error_code": str(error.code), "agent_id": agent_id, "shard": error.shard}
+        fields = {
+            "schema": SCHEMA,
+            "error": text,
+            "error_code": str(error.code),
+            "agent_id": agent_id,
+            "shard": error.shard,
+        }
         policy = {} if error.policy is None else {"policy": error.policy}
         output.print_json(fields | {"retry_safe": error.retry_safe, **policy, "failure_policy": _POLICY}, err=True)
         return ExitCode.FAILED

@@ -81,7 +81,7 @@ def new(patterns: tuple[str, ...], file: str | None, as_json: bool) -> None:
     if file is not None:
         _add(file, _lines(token, patterns)["token_file"])
     if as_json:
-        print_json({"token": token} | _lines(token, patterns))
+        print_json({"schema": SCHEMA, "token": token} | _lines(token, patterns))
         return
     click.echo(f"token, for the agent; it is shown only now:\n  {token}")
     if file is None:
@@ -110,7 +110,7 @@ def hash_command(patterns: tuple[str, ...], file: str | None, as_json: bool, ext
     if file is not None:
         _add(file, _lines(token, patterns)["token_file"])
     if as_json:
-        print_json(_lines(token, patterns))
+        print_json({"schema": SCHEMA} | _lines(token, patterns))
     elif file is None:
         _print_lines(token, patterns)
 
