@@ -115,11 +115,11 @@ def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def printable(text: str, limit: int = 128) -> str:
-    """*text* with everything but printable ASCII escaped, at most *limit* characters of it."""
+    """*text* with everything but printable ASCII escaped; of more than *limit* characters the first, and ``...``."""
     shortened = text[:limit]
     escaped = shortened.encode("ascii", "backslashreplace").decode("ascii")
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
-    return clean if len(text) <= limit else f"{clean}…"
+    return clean if len(text) <= limit else f"{clean}..."
 
 
 class Repeats:

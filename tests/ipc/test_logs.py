@@ -32,9 +32,9 @@ texts = st.text(st.characters(), max_size=200)
 @given(texts, st.integers(0, 150))
 def test_printable_text_is_ascii_without_control_characters_and_bounded(text: str, limit: int) -> None:
     result = printable(text, limit)
-    shown = result.removesuffix("…")
+    shown = result.removesuffix("...") if len(text) > limit else result
     assert set(shown) <= PRINTABLE
-    assert result.endswith("…") == (len(text) > limit)
+    assert result.endswith("...") or len(text) <= limit
     # The longest escape of one character is that of U+10FFFF.
     assert len(shown) <= len(r"\U0010ffff") * limit
 
@@ -54,7 +54,7 @@ def test_printable_keeps_what_is_harmless(text: str) -> None:
         ("\u202e\u2028", r"\u202e\u2028"),
         ("\U0001f600", r"\U0001f600"),
         ("\udcff", r"\udcff"),
-        ("x" * 129, "x" * 128 + "…"),
+        ("x" * 129, "x" * 128 + "..."),
     ],
 )
 def test_printable_escapes_what_is_not(text: str, shown: str) -> None:
