@@ -182,15 +182,17 @@ class Line:
     ) -> None:
         self._event, self._summary = event, summary
         self._fields = (*names, *numbers, *texts)
-        self._first_text = len(names) + len(numbers)
+        self._texts = range(len(self._fields) - len(texts), len(self._fields))
         parts = [f'"{name}":"%s"' for name in names] + [f'"{name}":{_number(name)}' for name in numbers]
         parts += [f'"{name}":%s' for name in texts]
         prefix, process = _State.prefix, _State.process
         end = f'"event":"{event}","level":"info","timestamp":"%s","process":"{process}"'
-        self._json = f"{prefix}{{{','.join(parts)},{end}}}"
-        parts = [f"{name}=%s" for name in names] + [f"{name}={_number(name)}" for name in numbers]
-        parts += [f"{name}=%s" for name in texts]
-        self._text = f"{prefix}%s [info     ] {event} {' '.join(parts)} process={process}"
+        self._template = f"{prefix}{{{','.join(parts)},{end}}}"
+        self._as_json = _State.as_json
+        if not self._as_json:
+            parts = [f"{name}=%s" for name in names] + [f"{name}={_number(name)}" for name in numbers]
+            parts += [f"{name}=%s" for name in texts]
+            self._template = f"{prefix}%s [info     ] {event} {' '.join(parts)} process={process}"
         self._repeats = Repeats()
         self._timer: asyncio.TimerHandle | None = None
         self._millisecond = -1
@@ -215,12 +217,12 @@ class Line:
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._stamp = _timestamp(millisecond)
-        if self._first_text < len(values):
-            values = (*values[: self._first_text], *map(_quoted, values[self._first_text :]))
-        if _State.as_json:
-            output.put(self._json % (*values, self._stamp))
-        else:
-            output.put(self._text % (self._stamp, *values))
+        fields = [*values, self._stamp]
+        for place in self._texts:
+            fields[place] = _quoted(fields[place])
+        if not self._as_json:
+            fields.insert(0, fields.pop())
+        output.put(self._template % tuple(fields))
 
     def close(self) -> None:
         """Sum up what was left out, and stop the clock."""
