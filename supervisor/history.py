@@ -25,12 +25,12 @@ from itertools import islice, takewhile
 
 import msgspec
 
+from supervisor.history_rows import NO_SHARD, Event, Page, Refusals, Story
+
 VISIT = 60.0
 """Seconds of one connection that make an agent one that is known."""
 
 LONGEST_TEXT = 200
-
-NO_SHARD = -1
 
 _AGENT_BYTES = 240
 _EVENT_BYTES = 216
@@ -47,58 +47,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     bytes_by_agent: int = 32 * 1024 * 1024
     events: int = 8192
     """Of all known agents, by time; strangers and the supervisor have a quarter of it each, a shard a sixty-fourth."""
-
-
-class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One thing that happened.
-
-    *n* is its place in the sequence, *at* seconds since 1970. *kind* is one word: ``registered``, ``refused``,
-    ``closed``, ``moved``, ``adopted`` of an agent (*number* is its connection's, 0 for none), ``shard`` and
-    ``supervisor`` of ours. *code* is an error code or a close code, *seconds* how long it took or lasted.
-    """
-
-    n: int
-    at: float
-    kind: str
-    agent_id: str = ""
-    number: int = 0
-    shard: int = NO_SHARD
-    code: str = ""
-    text: str = ""
-    seconds: float = 0.0
-    peer: str = ""
-
-
-class Refusals(msgspec.Struct, array_like=True, gc=False):
-    """All refusals of one agent for one reason: how many, the first, and the last."""
-
-    code: str
-    times: int
-    first_at: float
-    last_at: float
-    text: str
-    peer: str
-
-
-class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of one agent, oldest first."""
-
-    agent_id: str
-    events: list[Event]
-    refusals: list[Refusals]
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """Events after a number, oldest first.
-
-    *next* is what to ask for next. *lost* events came in between and are gone; *began* is the first number of this
-    history: whoever asks for less has followed another one, of which it cannot know how much it missed.
-    """
-
-    events: list[Event]
-    next: int
-    lost: int
-    began: int
 
 
 class _Tier(IntEnum):

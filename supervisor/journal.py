@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dialout import Rejection
 from ipc.events import CloseCode, Gone
 from ipc.logs import Line
-from supervisor.history import NO_SHARD, History
+from supervisor.history import History
+from supervisor.history_rows import NO_SHARD
 from supervisor.ledger import Ledger
 from supervisor.newcomer import Mover, Newcomer
 

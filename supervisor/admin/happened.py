@@ -3,7 +3,8 @@
 import msgspec
 
 from supervisor.cli.event_text import what
-from supervisor.history import NO_SHARD, History
+from supervisor.history import History
+from supervisor.history_rows import NO_SHARD
 
 SHOWN = 14
 

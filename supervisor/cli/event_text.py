@@ -5,7 +5,7 @@ from typing import Any
 
 from ipc.schema import SCHEMA
 from supervisor.cli.output import Cell, Column, duration, safe
-from supervisor.history import NO_SHARD, Event
+from supervisor.history_rows import NO_SHARD, Event
 from supervisor.merge import rfc3339
 
 COLUMNS = (

@@ -11,7 +11,7 @@ from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.event_text import COLUMNS, event_cells, event_row
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
-from supervisor.history import Event, Page
+from supervisor.history_rows import Event, Page
 
 _PAGE = 1000
 _LOOK_EVERY = 0.25
