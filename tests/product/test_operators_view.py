@@ -232,8 +232,13 @@ def test_config_show_of_a_file_needs_no_supervisor(start_product: StartProduct, 
 
 
 def test_doctor_looks_at_this_host_and_finds_shards_without_a_supervisor(start_product: StartProduct) -> None:
-    product = start_product()
-    found = {row["about"]: row for row in product.ask("doctor")["findings"]}
+    product = start_product("--tcp", "0.0.0.0:0")
+    done = product.command("doctor", "--json")
+    found = {row["about"]: row for row in json.loads(done.stdout)["findings"]}
+    # It is the running one's configuration that is looked at, options and all.
+    assert done.returncode == 1
+    assert found["registration"]["level"] == "problem"
+    assert "can be reached over the network" in found["registration"]["found"]
     assert found["import names"]["level"] == "ok"
     assert found["left over"]["level"] == "ok"
     assert found["runtime directory"]["level"] == "ok"
