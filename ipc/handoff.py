@@ -236,7 +236,7 @@ class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
           TakeOver                             ──►   accepts no more, finishes the handoffs under way
           ◄── HandingOver
           ◄── Unregistered…, Kept + descriptors
-          ◄── Inheritance + the lock's descriptor    touches nothing from here on
+          ◄── Inheritance + the locks' descriptors   touches nothing from here on
           Taken                                ──►   ends
     """
 
@@ -268,9 +268,13 @@ class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag=23):
 
 
 class Inheritance(msgspec.Struct, array_like=True, frozen=True, tag=24):
-    """All has been sent, and the runtime directory is yours: its lock comes with it. *drained* shards take nobody."""
+    """All has been sent, and the directories are yours: their locks come with it. *drained* shards take nobody.
+
+    There are as many *locks*: the runtime directory's, then the status directory's where there is one.
+    """
 
     drained: list[int]
+    locks: int = 1
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, tag=25):
@@ -483,7 +487,7 @@ def _descriptors_expected(message: Message) -> int:
     if isinstance(message, Unregistered):
         return len(message.handshakes)
     if isinstance(message, Inheritance):
-        return 1
+        return message.locks
     return len(message.listeners) if isinstance(message, Entrust | Kept) else 0
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import stat
+from collections.abc import Callable
 from typing import TextIO
 
 GATHER_SECONDS = 0.02
@@ -24,10 +25,14 @@ TRY_AGAIN = 0.1
 
 
 class LogOutput:
-    """One stream of lines. Without a file under it (a test's own ``sys.stderr``) lines go to it directly."""
+    """One stream of lines. Without a file under it (a test's own ``sys.stderr``) lines go to it directly.
 
-    def __init__(self, stream: TextIO) -> None:
+    *dropped* makes the line that says how many were dropped.
+    """
+
+    def __init__(self, stream: TextIO, dropped: Callable[[int], str]) -> None:
         self._stream = stream
+        self._line_for_dropped = dropped
         self._lines: list[str] = []
         self._waiting = bytearray()
         self._dropped = 0
@@ -78,7 +83,7 @@ class LogOutput:
             self._dropped += lines
             return
         if self._dropped:
-            self._waiting += b'{"event":"log lines dropped: nobody read them","level":"error","n":%d}\n' % self._dropped
+            self._waiting += f"{self._line_for_dropped(self._dropped)}\n".encode()
             self._dropped = 0
         self._waiting += data
 

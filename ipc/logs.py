@@ -10,6 +10,7 @@ with every connection: its text is mostly written beforehand, and lines of `GATH
 
 import asyncio
 import atexit
+import functools
 import json
 import os
 import sys
@@ -48,7 +49,7 @@ class _State:
 def configure(process: str, level: str = "info", form: str = "auto") -> None:
     """Set up logging for this process; *form* is ``auto``, ``text`` or ``json``."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    output = LogOutput(sys.stderr)
+    output = LogOutput(sys.stderr, _dropped)
     if _State.output is None:
         atexit.register(flush)
     _State.output, _State.process, _State.as_json = output, process, not as_text
@@ -57,7 +58,8 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
     ending: list[Any]
     if as_text:
         # The first parameter is the padding of the event; it has another name in structlog 26.
-        ending = [structlog.dev.ConsoleRenderer(0, colors=sys.stderr.isatty())]
+        has_colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        ending = [structlog.dev.ConsoleRenderer(0, colors=has_colours)]
     else:
         ending = [
             structlog.processors.format_exc_info,
@@ -113,11 +115,11 @@ def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def printable(text: str, limit: int = 128) -> str:
-    """*text* with everything but printable ASCII escaped, at most *limit* characters of it."""
+    """*text* with everything but printable ASCII escaped; of more than *limit* characters the first, and ``...``."""
     shortened = text[:limit]
     escaped = shortened.encode("ascii", "backslashreplace").decode("ascii")
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
-    return clean if len(text) <= limit else f"{clean}…"
+    return clean if len(text) <= limit else f"{clean}..."
 
 
 class Repeats:
@@ -159,9 +161,12 @@ class Line:
     """A kind of log line, of level info, that is written for every connection.
 
     *names* are fields whose values are words of ours or of a checked syntax (an agent id), and need no escaping;
-    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `log` takes their values in
-    that order; it takes 2 µs. Lines about the same thing are limited by `Repeats`; *summary* is the event of the line
-    that says what was left out.
+    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `write` takes their values
+    in that order, once `allows` has said yes. Lines about the same thing are limited by `Repeats`; *summary* is the
+    event of the line that says what was left out.
+
+    Two calls, because most of what a line costs are its values, and under load most lines are left out: 0.2 µs for such
+    a one, 1.2 µs for one that is written.
     """
 
     SUMMARY_NAMES: ClassVar = 10
@@ -177,29 +182,33 @@ class Line:
     ) -> None:
         self._event, self._summary = event, summary
         self._fields = (*names, *numbers, *texts)
-        self._first_text = len(names) + len(numbers)
+        self._texts = range(len(self._fields) - len(texts), len(self._fields))
         parts = [f'"{name}":"%s"' for name in names] + [f'"{name}":{_number(name)}' for name in numbers]
         parts += [f'"{name}":%s' for name in texts]
         prefix, process = _State.prefix, _State.process
         end = f'"event":"{event}","level":"info","timestamp":"%s","process":"{process}"'
-        self._json = f"{prefix}{{{','.join(parts)},{end}}}"
-        parts = [f"{name}=%s" for name in names] + [f"{name}={_number(name)}" for name in numbers]
-        parts += [f"{name}=%s" for name in texts]
-        self._text = f"{prefix}%s [info     ] {event} {' '.join(parts)} process={process}"
+        self._template = f"{prefix}{{{','.join(parts)},{end}}}"
+        self._as_json = _State.as_json
+        if not self._as_json:
+            parts = [f"{name}=%s" for name in names] + [f"{name}={_number(name)}" for name in numbers]
+            parts += [f"{name}=%s" for name in texts]
+            self._template = f"{prefix}%s [info     ] {event} {' '.join(parts)} process={process}"
         self._repeats = Repeats()
         self._timer: asyncio.TimerHandle | None = None
         self._millisecond = -1
         self._stamp = ""
 
-    def log(self, now: float, about: str, *values: Any) -> None:
-        """Write the line, unless there were too many *about* the same; *now* is seconds since 1970."""
-        output = _State.output
+    def allows(self, about: str) -> bool:
+        """Whether to write a line now: of this level, and of which there were not too many *about* the same."""
         if _State.level > _INFO:
-            return
+            return False
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(1.0, self._sum_up)
-        if not self._repeats.allows(about):
-            return
+        return self._repeats.allows(about)
+
+    def write(self, now: float, *values: Any) -> None:
+        """Write the line; *now* is seconds since 1970."""
+        output = _State.output
         if output is None:
             # Embedded in a program that has set up structlog in its own way, or not at all.
             get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
@@ -208,12 +217,12 @@ class Line:
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._stamp = _timestamp(millisecond)
-        if self._first_text < len(values):
-            values = (*values[: self._first_text], *map(_quoted, values[self._first_text :]))
-        if _State.as_json:
-            output.put(self._json % (*values, self._stamp))
-        else:
-            output.put(self._text % (self._stamp, *values))
+        fields = [*values, self._stamp]
+        for place in self._texts:
+            fields[place] = _quoted(fields[place])
+        if not self._as_json:
+            fields.insert(0, fields.pop())
+        output.put(self._template % tuple(fields))
 
     def close(self) -> None:
         """Sum up what was left out, and stop the clock."""
@@ -272,8 +281,10 @@ def _drop_unwanted(_logger: Any, method: str, event: Any) -> Any:
     return event
 
 
+@functools.lru_cache(maxsize=256)
 def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode() if text else '""'
+    encoded = msgspec.json.encode(text)
+    return encoded.decode() if encoded.isascii() else json.dumps(text)
 
 
 def _number(name: str) -> str:
@@ -282,16 +293,35 @@ def _number(name: str) -> str:
 
 
 def _timestamp(millisecond: int) -> str:
-    seconds, rest = divmod(millisecond, 1000)
-    return time.strftime(f"%Y-%m-%dT%H:%M:%S.{rest:03d}Z", time.gmtime(seconds))
+    second, rest = divmod(millisecond, 1000)
+    return f"{_date_and_time(second)}.{rest:03d}Z"
+
+
+@functools.lru_cache(maxsize=2)
+def _date_and_time(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _dropped(number: int) -> str:
+    """The line that stands for *number* lines which nobody read, in the form of the others."""
+    prefix = _PRIORITIES["error"] if _State.prefix else ""
+    stamp, event = _timestamp(int(time.time() * 1000)), "log lines dropped: nobody read them"
+    if _State.as_json:
+        end = f'"level":"error","timestamp":"{stamp}","process":"{_State.process}"'
+        return f'{prefix}{{"n":{number},"event":"{event}",{end}}}'
+    return f"{prefix}{stamp} [error    ] {event} n={number} process={_State.process}"
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
+    """In ASCII: U+009B begins an escape sequence, as ESC does."""
     try:
-        return msgspec.json.encode(event, enc_hook=str).decode()
+        encoded = msgspec.json.encode(event, enc_hook=str)
+        if encoded.isascii():
+            return encoded.decode()
     except UnicodeEncodeError:
-        # The name of a file that is not UTF-8 holds surrogates (PEP 383), which json escapes.
-        return json.dumps(event, default=str)
+        # The name of a file that is not UTF-8 holds surrogates (PEP 383).
+        pass
+    return json.dumps(event, default=str)
 
 
 def _name_process(process: str) -> Any:

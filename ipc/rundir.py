@@ -203,6 +203,13 @@ class RuntimeDir:
         """The descriptor of the lock, while this process has it. Copies of it are the same lock."""
         return self._lock_fd
 
+    def is_lock(self, fd: int) -> bool:
+        """Whether *fd* is an open lock of this very directory."""
+        try:
+            return os.path.samestat(os.fstat(fd), (self.path / "lock").stat())
+        except OSError:
+            return False
+
     def inherit_lock(self, fd: int) -> None:
         """Take the directory by a copy of the lock's descriptor, which is owned from now on."""
         self._lock_fd = fd

@@ -19,11 +19,14 @@ from pathlib import Path
 
 from ipc.rundir import RuntimeDir, RuntimeDirError
 
-READS_ONLY = "this socket only answers questions; what acts goes through the runtime directory, as its user"
+READS_ONLY = (
+    "this socket only answers questions; what acts, or shows the configuration, goes through the runtime directory,"
+    " as its user"
+)
 
 
 def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:
-    """Make the directory, or check and adjust the one that is there, and take it. Raises `RuntimeDirError`."""
+    """Make the directory, or check and adjust the one that is there. It is to be locked. Raises `RuntimeDirError`."""
     rundir = RuntimeDir(path)
     try:
         gid = _group_id(group)
@@ -31,14 +34,19 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
         info = rundir.path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise RuntimeDirError(f"{path}: not a directory of uid {os.geteuid()}; choose another status-dir")
+        # Nothing is touched that is right already: under systemd's RestrictSUIDSGID= the bit can only be there before,
+        # and a group that we are not in can only be given by root.
         if gid is not None and gid != info.st_gid:
             os.chown(rundir.path, -1, gid)
-        rundir.path.chmod(mode | stat.S_ISGID)
-        rundir.lock()
+            info = rundir.path.stat()
+        if stat.S_IMODE(info.st_mode) != mode | stat.S_ISGID:
+            rundir.path.chmod(mode | stat.S_ISGID)
     except KeyError:
         raise RuntimeDirError(f"status-group: there is no group {group!r} on this host") from None
     except OSError as error:
-        raise RuntimeDirError(f"{path}: {error.strerror}; choose another status-dir, or status-group") from error
+        what = f"mode 2{mode:03o}" + ("" if group is None else f" and group {group}")
+        hint = f"make it beforehand, with {what}, or choose another status-dir"
+        raise RuntimeDirError(f"{path}: {error.strerror}; {hint}") from error
     return rundir
 
 

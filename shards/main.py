@@ -186,10 +186,10 @@ class Shard:
 
     def _closed(self, gone: events.Gone) -> None:
         self._reporter.closed(gone)
-        agent_id, connection_id = gone.agent_id, f"{gone.agent_id}-conn-{gone.number}"
-        self._closed_line.log(
-            time.time(), agent_id, agent_id, connection_id, gone.code, self._shard, gone.seconds, gone.detail
-        )
+        agent_id, line = gone.agent_id, self._closed_line
+        if line.allows(agent_id):
+            name = f"{agent_id}-conn-{gone.number}"
+            line.write(time.time(), agent_id, name, gone.code, self._shard, gone.seconds, gone.detail)
 
     def _on_command(self, command: events.Command) -> None:
         if isinstance(command, events.Probe):

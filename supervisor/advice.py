@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from ipc.events import CloseCode
-from supervisor.history import Event, Refusals, Story
+from supervisor.history_rows import Event, Refusals, Story
 
 LATELY = 600.0
 """Seconds for which what happened is taken for what goes on."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from supervisor.history import Story
+from supervisor.history_rows import Story
 
 
 class SlotRow(msgspec.Struct, frozen=True):

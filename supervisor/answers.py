@@ -11,7 +11,7 @@ from ipc.logs import get_logger, set_level
 from ipc.query import Method, Refused
 from supervisor.answer_rows import Kicked, SlotRow, Why
 from supervisor.fleet import Fleet
-from supervisor.history import Page
+from supervisor.history_rows import Page
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.policy import Policy

@@ -1,6 +1,7 @@
 """Listening sockets for agents: made with their mode before they listen, removed only if they are still ours."""
 
 import contextlib
+import errno
 import fcntl
 import grp
 import ipaddress
@@ -226,6 +227,13 @@ def _taken_back(kept: KeptListener, fd: int, config: Config) -> Listener:
     return Listener(kept.kind, sock, kept.address, path, inherited=kept.inherited)
 
 
+_WHAT_TO_DO = {
+    errno.EADDRINUSE: "; 'ss -ltnp' shows who does",
+    errno.EADDRNOTAVAIL: "; no interface of this host has it, or not yet: 'ip address' shows them",
+    errno.EACCES: "; below 1024 systemd can open it, see shardgate.socket",
+}
+
+
 def _open_tcp(address: TcpAddress) -> Listener:
     sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -237,7 +245,8 @@ def _open_tcp(address: TcpAddress) -> Listener:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise ListenError(f"{address}: cannot listen: {error.strerror}") from error
+        hint = _WHAT_TO_DO.get(error.errno or 0, "")
+        raise ListenError(f"{address}: cannot listen: {error.strerror}{hint}") from error
     return Listener("tcp", sock, str(TcpAddress(address.host, sock.getsockname()[1])))
 
 

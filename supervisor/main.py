@@ -33,7 +33,7 @@ from supervisor.answers import Answers
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.config.pushed import AgentConfig
-from supervisor.config.show import NEEDS_RESTART, Setting, changes, settings
+from supervisor.config.show import Setting, changes, settings
 from supervisor.config_push import ConfigPush
 from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
@@ -535,20 +535,19 @@ class Supervisor:
         }
 
     def _reload_for_signal(self) -> None:
-        try:
+        with contextlib.suppress(ConfigError):  # It has been logged.
             self._reload()
-        except ConfigError as error:
-            self._log.error("configuration not reloaded, the old one stays", reason=str(error))
 
-    def _reload(self) -> list[str]:
-        """Read configuration and tokens again; returns the fields that changed. ConfigError leaves all as it was."""
+    def _reload(self) -> None:
+        """Read configuration and tokens again. ConfigError leaves all as it was."""
         self._manager.reloading()
         try:
-            return self._read_again()
+            self._read_again()
         finally:
             self._manager.ready(self._summary())
 
-    def _read_again(self) -> list[str]:
+    def _read_again(self) -> None:
+        before = self._settings()
         try:
             config = self._config if self._load is None else self._load()
             policy = Policy(config)
@@ -556,12 +555,13 @@ class Supervisor:
             self._config_error = str(error)
             self._reloads["failure"] += 1
             self._journal.supervisor("not_reloaded", error.problems[0].message)
+            self._log.error("configuration not reloaded, the old one stays", reason=str(error))
             raise
-        changed = [name for name in Config.__struct_fields__ if getattr(config, name) != getattr(self._config, name)]
+        has_new_agent_config = config.agent_config != self._config.agent_config
         self._config, self._config_error, self._loaded_at = config, None, _now()
         self._reloads["success"] += 1
         self._admission.policy = policy
-        if "agent_config" in changed:
+        if has_new_agent_config:
             old, self._admission.pushed = self._admission.pushed, AgentConfig(config.agent_config)
             self._config_push.changed(old, self._admission.pushed)
         self._handshakes.config = config
@@ -569,11 +569,14 @@ class Supervisor:
         self._handoffs.placement = config.placement
         self._ledger.limit = config.limits.max_connections_per_agent
         self._entrust()
-        nodes = {name: name.replace("_", "-").replace("addresses", "address") for name in changed}
-        restart = [name for name, node in nodes.items() if node in NEEDS_RESTART or node.startswith("admin-")]
-        self._journal.supervisor("reloaded", f"changed: {', '.join(changed)}" if changed else "nothing changed")
-        self._log.info("configuration reloaded", changed=changed, restart_needed=restart)
-        return changed
+        found = changes(before, self._settings())
+        at_once = [change.node for change in found if not change.needs_restart]
+        later = [change.node for change in found if change.needs_restart]
+        told = [
+            f"{what}: {', '.join(nodes)}" for what, nodes in (("changed", at_once), ("needs a restart", later)) if nodes
+        ]
+        self._journal.supervisor("reloaded", "; ".join(told) or "nothing changed")
+        self._log.info("configuration reloaded", changed=at_once, restart_needed=later)
 
 
 def _now() -> str:

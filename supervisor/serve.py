@@ -4,6 +4,7 @@ There is one as a rule. A second one begins where the first has handed over to a
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ class _Life:
 
     async def begin(self, handshakes: Sequence[Newcomer] = ()) -> None:
         """Run where no other supervisor does; the runtime directory is locked. *handshakes* are gone on with."""
+        self._take_status_dir([])
         taken, foreign = await take_back(self._config, self._rundir, self._default_path, self._passed)
         await self._run(Estate(taken, handshakes, (), frozenset(foreign)), lambda _: None)
 
@@ -123,7 +125,9 @@ class _Life:
                 return
             # It has handed over to another process, which is to be asked then.
             close_all([newcomer.fd for newcomer in predecessor.handshakes])
-        self._rundir.inherit_lock(predecessor.lock)
+        lock, *further = predecessor.locks
+        self._rundir.inherit_lock(lock)
+        self._take_status_dir(further)
 
         def on_serving(supervisor: Supervisor) -> None:
             predecessor.say_taken()
@@ -131,6 +135,17 @@ class _Life:
 
         close_all([fd for one, fd in estate.listeners.items() if one in self._passed])
         await self._run(estate._replace(listeners={**estate.listeners, **self._passed}), on_serving)
+
+    def _take_status_dir(self, inherited: Sequence[int]) -> None:
+        """Lock the status directory, unless its lock is among the *inherited* ones, which are owned from now on."""
+        for fd in inherited:
+            if self._status_dir is not None and self._status_dir.is_lock(fd):
+                self._status_dir.inherit_lock(fd)
+                return
+            # Of another directory, which the configuration does not name any more.
+            os.close(fd)
+        if self._status_dir is not None:
+            self._status_dir.lock()
 
     def _is_locked(self) -> bool:
         """Lock the runtime directory, if no other process has."""
@@ -171,7 +186,8 @@ class _Life:
         """Give what a supervisor left to its successor; whether that one serves now."""
         successor = supervisor.successor
         assert successor is not None
-        taken = await successor.receives(left, self._rundir.lock_descriptor)
+        directories = [self._rundir] if self._status_dir is None else [self._rundir, self._status_dir]
+        taken = await successor.receives(left, [directory.lock_descriptor for directory in directories])
         if taken:
             get_logger().info("handed over", to_pid=successor.process.pid)
             if supervisor.stop_asked:

@@ -79,7 +79,7 @@ class Predecessor:
     """The running supervisor, as the one that takes over sees it. Make it with `ask`."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.lock = -1
+        self.locks: list[int] = []
         self.handshakes: list[Newcomer] = []
         self.pid = peers.credentials(sock.fileno())[0]
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -151,7 +151,7 @@ class Predecessor:
         elif isinstance(message, Kept):
             self._listeners.update(zip(message.listeners, descriptors, strict=True))
         elif isinstance(message, Inheritance):
-            self.lock = descriptors[0]
+            self.locks = descriptors
             self._messages.put_nowait(message)
         else:
             close_all(descriptors)
@@ -195,13 +195,13 @@ class Successor:
         get_logger().info("handing over", to_pid=self.process.pid)
         self._channel.try_send(HandingOver(seconds))
 
-    async def receives(self, estate: Estate, lock: int) -> bool:
+    async def receives(self, estate: Estate, locks: Sequence[int]) -> bool:
         """Give it everything; whether it serves now. If not, its process has ended, and all is still ours as well."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(self.process.pidfd, ended.set)
         try:
-            for message, descriptors in _messages_of(estate, lock, loop.time()):
+            for message, descriptors in _messages_of(estate, locks, loop.time()):
                 await self._send(message, descriptors)
             await _first_of(self.taken, ended, self.lost, seconds=TAKE_LIMIT)
             if not self.taken.is_set() and not ended.is_set():
@@ -334,14 +334,14 @@ class Succession:
             self._started.send_signal(signal.SIGKILL)
 
 
-def _messages_of(estate: Estate, lock: int, now: float) -> Iterator[tuple[Message, list[int]]]:
+def _messages_of(estate: Estate, locks: Sequence[int], now: float) -> Iterator[tuple[Message, list[int]]]:
     for batch in _batches(estate.handshakes):
         handshakes = [Handshake(n.transport, bytes(n.received), max(0.0, n.deadline - now)) for n in batch]
         yield Unregistered(handshakes), [newcomer.fd for newcomer in batch]
     # As many as one message carries; nobody has more.
     listeners = list(estate.listeners.items())[:MAX_BATCH]
     yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
-    yield Inheritance(list(estate.drained)), [lock]
+    yield Inheritance(list(estate.drained), len(locks)), list(locks)
 
 
 def _batches(newcomers: Iterable[Newcomer]) -> Iterator[list[Newcomer]]:

@@ -3,7 +3,8 @@
 import msgspec
 
 from supervisor.cli.event_text import what
-from supervisor.history import NO_SHARD, History
+from supervisor.history import History
+from supervisor.history_rows import NO_SHARD
 
 SHOWN = 14
 
@@ -32,7 +33,7 @@ def happened(history: History) -> list[Happened]:
             who = shard or "supervisor"
         kind, text = event.kind, what(event)
         if kind in ("shard", "supervisor"):
-            kind, text = event.code, event.text
+            kind, text = event.code, event.text.removeprefix(event.code).lstrip(" :,")
         elif event.agent_id and shard:
             text = f"{text}, {shard}" if text else shard
         events.append(Happened(n=event.n, at=round(event.at, 3), who=who, kind=kind, code=event.code, text=text))

@@ -20,6 +20,17 @@ from supervisor.merge import RecordedShard, ShardAnswer, Status, merge_status
 PAGE = 1000
 """Entries asked for at a time: a shard encodes that many in a few milliseconds, between which it serves."""
 
+_ACTING = frozenset({"kick", "log_level", "operate", "reload"})
+
+_LOOK_AGAIN = 0.002
+
+_PATIENCE = 0.25
+"""Seconds until a question that changes nothing is asked for the second time; twice as many for each further time.
+
+A supervisor that takes over opens its socket some 5 ms after the one before has closed its own, and what that one was
+asked in its last moment is lost.
+"""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -65,17 +76,21 @@ def ask_supervisor(
 ) -> _Answer:
     """Ask the supervisor; every way to get no answer is a `CommandError` with its exit code."""
     check_access(rundir)
-    try:
-        result = query.ask(rundir.supervisor_query, method, arguments, timeout=timeout)
-    except query.NotReachable:
-        raise _supervisor_is_down(rundir) from None
-    except query.NoAnswer:
-        raise CommandError(
-            ExitCode.TIMED_OUT, f"the supervisor in {rundir.path} did not answer within {timeout:g} s"
-        ) from None
-    except query.QueryError as error:
-        raise failed(error) from None
-    return understood(result, answer_type)
+    deadline = time.monotonic() + timeout
+    patience = timeout if method in _ACTING else _PATIENCE
+    while True:
+        left = max(deadline - time.monotonic(), _LOOK_AGAIN)
+        try:
+            result = query.ask(rundir.supervisor_query, method, arguments, timeout=min(patience, left))
+        except (query.NotReachable, query.NoAnswer) as error:
+            if time.monotonic() >= deadline or not _supervisor_runs(rundir):
+                raise _no_answer(rundir, error, method, timeout) from None
+            patience *= 2
+            time.sleep(_LOOK_AGAIN)
+        except query.QueryError as error:
+            raise failed(error) from None
+        else:
+            return understood(result, answer_type)
 
 
 def failed(error: query.QueryError) -> CommandError:
@@ -99,13 +114,13 @@ def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
     """Ask the supervisor and all shards at the same time and merge what they say."""
     check_access(rundir)
     recorded = _recorded(rundir)
-    results = _ask_each([rundir.supervisor_query, *map(rundir.shard_query, recorded)], timeout)
+    results = _ask_each(rundir, [rundir.supervisor_query, *map(rundir.shard_query, recorded)], timeout)
     supervised = None
     if rundir.supervisor_query in results:
         supervised = understood(results[rundir.supervisor_query], Status)
         # Shards that were started between the look at the records and the supervisor's answer.
         new = [row.id for row in supervised.shards if row.id not in recorded]
-        results |= _ask_each(list(map(rundir.shard_query, new)), timeout)
+        results |= _ask_each(rundir, list(map(rundir.shard_query, new)), timeout)
     results.pop(rundir.supervisor_query, None)
     answers = [understood(result, ShardAnswer) for result in results.values()]
     status = merge_status(supervised, {answer.shard: answer for answer in answers}, recorded)
@@ -168,7 +183,7 @@ def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
         return living
     if only not in living:
         known = ", ".join(map(str, living)) or "none"
-        raise CommandError(ExitCode.FAILED, f"shard {only} is not running; running shards: {known}")
+        raise CommandError(ExitCode.NOT_REACHABLE, f"shard {only} is not running; running shards: {known}")
     return [only]
 
 
@@ -182,7 +197,26 @@ def warn_of_silence(silent: list[int], timeout: float) -> None:
         )
 
 
-def _ask_each(paths: list[Path], timeout: float) -> dict[Path, Any]:
+def _ask_each(rundir: RuntimeDir, paths: list[Path], timeout: float) -> dict[Path, Any]:
+    """Status answers by path, of those that answer within *timeout*; see `_PATIENCE`."""
+    deadline, patience = time.monotonic() + timeout, _PATIENCE
+    answers: dict[Path, Any] = {}
+
+    def is_there(path: Path) -> bool:
+        return bus.is_served(path) or (path == rundir.supervisor_query and _supervisor_runs(rundir))
+
+    while paths:
+        left = max(deadline - time.monotonic(), _LOOK_AGAIN)
+        answers |= _ask_once(paths, min(patience, left))
+        if time.monotonic() >= deadline:
+            break
+        paths = [path for path in paths if path not in answers and is_there(path)]
+        patience *= 2
+        time.sleep(_LOOK_AGAIN if paths else 0)
+    return answers
+
+
+def _ask_once(paths: list[Path], timeout: float) -> dict[Path, Any]:
     """Status answers by path. Who cannot answer properly is left out: a status shows what there is."""
     try:
         return query.ask_many(paths, "status", timeout=timeout)
@@ -202,6 +236,20 @@ def _recorded(rundir: RuntimeDir) -> dict[int, RecordedShard]:
         if record is not None:
             found[number] = RecordedShard(record.pid, record.is_alive(), max(now - record.create_time, 0.0))
     return found
+
+
+def _supervisor_runs(rundir: RuntimeDir) -> bool:
+    record = rundir.read_supervisor()
+    return record is not None and record.is_alive()
+
+
+def _no_answer(rundir: RuntimeDir, error: query.QueryError, method: str, timeout: float) -> CommandError:
+    if isinstance(error, query.NotReachable):
+        return _supervisor_is_down(rundir)
+    # It lies in its socket, and is done if the supervisor comes to itself.
+    later = "; it may still do what it was told" if method in _ACTING else ""
+    text = f"the supervisor in {rundir.path} did not answer within {timeout:g} s{later}"
+    return CommandError(ExitCode.TIMED_OUT, text)
 
 
 def _supervisor_is_down(rundir: RuntimeDir) -> CommandError:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ipc.schema import SCHEMA
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option
 from supervisor.cli.output import count, note, print_json, safe
@@ -22,19 +23,21 @@ from supervisor.config.tokens import load_tokens
 def command(file: str, as_json: bool) -> int:
     """Check a configuration file and the token files that it names; nothing is started.
 
-    Prints what is in effect, defaults included, or every problem; exits with 78 when there is one.
+    Prints what matters most of it, or every problem; exits with 78 when there is one. 'shardgate config show FILE
+    --effective' prints all that would be in effect.
     """
     try:
         config = load_config(file)
         tokens = load_tokens(config)
     except ConfigError as error:
         if as_json:
-            print_json({"file": file, "ok": False, "problems": error.problems})
+            print_json({"schema": SCHEMA, "file": file, "ok": False, "problems": error.problems})
         else:
             note(str(error))
         return ExitCode.BAD_CONFIG
     if as_json:
-        print_json({"file": file, "ok": True, "problems": [], "config": _effective(config, tokens)})
+        effective = _effective(config, tokens)
+        print_json({"schema": SCHEMA, "file": file, "ok": True, "problems": [], "config": effective})
     else:
         click.echo("\n".join([f"{safe(file, 4096)}: ok", *_summary(config, tokens)]))
     return ExitCode.OK
@@ -67,6 +70,10 @@ def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
         "shards": config.shards,
         "placement": config.placement,
         "runtime_dir": config.runtime_dir,
+        "orphan_timeout_s": config.orphan_timeout,
+        "status_dir": config.status_dir,
+        "admin": None if config.admin_listen is None else str(config.admin_listen),
+        "pool": config.pool,
     }
 
 
@@ -89,3 +96,6 @@ def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
     rules = [" ".join(rule.patterns) for rule in config.agent_config]
     yield f"  agent-config  {', '.join(rules) or 'none'}"
     yield f"  shards        {config.shards or 'one per CPU'}, placement {config.placement}"
+    for name, path in (("admin", config.admin_listen), ("status-dir", config.status_dir)):
+        if path is not None:
+            yield f"  {name:<12}  {safe(str(path), 4096)}"

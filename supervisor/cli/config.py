@@ -37,6 +37,7 @@ def command() -> None:
 
 @command.command(
     "show",
+    short_help="Show what is set, and where each value comes from.",
     epilog=examples(
         "shardgate config show",
         "shardgate config show --effective",
@@ -51,7 +52,8 @@ def command() -> None:
 def show(file: str | None, effective: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Show the configuration of the running supervisor, or of FILE, as KDL; behind each value where it comes from.
 
-    No secret is shown: of a token the beginning of its digest, of an agent-config its size.
+    No secret is shown: of a token the beginning of its digest, of what agents are sent the size and the beginning of
+    its digest.
     """
     if file is None:
         shown = asking.ask_supervisor(rundir, "config", _Shown, timeout)

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 
-from ipc import bus
+from ipc import bus, query
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.version import __version__
@@ -18,8 +19,9 @@ from supervisor.cli import output
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option
 from supervisor.config.errors import ConfigError
-from supervisor.config.kdl import load_config
+from supervisor.config.kdl import load_config, parse_config
 from supervisor.config.model import Config
+from supervisor.config.show import Setting, as_kdl
 from supervisor.doctor import Facts, Level, findings
 
 _OUR_NAMES = ("supervisor", "ipc", "shards", "dialout")
@@ -36,7 +38,12 @@ _TIME_ERROR = 5
     epilog=examples("shardgate doctor", "shardgate doctor --config /etc/shardgate/listener.kdl"),
 )
 @click.option(
-    "--config", "file", envvar="SHARDGATE_CONFIG", show_envvar=True, metavar="FILE.kdl", help="What it is to run with."
+    "--config",
+    "file",
+    envvar="SHARDGATE_CONFIG",
+    show_envvar=True,
+    metavar="FILE.kdl",
+    help="What it is to run with [default: what the running shardgate has].",
 )
 @runtime_dir_option
 @json_option
@@ -48,7 +55,7 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
     with 1 when there is a problem; a hint is none.
     """
     try:
-        config = load_config(file) if file else Config()
+        config = load_config(file) if file else _config_in_use(rundir) or Config()
     except ConfigError as error:
         output.note(str(error))
         return ExitCode.BAD_CONFIG
@@ -65,6 +72,18 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
             click.echo(f"         {output.safe(finding.do, 1000)}")
     click.echo(output.count("problem", problems) if problems else "no problem")
     return ExitCode.FAILED if problems else ExitCode.OK
+
+
+def _config_in_use(rundir: RuntimeDir) -> Config | None:
+    """What the running supervisor has, options too, without tokens and what agents are sent; None without one."""
+    try:
+        found = msgspec.convert(query.ask(rundir.supervisor_query, "config")["settings"], list[Setting])
+    except (query.QueryError, msgspec.ValidationError):
+        return None
+    plain = [setting for setting in found if setting.top not in ("auth", "agent-config", "require-auth")]
+    config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
+    requires = Setting("require-auth", ("true",)) in found
+    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, require_auth=requires))
 
 
 def _look(config: Config, rundir: RuntimeDir) -> Facts:

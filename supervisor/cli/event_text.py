@@ -5,7 +5,7 @@ from typing import Any
 
 from ipc.schema import SCHEMA
 from supervisor.cli.output import Cell, Column, duration, safe
-from supervisor.history import NO_SHARD, Event
+from supervisor.history_rows import NO_SHARD, Event
 from supervisor.merge import rfc3339
 
 COLUMNS = (
@@ -39,13 +39,13 @@ def event_row(event: Event) -> dict[str, Any]:
 
 def event_cells(event: Event) -> list[Cell]:
     """An event as a row of a table."""
-    number = f"conn-{event.number}" if event.number else ""
+    number = f"conn-{event.number}" if event.number else "-"
     return [
         Cell(local_time(event.at)),
         Cell(safe(event.kind), "red" if event.code in ("died", "silent", "shard_died") else _COLOURS.get(event.kind)),
         Cell(safe(event.agent_id) or "-"),
         Cell(number),
-        Cell("" if event.shard == NO_SHARD else str(event.shard)),
+        Cell("-" if event.shard == NO_SHARD else str(event.shard)),
         Cell(what(event)),
     ]
 
@@ -57,15 +57,21 @@ def what(event: Event) -> str:
         return f"after {1000 * event.seconds:.0f} ms"
     if event.kind == "closed":
         after = f", after {duration(event.seconds)}" if event.seconds else ""
-        return f"{safe(event.code)}{after}{f': {text}' if text else ''}"
+        more = "" if _says_the_same(text, event.code) else f": {text}"
+        return f"{safe(event.code)}{after}{more}"
     return with_code(event.code, event.text) + (f" (from {safe(event.peer)})" if event.peer else "")
 
 
 def with_code(code: str, text: str) -> str:
     """A text behind its code, where it does not begin with the same words."""
-    if text.lower().startswith(code.replace("_", " ")):
+    if text and _says_the_same(text, code):
         return safe(text, 200)
     return ": ".join(filter(None, (safe(code), safe(text, 200))))
+
+
+def _says_the_same(text: str, code: str) -> bool:
+    """Whether a text says nothing, or begins with the words of its code."""
+    return not text or text.lower().startswith(code.replace("_", " "))
 
 
 def local_time(seconds: float) -> str:

@@ -1,15 +1,17 @@
 """``shardgate events``: what happened to agents and shards, and what happens from now on."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import click
 
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
-from supervisor.cli.errors import ExitCode
+from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.event_text import COLUMNS, event_cells, event_row
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
-from supervisor.history import Event, Page
+from supervisor.history_rows import Event, Page
 
 _PAGE = 1000
 _LOOK_EVERY = 0.25
@@ -23,7 +25,9 @@ _WIDTHS = (18, 10, 24, 12, 5, 0)
         "shardgate events --follow", "shardgate events --agent waf-1 --last 20", "shardgate events --follow --json"
     ),
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C or the end of shardgate."
+)
 @click.option("--agent", "agent_id", metavar="ID", help="Only what has to do with this agent.")
 @shard_option("Only what has to do with this shard.")
 @click.option(
@@ -63,7 +67,7 @@ def command(
         while True:
             if not page.events:
                 time.sleep(_LOOK_EVERY)
-            page = ask(page.next, _PAGE)
+            page = _next_page(rundir, partial(ask, page.next, _PAGE))
             if page.began != began:
                 began = page.began
                 output.note("another supervisor has begun; what came between the two is not known")
@@ -72,6 +76,21 @@ def command(
             _say(page.events, as_json=as_json)
     except KeyboardInterrupt:
         return ExitCode.OK
+
+
+def _next_page(rundir: RuntimeDir, ask: Callable[[], Page]) -> Page:
+    """The next page, from the next supervisor if need be: there is to be one as long as shards serve."""
+    told = False
+    while True:
+        try:
+            return ask()
+        except CommandError as error:
+            if error.exit_code not in (ExitCode.NOT_REACHABLE, ExitCode.TIMED_OUT) or not asking.living_shards(rundir):
+                raise
+            if not told:
+                output.note(f"shardgate: {error}; waiting for it")
+                told = True
+            time.sleep(_LOOK_EVERY)
 
 
 def _show(events: list[Event], *, as_json: bool) -> None:

@@ -1,6 +1,8 @@
 """The command tree, and what happens to errors that reach the top."""
 
 import contextlib
+import difflib
+import errno
 import importlib
 import os
 import sys
@@ -41,6 +43,8 @@ _COMMANDS = {
 _SECTIONS = {"run": "Run it", "status": "See what it does", "drain": "Change it while it runs", "completion": "Use it"}
 """Headings in the help, each in front of its first command."""
 
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
 _INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
@@ -58,6 +62,18 @@ class _LazyGroup(click.Group):
         command = getattr(module, cmd_name, None) or module.command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or tell which one was probably meant: click knows only those that have been imported."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            if not meant:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{meant[0]}'?", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands under their headings."""
@@ -82,11 +98,11 @@ First steps:
   shardgate status              in another terminal: what runs, and how
   shardgate why waf-1           what became of an agent, and what to do next
 
-Every command explains itself: shardgate COMMAND --help, or man shardgate-COMMAND. Commands find a running shardgate by
-its runtime directory; --runtime-dir or $SHARDGATE_RUNTIME_DIR names another one than the default. With --json they
-print what programs can read; the object of 'status' has a number "schema" for all of it, which is raised when a field
-changes its meaning. Fields are only ever added under a number. Colours go to terminals only, and nowhere with
-$NO_COLOR.
+Every command explains itself with --help, and in its manual page, which 'shardgate man' writes. Commands find a running
+shardgate by its runtime directory; --runtime-dir or $SHARDGATE_RUNTIME_DIR names another one than the default. With
+--json they print what programs can read; the object of 'status' has a number "schema" for all of it, which is raised
+when a field changes its meaning. Fields are only ever added under a number. Colours go to terminals only, and nowhere
+with $NO_COLOR.
 
 \b
 Exit codes:
@@ -153,6 +169,8 @@ def _failed_unexpectedly(error: Exception) -> int:
             import traceback
 
             traceback.print_exception(error)
+        elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            click.echo(f"shardgate: the output cannot be written: {error.strerror}", err=True)
         else:
             text = " ".join(str(error).split())
             click.echo(f"shardgate: unexpected {type(error).__name__}: {text}; SHARDGATE_DEBUG=1 shows where", err=True)

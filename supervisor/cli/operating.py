@@ -9,6 +9,7 @@ import msgspec
 
 from ipc import query
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
 from ipc.status import OperationRow
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -18,6 +19,8 @@ _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.1
 _AFTER_THE_LIMIT = 120.0
 """Seconds beyond its own limit that an operation may take to start and end processes."""
+
+_MOST_SHARDS = 64
 
 _busy_time = timeout_option("30s", "to wait for what is in flight on the connections of a shard")
 
@@ -47,8 +50,9 @@ def drain(shard: int, undo: bool, rundir: RuntimeDir, as_json: bool, timeout: fl
     Agents do not notice. A connection moves when nothing is in flight on it; those that are busy for longer than the
     timeout stay, and the exit code is 6. The shard stays drained until --undo or a restart.
     """
-    what = "undrain" if undo else "drain"
-    return _operate(rundir, {"what": what, "number": shard, "seconds": timeout}, timeout, as_json=as_json)
+    order = {"what": "undrain" if undo else "drain", "number": shard, "seconds": timeout}
+    done = f"shard {shard} takes connections again" if undo else f"shard {shard} takes no connections"
+    return _operate(rundir, order, timeout, done, as_json=as_json)
 
 
 @click.command(
@@ -70,11 +74,12 @@ def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json:
     if rolling == bool(shards):
         raise click.UsageError("name the shards to restart, or all of them with --rolling")
     order = {"what": "restart", "shards": list(shards), "seconds": timeout}
-    return _operate(rundir, order, timeout * 64, as_json=as_json)
+    done = "all shards restarted" if rolling else f"restarted shard {', '.join(map(str, shards))}"
+    return _operate(rundir, order, timeout * (len(shards) or _MOST_SHARDS), done, as_json=as_json)
 
 
 @click.command("scale", short_help="Change the number of shards.", epilog=examples("shardgate scale 4"))
-@click.argument("shards", type=click.IntRange(1, 64))
+@click.argument("shards", type=click.IntRange(1, _MOST_SHARDS))
 @runtime_dir_option
 @json_option
 @_busy_time
@@ -83,7 +88,9 @@ def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int
 
     The number in the configuration is not changed: it is the one that the next supervisor begins with.
     """
-    return _operate(rundir, {"what": "scale", "number": shards, "seconds": timeout}, 2 * timeout, as_json=as_json)
+    order = {"what": "scale", "number": shards, "seconds": timeout}
+    done = f"there {'is' if shards == 1 else 'are'} {output.count('shard', shards)}"
+    return _operate(rundir, order, 2 * timeout, done, as_json=as_json)
 
 
 @click.command(
@@ -100,7 +107,7 @@ def rebalance(dry_run: bool, rundir: RuntimeDir, as_json: bool, timeout: float) 
     if dry_run:
         _show_plan(asking.ask_supervisor(rundir, "plan", list[_Move], _ANSWER_WITHIN), as_json=as_json)
         return ExitCode.OK
-    return _operate(rundir, {"what": "rebalance", "seconds": timeout}, timeout, as_json=as_json)
+    return _operate(rundir, {"what": "rebalance", "seconds": timeout}, timeout, "rebalanced", as_json=as_json)
 
 
 def _show_plan(moves: list[_Move], *, as_json: bool) -> None:
@@ -120,8 +127,8 @@ def _show_plan(moves: list[_Move], *, as_json: bool) -> None:
         click.echo("nothing to move")
 
 
-def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, *, as_json: bool) -> int:
-    """Start an operation, follow it to its end, and return the exit code."""
+def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, done: str, *, as_json: bool) -> int:
+    """Start an operation, follow it to its end, and return the exit code; *done* says what is so then."""
     row = asking.ask_supervisor(rundir, "operate", OperationRow, _ANSWER_WITHIN, dict(order))
     deadline = time.monotonic() + seconds + _AFTER_THE_LIMIT
     said = ""
@@ -137,9 +144,9 @@ def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, *, as
     except KeyboardInterrupt:
         raise CommandError(ExitCode.FAILED, f"'{row.name}' goes on; 'shardgate status' shows it") from None
     if as_json:
-        output.print_json(row)
+        output.print_json({"schema": SCHEMA} | msgspec.structs.asdict(row))
     else:
-        click.echo(_summary(row))
+        click.echo(_summary(row) if row.error else f"{done}; {_summary(row)}")
     if row.error is not None:
         raise CommandError(ExitCode.FAILED, output.safe(row.error, 500))
     return ExitCode.TIMED_OUT if row.left else ExitCode.OK
@@ -160,9 +167,9 @@ def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
 
 
 def _summary(row: OperationRow) -> str:
-    parts = [f"{output.count('connection', row.moved)} moved"]
+    parts = [f"{output.count('connection', row.moved)} moved" if row.moved or row.left else "nothing to move"]
     if row.p50_ms is not None:
         parts.append(f"each within {row.p50_ms:.1f} ms (median), {row.longest_ms:.1f} ms (longest)")
     if row.left:
         parts.append(f"{row.left} left, with requests in flight")
-    return ", ".join(parts) + f"; {row.seconds:.1f} s"
+    return ", ".join(parts) + f", in {row.seconds:.1f} s"

@@ -56,7 +56,11 @@ from supervisor.config.tokens import load_tokens
     metavar="N",
     help="Number of shard processes [default: one per CPU].",
 )
-@click.option("--placement", type=click.Choice(list(map(str, Placement))), help="How a shard is chosen for an agent.")
+@click.option(
+    "--placement",
+    type=click.Choice(list(map(str, Placement))),
+    help="How a shard is chosen for an agent [default: spread].",
+)
 @click.option(
     "--runtime-dir",
     envvar="SHARDGATE_RUNTIME_DIR",
@@ -82,7 +86,7 @@ from supervisor.config.tokens import load_tokens
     default=None,
     envvar="SHARDGATE_ADMIN_ALLOW_REMOTE",
     show_envvar=True,
-    help="Whether --admin may be an address that other hosts can reach.",
+    help="Whether --admin may be an address that other hosts can reach [default: no].",
 )
 @click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
 @click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
@@ -91,9 +95,14 @@ from supervisor.config.tokens import load_tokens
 @click.option(
     "--max-handshakes-per-peer", type=int, metavar="N", help="The same for one address or uid [default: 256]."
 )
-@click.option("--require-auth/--no-require-auth", default=None, help="Whether agents must present a token.")
 @click.option(
-    "--allowed-agents", multiple=True, metavar="PATTERN", help="Agents that may register, as waf-*; may be repeated."
+    "--require-auth/--no-require-auth", default=None, help="Whether agents must present a token [default: no]."
+)
+@click.option(
+    "--allowed-agents",
+    multiple=True,
+    metavar="PATTERN",
+    help="Agents that may register, as waf-*; may be repeated [default: all].",
 )
 @click.option(
     "--token-file",
@@ -104,7 +113,11 @@ from supervisor.config.tokens import load_tokens
 )
 @click.option("--socket-mode", metavar="MODE", help="Permissions of the Unix socket, octal [default: 0660].")
 @click.option(
-    "--allow-uid", type=int, multiple=True, metavar="UID", help="Users that may use the Unix socket; may be repeated."
+    "--allow-uid",
+    type=int,
+    multiple=True,
+    metavar="UID",
+    help="Users that may register over the Unix socket; may be repeated [default: all].",
 )
 @click.option(
     "--takeover",

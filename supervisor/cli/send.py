@@ -21,6 +21,8 @@ from dialout import (
 from dialout.proxy.errors import CannotReceive, PoolError
 from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
+from ipc.schema import SCHEMA
+from ipc.status_dir import READS_ONLY
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -122,7 +124,7 @@ def command(
         except PoolError as error:
             return _report_failure(error, agent, as_json=as_json)
     if as_json:
-        output.print_json(decided)
+        output.print_json({"schema": SCHEMA} | msgspec.structs.asdict(decided))
     else:
         _print(decided)
     return ExitCode.OK
@@ -140,13 +142,13 @@ def _read(body: BinaryIO) -> bytes:
 
 def _open_session(rundir: RuntimeDir, agent_id: str, shard: int | None) -> ProxySession:
     """A session with the shard asked for, or with the first that answers."""
-    living = asking.living_shards(rundir)
-    if shard is not None and shard not in living:
-        known = ", ".join(map(str, living)) or "none"
-        raise CommandError(ExitCode.NOT_REACHABLE, f"shard {shard} is not running; running shards: {known}")
+    living = asking.living_shards(rundir, shard)
+    if living and not any(rundir.shard_proxy(number).exists() for number in living):
+        # A status directory has no sockets for proxies.
+        raise CommandError(ExitCode.REFUSED, READS_ONLY)
     silent = None
     problem = "no shard is running; see 'shardgate status'"
-    for number in living if shard is None else [shard]:
+    for number in living:
         try:
             return ProxySession(rundir.shard_proxy(number), number, agent_id)
         except ShardSilent as error:
@@ -275,7 +277,13 @@ def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
     """Say on standard error that the agent has decided nothing, and what that means to a proxy."""
     text = output.safe(str(error), 500)
     if as_json:
-        fields = {"error": text, "error_code": str(error.code), "agent_id": agent_id, "shard": error.shard}
+        fields = {
+            "schema": SCHEMA,
+            "error": text,
+            "error_code": str(error.code),
+            "agent_id": agent_id,
+            "shard": error.shard,
+        }
         policy = {} if error.policy is None else {"policy": error.policy}
         output.print_json(fields | {"retry_safe": error.retry_safe, **policy, "failure_policy": _POLICY}, err=True)
         return ExitCode.FAILED

@@ -68,8 +68,8 @@ def _supervisor_lines(row: SupervisorRow, *, colour: bool) -> Iterator[str]:
     refused = {safe(code): number for code, number in row.rejected_total.items() if number}
     detail = ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
     kicked = f"; kicked {row.kicked_total:,}" if row.kicked_total else ""
-    rejected = f"rejected {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
-    yield f"accepted   {row.accepted_total:,}; {rejected}{kicked}"
+    total = f"refused {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
+    yield f"accepted   {row.accepted_total:,}; {total}{kicked}"
     if row.handshakes or row.held_descriptors:
         held = count("descriptor", row.held_descriptors)
         yield f"now        {count('handshake', row.handshakes)} in progress, {held} held"

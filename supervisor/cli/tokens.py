@@ -67,7 +67,11 @@ def command(context: click.Context) -> None:
         context.invoke(new)
 
 
-@command.command("new", epilog=examples("shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens"))
+@command.command(
+    "new",
+    short_help="Make a token.",
+    epilog=examples("shardgate token new --pattern 'waf-*' --add /etc/shardgate/tokens"),
+)
 @_pattern_option
 @_add_option
 @json_option
@@ -77,7 +81,7 @@ def new(patterns: tuple[str, ...], file: str | None, as_json: bool) -> None:
     if file is not None:
         _add(file, _lines(token, patterns)["token_file"])
     if as_json:
-        print_json({"token": token} | _lines(token, patterns))
+        print_json({"schema": SCHEMA, "token": token} | _lines(token, patterns))
         return
     click.echo(f"token, for the agent; it is shown only now:\n  {token}")
     if file is None:
@@ -86,6 +90,7 @@ def new(patterns: tuple[str, ...], file: str | None, as_json: bool) -> None:
 
 @command.command(
     "hash",
+    short_help="Print the lines for a token that exists.",
     context_settings={"ignore_unknown_options": True},
     epilog=examples("shardgate token hash --pattern waf-1 < token.txt"),
 )
@@ -105,12 +110,14 @@ def hash_command(patterns: tuple[str, ...], file: str | None, as_json: bool, ext
     if file is not None:
         _add(file, _lines(token, patterns)["token_file"])
     if as_json:
-        print_json(_lines(token, patterns))
+        print_json({"schema": SCHEMA} | _lines(token, patterns))
     elif file is None:
         _print_lines(token, patterns)
 
 
-@command.command("list", epilog=examples("shardgate token list /etc/shardgate/tokens"))
+@command.command(
+    "list", short_help="List the tokens of a file.", epilog=examples("shardgate token list /etc/shardgate/tokens")
+)
 @click.argument("file", metavar="FILE")
 @json_option
 def list_command(file: str, as_json: bool) -> None:
@@ -129,6 +136,7 @@ def list_command(file: str, as_json: bool) -> None:
 
 @command.command(
     "revoke",
+    short_help="Remove a token from a file.",
     epilog=examples(
         "shardgate token revoke /etc/shardgate/tokens 8d969eef6eca",
         "shardgate token revoke /etc/shardgate/tokens < leaked-token.txt",
@@ -175,7 +183,7 @@ def revoke(file: str, digest: str | None, force: bool, as_json: bool) -> None:
 
 
 def _checked_digest(text: str) -> str:
-    lowered = text.lower().rstrip("…")
+    lowered = text.lower().rstrip(".")
     if not re.fullmatch(r"[0-9a-f]{8,64}", lowered):
         # What stands here by mistake may be the token itself, so it is not repeated.
         raise click.UsageError("DIGEST is at least 8 hex digits, as 'shardgate token list' shows them")

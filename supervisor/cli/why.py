@@ -16,7 +16,7 @@ from supervisor.cli.errors import ExitCode
 from supervisor.cli.event_text import event_row, local_time, what, with_code
 from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.cli.output import count, duration, safe
-from supervisor.history import Refusals
+from supervisor.history_rows import Refusals
 from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
 
 

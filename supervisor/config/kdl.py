@@ -7,15 +7,14 @@ silently ignored would be found out only by whoever it should have kept out.
 Relative paths count from the folder of the file, so that a configuration means the same from everywhere.
 """
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from ipc.options import FlowControlMode, PoolOptions, Strategy
+from ipc.options import PoolOptions
 from supervisor.config import values
 from supervisor.config.document import Document, Node, Scalar, read_document
 from supervisor.config.errors import ConfigError, Problem, printable, quoted
@@ -29,65 +28,23 @@ from supervisor.config.model import (
     Token,
     validate,
 )
+from supervisor.config.nodes import (
+    IN_ADMIN,
+    IN_AUTH,
+    IN_POOL,
+    KNOWN,
+    LIMITS,
+    PATHS,
+    SEVERAL,
+    SINGLE,
+    Convert,
+    T,
+    looks_like_block,
+    meant,
+)
 from supervisor.config.options import override, rename
 from supervisor.config.tokens import load_tokens, parse_digest
 from supervisor.config.values import BadValue
-
-T = TypeVar("T")
-Convert = Callable[[object], T]
-
-# node -> field of Config, conversion of its one value; in the order of the documentation
-SINGLE: dict[str, tuple[str, Convert[Any]]] = {
-    "path": ("path", values.text),
-    "socket-mode": ("socket_mode", values.octal_mode),
-    "socket-owner": ("socket_owner", values.owner),
-    "socket-group": ("socket_group", values.owner),
-    "max-connections-per-agent": ("max_connections_per_agent", values.integer),
-    "handshake-timeout": ("handshake_timeout", values.duration),
-    "max-registration-bytes": ("max_registration_bytes", values.integer),
-    "max-handshakes": ("max_handshakes", values.integer),
-    "max-handshakes-per-peer": ("max_handshakes_per_peer", values.integer),
-    "require-auth": ("require_auth", values.boolean),
-    "shards": ("shards", values.integer),
-    "placement": ("placement", values.placement),
-    "runtime-dir": ("runtime_dir", values.text),
-    "orphan-timeout": ("orphan_timeout", values.duration),
-    "status-dir": ("status_dir", values.text),
-    "status-mode": ("status_mode", values.octal_mode),
-    "status-group": ("status_group", values.owner),
-}
-# node -> field of Config, conversion of each of its values
-SEVERAL: dict[str, tuple[str, Convert[Any]]] = {
-    "tcp-address": ("tcp_addresses", values.tcp_address),
-    "allowed-agents": ("allowed_agents", values.pattern),
-    "allow-uid": ("allow_uids", values.unix_id),
-}
-# the same, inside pool
-IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
-    "strategy": ("strategy", values.one_of(Strategy)),
-    "request-timeout": ("request_timeout", values.duration),
-    "max-concurrent-per-connection": ("max_concurrent_per_connection", values.integer),
-    "unhealthy-after": ("unhealthy_after", values.integer),
-    "flow-control": ("flow_control", values.one_of(FlowControlMode)),
-    "flow-control-wait": ("flow_control_wait", values.duration),
-    "breaker-threshold": ("breaker_threshold", values.integer),
-    "breaker-open-for": ("breaker_open_for", values.duration),
-    "sticky-idle": ("sticky_idle", values.duration),
-    "ping-interval": ("ping_interval", values.duration),
-    "ping-timeout": ("ping_timeout", values.duration),
-    "free-agent-memory": ("free_agent_memory", values.boolean),
-}
-# the same, inside admin
-IN_ADMIN: dict[str, tuple[str, Convert[Any]]] = {
-    "listen": ("admin_listen", values.admin_address),
-    "socket-mode": ("admin_socket_mode", values.octal_mode),
-    "allow-remote": ("admin_allow_remote", values.boolean),
-}
-_BLOCKS = ("auth", "agent-config", "pool", "admin")
-_KNOWN = (*SINGLE, *SEVERAL, *_BLOCKS)
-_IN_AUTH = ("token", "token-file")
-_LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
-_PATHS = ("path", "runtime_dir", "status_dir", "admin_listen")
 
 
 def load_config(
@@ -161,7 +118,7 @@ class _Reader:
         """Return the one block that is ours. Raises ConfigError when that cannot be told."""
         found = [node for node in self.document.nodes if node.name == BLOCK]
         for node in self.document.nodes:
-            if node.name != BLOCK and _looks_like_block(node.name):
+            if node.name != BLOCK and looks_like_block(node.name):
                 self.report(node, "", f"unknown block {quoted(node.name)}", f'did you mean "{BLOCK}"?')
         for node in found[1:]:
             self.report(node, BLOCK, f"there is a block already{_on_line(found[0])}", "join the two")
@@ -181,7 +138,7 @@ class _Reader:
             self.report(block, BLOCK, "takes no values of its own", "write each as a node between { and }")
         self.check_annotations(block, BLOCK)
         self.lines[BLOCK] = block.line
-        self.read_nodes(block, BLOCK, _KNOWN, ("agent-config",), self.read_node)
+        self.read_nodes(block, BLOCK, KNOWN, ("agent-config",), self.read_node)
         config, problems = override(self.build(), options)
         # One mistake, one problem: where tokens could not be read there is none, of course.
         tokens_broken = any(" > auth" in problem.where for problem in self.problems)
@@ -212,7 +169,7 @@ class _Reader:
         for node in block.children:
             path = step(where, node)
             if node.name not in known:
-                self.report(node, path, "unknown node", _meant(node.name, known))
+                self.report(node, path, "unknown node", meant(node.name, known))
             elif node.name in seen and node.name not in repeatable:
                 hint = "put all values into one node" if node.name in SEVERAL else "remove one of the two"
                 self.report(node, path, f"is there already{_on_line(seen[node.name])}", hint)
@@ -238,7 +195,7 @@ class _Reader:
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write token or token-file between { and }")
             self.check_annotations(node, where)
-            self.read_nodes(node, where, _IN_AUTH, _IN_AUTH, self.read_auth)
+            self.read_nodes(node, where, IN_AUTH, IN_AUTH, self.read_auth)
         elif node.name in ("pool", "admin"):
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write each as a node between { and }")
@@ -350,7 +307,7 @@ class _Reader:
 
     def store(self, field: str, got: tuple[Any, ...] | None) -> None:
         if got is not None:
-            self.fields[field] = self.resolved(got[0]) if field in _PATHS and isinstance(got[0], str) else got[0]
+            self.fields[field] = self.resolved(got[0]) if field in PATHS and isinstance(got[0], str) else got[0]
 
     def resolved(self, path: str) -> str:
         """Take a relative path as one from the folder of the file."""
@@ -358,8 +315,8 @@ class _Reader:
 
     def build(self) -> Config:
         """Make the configuration of what could be read, with defaults for the rest."""
-        fields = {name: value for name, value in self.fields.items() if name not in _LIMITS}
-        limits = {name: value for name, value in self.fields.items() if name in _LIMITS}
+        fields = {name: value for name, value in self.fields.items() if name not in LIMITS}
+        limits = {name: value for name, value in self.fields.items() if name in LIMITS}
         total = fields.get("max_handshakes", Config().max_handshakes)
         # Whoever lowers the total alone does not have to know that there is a limit per peer.
         fields.setdefault("max_handshakes_per_peer", max(1, min(Config().max_handshakes_per_peer, total)))
@@ -371,22 +328,6 @@ class _Reader:
             agent_config=tuple(self.rules),
             pool=PoolOptions(**self.pool),
         )
-
-
-def _meant(name: str, known: tuple[str, ...]) -> str | None:
-    """Guess what an unknown node was meant to be: one of another block, or one that is misspelt."""
-    if name in _KNOWN:
-        return f"it belongs directly into {BLOCK}"
-    for block, names in (("auth", _IN_AUTH), ("pool", tuple(IN_POOL)), ("admin", tuple(IN_ADMIN))):
-        if name in names:
-            return f"it belongs into {BLOCK} > {block}"
-    found = values.closest(name, known)
-    return f'did you mean "{found}"?' if found else None
-
-
-def _looks_like_block(name: str) -> bool:
-    plain = name[:64].lower().replace("_", "-")
-    return difflib.SequenceMatcher(None, plain, BLOCK).ratio() >= 0.8
 
 
 def _on_line(node: Node) -> str:

@@ -1,18 +1,19 @@
 """A configuration as KDL, and what differs between two of them. Pure, and without a secret in what it returns.
 
-Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds: a
-key for some service may stand in there.
+Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds,
+and the first digits of its digest: a key for some service may stand in there.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
 import msgspec
 
 from ipc.options import PoolOptions
-from supervisor.config.kdl import IN_ADMIN, IN_POOL, SEVERAL, SINGLE
 from supervisor.config.merge import encode
-from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, TcpAddress, Token, format_duration
+from supervisor.config.model import BLOCK, Config, TcpAddress, Token, format_duration
+from supervisor.config.nodes import IN_ADMIN, IN_POOL, LIMITS, SEVERAL, SINGLE
 from supervisor.config.values import duration, octal_mode
 
 DIGEST_SHOWN = 12
@@ -52,11 +53,11 @@ def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]
     """All that is set in *config*, defaults included, in the documentation's order; *tokens* are those of files."""
     found = []
     for node, (field, convert) in SINGLE.items():
-        value = getattr(config.limits if field in _LIMITS else config, field)
+        value = getattr(config.limits if field in LIMITS else config, field)
         if value is not None:
             found.append(Setting(node, (_spelled(value, convert),)))
     for node, (field, convert) in SEVERAL.items():
-        several = getattr(config.limits if field in _LIMITS else config, field)
+        several = getattr(config.limits if field in LIMITS else config, field)
         if several:
             found.append(Setting(node, tuple(_spelled(value, convert) for value in several)))
     for node, (field, convert) in IN_POOL.items():
@@ -68,8 +69,9 @@ def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]
     found += [_token("auth > token", token) for token in config.tokens]
     found += [_token("auth > token in a file", token) for token in tokens]
     for rule in config.agent_config:
-        size = len(encode(rule.config))
-        found.append(Setting("agent-config", (*map(quoted, rule.patterns), f"{{ /* {size} bytes of JSON */ }}")))
+        text = encode(rule.config)
+        content = f"{{ /* {len(text)} bytes of JSON, sha256 {hashlib.sha256(text).hexdigest()[:8]} */ }}"
+        found.append(Setting("agent-config", (*map(quoted, rule.patterns), content)))
     return found
 
 
@@ -103,9 +105,9 @@ def as_kdl(found: list[Setting], notes: Mapping[str, str], *, only_noted: bool =
         # Tokens of files are there for people: they are set elsewhere.
         commented = "// " if name.endswith(" in a file") else ""
         text = f"{commented}{name.removesuffix(' in a file')} {' '.join(setting.values)}"
-        indent = "        " if block else "    "
+        line = f"{'        ' if block else '    '}{text}"
         note = notes.get(setting.node)
-        yield f"{indent}{text:<52} // {note}" if note else f"{indent}{text}"
+        yield f"{line:<{_NOTES_BEGIN}} // {note}" if note else line
     if inner:
         yield "    }"
     yield "}"
@@ -117,12 +119,13 @@ def quoted(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in escaped) + '"'
 
 
-_LIMITS = frozenset(ReverseConnectionConfig.__struct_fields__)
+_NOTES_BEGIN = 56
+
 assert {field for field, _ in IN_POOL.values()} <= set(PoolOptions.__struct_fields__)
 
 
 def _token(node: str, token: Token) -> Setting:
-    return Setting(node, (*map(quoted, token.patterns), f'sha256="{token.digest.hex()[:DIGEST_SHOWN]}…"'))
+    return Setting(node, (*map(quoted, token.patterns), f'sha256="{token.digest.hex()[:DIGEST_SHOWN]}..."'))
 
 
 def _spelled(value: object, convert: object) -> str:

@@ -30,14 +30,21 @@ def main(root: Path, name: str, *arguments: str) -> int:
     match arguments:
         case ["daemon-reload"]:
             pass
-        case ["enable", "--now", *_]:
+        case ["enable", "--now", *_] | ["start", "shardgate"]:
             for folder in ("run/shardgate", "run/shardgate-agents"):
-                (root / folder).mkdir(mode=0o700, parents=True)
+                (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            log.touch()
+            lines = log.read_text().count('"event":"ready"')
             with log.open("ab") as journal:
                 subprocess.Popen(
                     shlex.split(settings["ExecStart"]), stdin=subprocess.DEVNULL, stdout=journal, stderr=journal
                 )
-            wait_for(lambda: '"event":"ready"' in log.read_text(), "the start", 20)
+            wait_for(lambda: log.read_text().count('"event":"ready"') > lines, "the start", 20)
+        case ["reset-failed", "shardgate"]:
+            pass
+        case ["status", "shardgate"]:
+            print("active" if pid() else "failed")
+            return 0 if pid() else 3
         case ["reload", "shardgate"]:
             return subprocess.run(shlex.split(settings["ExecReload"]), check=False).returncode
         case ["kill", "--kill-whom=main", "--signal=USR2", "shardgate"]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from support.agents import Agent
-from support.product import StartProduct, environment
+from support.product import Product, StartProduct, environment
 from support.waiting import wait_for
 
 Tool = Callable[[str], str]
@@ -110,35 +110,36 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("init", [("tini", "--"), ()], ids=["under tini", "alone"])
-def test_shardgate_stops_in_order_as_the_first_process(
-    start_product: StartProduct, tool: Tool, init: tuple[str, ...]
+# As a health check that is killed for its slowness: its children become process 1's.
+LEAVING = ("/bin/sh", "-c", '(sleep 1 & sleep 1 &); exec "$@"', "sh")
+
+
+def test_shardgate_stops_in_order_under_the_init_of_the_image_which_collects_what_is_left_behind(
+    start_product: StartProduct, tool: Tool
 ) -> None:
-    if init:
-        init = (tool("tini"), "--")
-    product = start_product(prefix=first_process(tool, *init), wait=False)
-    wait_for(lambda: '"event":"ready"' in product.log.read_text(), "the product to run", timeout=20)
-    (first,) = children(product.process.pid)
-    with Agent(product.socket) as agent:
-        assert agent.register("a").accepted
-        if not init:
-            os.kill(first, signal.SIGUSR2)
-            wait_for(lambda: "process 1 cannot be replaced" in product.log.read_text(), "a word about it")
-        # What docker stop does.
-        os.kill(first, signal.SIGTERM)
-        assert agent.at_end()
-    assert product.process.wait(20) == 0
-    assert '"event":"stopped"' in product.log.read_text().splitlines()[-1]
-
-
-def test_init_collects_what_is_left_behind(start_product: StartProduct, tool: Tool) -> None:
-    # As a health check that is killed for its slowness: its child becomes process 1's.
-    leaving = ("/bin/sh", "-c", '(sleep 1 & sleep 1 &); exec "$@"', "sh")
-    product = start_product(prefix=first_process(tool, tool("tini"), "--", *leaving), wait=False)
+    product = start_product(prefix=first_process(tool, tool("tini"), "--", *LEAVING), shards=1, wait=False)
     (first,) = wait_for(lambda: children(product.process.pid), "process 1")
     wait_for(lambda: len(children(first)) == 3, "the two that were left behind")
     wait_for(lambda: '"event":"ready"' in product.log.read_text(), "the product to run", timeout=20)
     # A zombie would still be among them.
     wait_for(lambda: len(children(first)) == 1, "only shardgate to be left")
-    os.kill(first, signal.SIGTERM)
+    stops_in_order(product, first)
+
+
+def test_shardgate_stops_in_order_as_the_first_process(start_product: StartProduct, tool: Tool) -> None:
+    product = start_product(prefix=first_process(tool), shards=1, wait=False)
+    wait_for(lambda: '"event":"ready"' in product.log.read_text(), "the product to run", timeout=20)
+    (first,) = children(product.process.pid)
+    os.kill(first, signal.SIGUSR2)
+    wait_for(lambda: "process 1 cannot be replaced" in product.log.read_text(), "a word about it")
+    stops_in_order(product, first)
+
+
+def stops_in_order(product: Product, first: int) -> None:
+    with Agent(product.socket) as agent:
+        assert agent.register("a").accepted
+        # What docker stop does.
+        os.kill(first, signal.SIGTERM)
+        assert agent.at_end()
     assert product.process.wait(20) == 0
+    assert '"event":"stopped"' in product.log.read_text().splitlines()[-1]

@@ -47,6 +47,10 @@ def test_pod_is_probed_stopped_and_locked_up_as_it_should_be(manifests: dict[str
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert set(mounts.values()) == set(volumes)
     assert "emptyDir" in volumes[mounts["/run/shardgate"]]
+    # An emptyDir is root's, whatever the pod's fsGroup: shardgate takes a directory of its own user only.
+    (runtime_dir,) = (one["value"] for one in container["env"] if one["name"] == "SHARDGATE_RUNTIME_DIR")
+    assert str(Path(runtime_dir).parent) == "/run/shardgate"
+    assert "runtime-dir" not in config, "the environment stands above it"
     assert manifests["Service"]["spec"]["ports"][0]["targetPort"] in ports
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support.agents import Agent
 from support.product import StartProduct
 
@@ -34,7 +35,7 @@ def expressions(deploy: Path) -> list[str]:
 @pytest.fixture
 def metrics(start_product: StartProduct) -> dict[str, set[str]]:
     """The metrics of a running shardgate, with the labels of each."""
-    product = start_product("--admin", "127.0.0.1:0")
+    product = start_product("--admin", "127.0.0.1:0", shards=1)
     found = re.search(r"127\.0\.0\.1:\d+", product.log.read_text())
     assert found is not None
     with Agent(product.socket) as agent:
@@ -81,6 +82,58 @@ def test_alerts_and_dashboard_use_metrics_that_exist_with_labels_that_they_have(
             wanted = set(group.replace(" ", "").split(",")) - EVERYWHERE
             available: set[str] = set().union(*(metrics[name] for name in NAME.findall(text)))
             assert wanted <= available, f"{wanted} in {text}"
+
+
+FIRING = """
+rule_files: [{alerts}]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {{series: 'up{{job="shardgate", instance="gone"}}', values: '1x5 0x20'}}
+      - {{series: 'up{{job="shardgate", instance="here"}}', values: '1x30'}}
+      - {{series: 'shardgate_ready{{job="shardgate", instance="gone"}}', values: '1x5 stale'}}
+      - {{series: 'shardgate_ready{{job="shardgate", instance="here"}}', values: '1x5 0x20'}}
+      - {{series: 'shardgate_shards{{instance="here", state="running"}}', values: '2x5 1x20'}}
+      - {{series: 'shardgate_shards{{instance="here", state="down"}}', values: '0x5 1x20'}}
+      - {{series: 'shardgate_shards_wanted{{instance="here"}}', values: '2x30'}}
+    alert_rule_test:
+      - {{eval_time: 4m, alertname: ShardgateDown, exp_alerts: []}}
+      - {{eval_time: 4m, alertname: ShardgateNotReady, exp_alerts: []}}
+      - {{eval_time: 4m, alertname: ShardgateShardsMissing, exp_alerts: []}}
+      - eval_time: 10m
+        alertname: ShardgateDown
+        exp_alerts: [{{exp_labels: {{severity: page, job: shardgate, instance: gone}}, exp_annotations: {down}}}]
+      - eval_time: 10m
+        alertname: ShardgateNotReady
+        exp_alerts: [{{exp_labels: {{severity: page, job: shardgate, instance: here}}, exp_annotations: {not_ready}}}]
+      - eval_time: 15m
+        alertname: ShardgateShardsMissing
+        exp_alerts: [{{exp_labels: {{severity: warning, instance: here}}, exp_annotations: {missing}}}]
+"""
+
+
+def test_alerts_fire_for_the_host_that_is_meant_and_for_no_other(deploy: Path, tool: Tool, tmp_path: Path) -> None:
+    rules = {rule["alert"]: rule["annotations"] for rule in yaml.safe_load(alerts(deploy))["groups"][0]["rules"]}
+
+    def told(name: str, **labels: object) -> str:
+        """The annotations of an alert with their templates filled in, as JSON, which is YAML."""
+        text = json.dumps(rules[name])
+        for label, value in labels.items():
+            text = text.replace(f"{{{{ $labels.{label} }}}}", str(value)).replace(f"{{{{ ${label} }}}}", str(value))
+        return text
+
+    test = tmp_path / "test.yml"
+    test.write_text(
+        FIRING.format(
+            alerts=deploy / "monitoring/alerts.yml",
+            down=told("ShardgateDown", instance="gone"),
+            not_ready=told("ShardgateNotReady", instance="here"),
+            missing=told("ShardgateShardsMissing", instance="here", value=1),
+        )
+    )
+    done = subprocess.run([tool("promtool"), "test", "rules", str(test)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_name_runbooks_that_exist(deploy: Path) -> None:

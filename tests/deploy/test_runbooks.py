@@ -53,9 +53,10 @@ def root(deploy: Path) -> Iterator[Path]:
 
 
 def moved(text: str, root: Path) -> str:
-    """*text* with the paths of a host below *root*, and with groups that exist here."""
+    """*text* with the paths of a host below *root*, with groups that exist here, and with a port that is free."""
     for path in ("/etc/", "/run/shardgate", "/usr/local/bin/", "/opt/shardgate"):
         text = text.replace(path, f"{root}{path}")
+    text = text.replace("127.0.0.1:9180", "127.0.0.1:0")
     return re.sub(r"(-g|chgrp) shardgate\b", rf"\1 {os.getegid()}", text)
 
 
@@ -109,6 +110,16 @@ def test_runbooks_do_what_they_are_for(root: Path, run: Callable[..., str]) -> N
             assert late.register("waf-1", auth_token=first).error_code == "auth_failed"
             assert newer.register("waf-1", auth_token=second).accepted
         assert agent.ping(Dialect.SDK) is not None, "connected agents are not asked again"
+
+        (supervisor,) = (line for line in processes_with("shardgate run") if str(root) in line and "shards" not in line)
+        os.kill(int(supervisor.split()[0]), 9)
+        # Both exit with 3, which ends a script.
+        shown = run("the supervisor does not answer", lambda script: script.replace(" status", " status || true;", 1)
+                    .replace("status shardgate", "status shardgate || true"))  # fmt: skip
+        assert "supervisor is down" in shown
+        assert "\nfailed\n" in shown
+        assert shown.rstrip().splitlines()[-2].split()[1] == "running"
+        assert agent.ping(Dialect.SDK) is not None, "what serves goes on"
 
         assert "shard" in run("a shard keeps dying")
         run("a shard keeps dying, drain")

@@ -72,6 +72,11 @@ def test_service_and_socket_are_about_the_same_things(deploy: Path) -> None:
     assert f"\ng {socket['SocketGroup'][0]} " in users
     assert f"d {Path(path).parent} " in folders
     assert "d /etc/shardgate " in folders
+    # The directory for those who only look, where it is wanted: each has it as a comment.
+    status = "/run/shardgate-status"
+    assert f"#d {status} 2750 shardgate " in folders
+    assert f'// status-dir "{status}"' in config
+    assert f"-{status}" in service["ReadWritePaths"][0].split()
     # The supervisor ends within this time, see STOP_GRACE; and systemd gives up only after that.
     assert service["TimeoutStopSec"] == ["30s"]
     assert service["KillMode"] == ["process"]

@@ -32,9 +32,9 @@ texts = st.text(st.characters(), max_size=200)
 @given(texts, st.integers(0, 150))
 def test_printable_text_is_ascii_without_control_characters_and_bounded(text: str, limit: int) -> None:
     result = printable(text, limit)
-    shown = result.removesuffix("…")
+    shown = result.removesuffix("...") if len(text) > limit else result
     assert set(shown) <= PRINTABLE
-    assert result.endswith("…") == (len(text) > limit)
+    assert result.endswith("...") or len(text) <= limit
     # The longest escape of one character is that of U+10FFFF.
     assert len(shown) <= len(r"\U0010ffff") * limit
 
@@ -54,7 +54,7 @@ def test_printable_keeps_what_is_harmless(text: str) -> None:
         ("\u202e\u2028", r"\u202e\u2028"),
         ("\U0001f600", r"\U0001f600"),
         ("\udcff", r"\udcff"),
-        ("x" * 129, "x" * 128 + "…"),
+        ("x" * 129, "x" * 128 + "..."),
     ],
 )
 def test_printable_escapes_what_is_not(text: str, shown: str) -> None:
@@ -86,7 +86,7 @@ def test_each_json_line_is_one_object_with_what_was_logged(capsys: pytest.Captur
         log.warning(event, **kept)
         [line, rest] = capsys.readouterr().err.split("\n")
         assert rest == ""
-        line.encode("utf-8")
+        assert line.isascii()
         entry = json.loads(line)
         assert datetime.fromisoformat(entry.pop("timestamp")).utcoffset() is not None
         assert entry == {"event": event, "level": "warning", "process": "shard-3", **kept}
@@ -139,10 +139,11 @@ get_logger().info("running", shard=3)
 """
 
 
-def log_of_child(stderr: int) -> "subprocess.CompletedProcess[bytes]":
+def log_of_child(stderr: int, **variables: str) -> "subprocess.CompletedProcess[bytes]":
     # A warning is an error there too: it would be the first line of every log.
     command = [sys.executable, "-P", "-W", "error", "-c", LOGGING]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=environment(), timeout=30, check=True)
+    env = environment() | {"TERM": "xterm"} | variables
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=30, check=True)
 
 
 def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its_output() -> None:
@@ -154,11 +155,16 @@ def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its
     try:
         done = log_of_child(theirs)
         on_terminal = os.read(ours, 10_000)
+        log_of_child(theirs, NO_COLOR="1")
+        without_colour = os.read(ours, 10_000)
     finally:
         os.close(ours)
         os.close(theirs)
     assert b"running" in on_terminal
     assert b"{" not in on_terminal
+    assert b"\x1b[" in on_terminal
+    assert b"running" in without_colour
+    assert b"\x1b" not in without_colour
     assert done.stdout == b""
 
 
@@ -169,19 +175,26 @@ def a_line() -> logs.Line:
     return logs.Line("closed", "more closed", names=("agent_id",), numbers=("shard", "duration_s"), texts=("reason",))
 
 
+def put(line: logs.Line, now: float, about: str, *values: object) -> None:
+    if line.allows(about):
+        line.write(now, *values)
+
+
 def test_a_frequent_line_has_the_form_of_all_others(capsys: pytest.CaptureFixture[str]) -> None:
     async def log() -> None:
         configure("shard-1", form="json")
         line = a_line()
-        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, 'a "quoted"\n\x1b reason')
-        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, "")
+        put(line, 1_700_000_000.25, "waf", "waf", 3, 1.5, 'a "quoted"\n\x1b \x9b1m reason')
+        put(line, 1_700_000_000.25, "waf", "waf", 3, 1.5, "")
         line.close()
         logs.flush()
 
     asyncio.run(log())
-    [entry, empty] = map(json.loads, capsys.readouterr().err.splitlines())
+    written = capsys.readouterr().err
+    assert written.isascii(), "U+009B begins an escape sequence, as ESC does"
+    [entry, empty] = map(json.loads, written.splitlines())
     assert entry == {
-        "agent_id": "waf", "shard": 3, "duration_s": 1.5, "reason": 'a "quoted"\n\x1b reason', "event": "closed",
+        "agent_id": "waf", "shard": 3, "duration_s": 1.5, "reason": 'a "quoted"\n\x1b \x9b1m reason', "event": "closed",
         "level": "info", "timestamp": "2023-11-14T22:13:20.250Z", "process": "shard-1",
     }  # fmt: skip
     assert empty["reason"] == ""
@@ -191,7 +204,7 @@ def test_a_frequent_line_is_text_where_lines_are(capsys: pytest.CaptureFixture[s
     async def log() -> None:
         configure("shard-1", form="text")
         line = a_line()
-        line.log(1_700_000_000.25, "waf", "waf", 3, 1.5, "\x1b[1m")
+        put(line, 1_700_000_000.25, "waf", "waf", 3, 1.5, "\x1b[1m")
         line.close()
         logs.flush()
 
@@ -207,10 +220,10 @@ def test_frequent_lines_leave_together_and_in_the_order_of_all_lines(capsys: pyt
         configure("shard-1", form="json")
         line = a_line()
         for n in range(3):
-            line.log(1.0, str(n), str(n), n, 0, "")
+            put(line, 1.0, str(n), str(n), n, 0, "")
         assert capsys.readouterr().err == "", "they wait for others"
         get_logger().warning("in between")
-        line.log(1.0, "last", "last", 9, 0, "")
+        put(line, 1.0, "last", "last", 9, 0, "")
         await asyncio.sleep(0.1)
         line.close()
 
@@ -224,10 +237,10 @@ def test_frequent_lines_keep_to_the_level(capsys: pytest.CaptureFixture[str]) ->
         configure("shard-1", form="json")
         line = a_line()
         logs.set_level("warning")
-        line.log(1.0, "waf", "waf", 0, 0, "")
+        put(line, 1.0, "waf", "waf", 0, 0, "")
         get_logger().info("no")
         logs.set_level("info")
-        line.log(1.0, "waf", "waf", 1, 0, "")
+        put(line, 1.0, "waf", "waf", 1, 0, "")
         line.close()
         logs.flush()
 
@@ -242,8 +255,8 @@ def test_repeats_are_summed_up_in_one_line(capsys: pytest.CaptureFixture[str]) -
         configure("shard-1", form="json")
         line = a_line()
         for n in range(logs.MOST_REPEATS + 5):
-            line.log(1.0, "flapping", "flapping", n, 0, "")
-        line.log(1.0, "quiet", "quiet", 0, 0, "")
+            put(line, 1.0, "flapping", "flapping", n, 0, "")
+        put(line, 1.0, "quiet", "quiet", 0, 0, "")
         line.close()
 
     asyncio.run(log())
@@ -268,7 +281,7 @@ def test_a_reader_that_stops_loses_lines_and_learns_how_many() -> None:
     ours, theirs = os.pipe()
     try:
         with os.fdopen(theirs, "w") as stream:
-            output = LogOutput(stream)
+            output = LogOutput(stream, "dropped {}".format)
             for n in range(3 * MOST_WAITING // 1000):
                 output.write(f"{n:>1000}")
             read = bytearray()
@@ -284,10 +297,40 @@ def test_a_reader_that_stops_loses_lines_and_learns_how_many() -> None:
     finally:
         os.close(ours)
     lines = read.decode().splitlines()
-    [dropped] = [json.loads(line)["n"] for line in lines if line.startswith("{")]
+    [dropped] = [int(line.split()[1]) for line in lines if line.startswith("dropped")]
     assert lines[-1] == "the end"
     assert len(lines) - 2 + dropped == 3 * MOST_WAITING // 1000
     assert [int(line) for line in lines[:-2]] == list(range(len(lines) - 2)), "those that came are whole and in order"
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_line_about_lines_that_were_dropped_has_the_form_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    ours, theirs = os.pipe()
+    try:
+        with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            configure("shard-1", form=form)
+            for _ in range(2 * MOST_WAITING // 1000):
+                get_logger().info("x" * 1000)
+            read = os.read(ours, MOST_WAITING)
+            while b"dropped" not in read:
+                get_logger().info("more")
+                read += os.read(ours, MOST_WAITING)
+    finally:
+        os.close(ours)
+    [line] = [line for line in read.decode().splitlines() if "dropped" in line]
+    if form == "json":
+        entry = json.loads(line)
+        assert datetime.fromisoformat(entry.pop("timestamp")).utcoffset() is not None
+        assert entry.pop("n") > 0
+        assert entry == {"event": "log lines dropped: nobody read them", "level": "error", "process": "shard-1"}
+    else:
+        stamp, text = line.split(" ", 1)
+        assert datetime.fromisoformat(stamp).utcoffset() is not None
+        assert text.startswith("[error    ] log lines dropped: nobody read them n=")
+        assert text.endswith(" process=shard-1")
 
 
 def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
@@ -295,7 +338,7 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
     os.set_blocking(theirs, False)
     try:
         with os.fdopen(theirs, "w") as stream:
-            output = LogOutput(stream)
+            output = LogOutput(stream, str)
             for n in range(200):
                 output.write(f"{n:>1000}")
             read = bytearray()
@@ -310,7 +353,7 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
 def test_a_socket_whose_reader_stops_gets_all_that_fits_and_the_rest_later() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, os.fdopen(os.dup(theirs.fileno()), "w") as stream:
-        output = LogOutput(stream)
+        output = LogOutput(stream, str)
         for n in range(900):
             output.write(f"{n:>1000}")
         read = bytearray()

@@ -56,7 +56,7 @@ def test_the_status_directory_answers_every_question_and_obeys_no_order(
 
         for order in (
             ["kick", "waf-1"], ["drain", "0"], ["restart", "0"], ["scale", "1"], ["rebalance"], ["reload"],
-            ["reload", "--dry-run"], ["log-level", "error"], ["config", "show"],
+            ["reload", "--dry-run"], ["log-level", "error"], ["config", "show"], ["send", "waf-1"],
         ):  # fmt: skip
             done = look(folder, *order)
             assert done.returncode == 5, order
@@ -129,3 +129,23 @@ def test_the_status_directory_outlives_the_supervisor_and_is_empty_after_the_end
     product.process.terminate()
     assert product.process.wait(20) == 0
     wait_for(lambda: [path.name for path in (folder / "look").iterdir()] == ["lock"], "an empty directory")
+
+
+def test_the_status_directory_goes_on_through_takeovers(start_product: StartProduct, folder: Path) -> None:
+    options = configured(folder)
+    product = start_product(*options)
+    with Agent(product.socket) as agent:
+        assert agent.register("waf-1").accepted
+        for _ in range(2):
+            before = product.query("status")["supervisor"]["pid"]
+            product.take_over()
+            told = json.loads(look(folder, "status", "--json").stdout)
+            assert told["supervisor"]["pid"] not in (None, before)
+            assert [shard["connections"] for shard in told["shards"]].count(1) == 1
+    # Nobody else may have it meanwhile.
+    second = product.folder.parent / "second"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "shardgate", "run", *options, "--runtime-dir", str(second)],
+        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, "in use by a running supervisor" in done.stderr) == (1, True)

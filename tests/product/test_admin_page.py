@@ -91,6 +91,9 @@ def test_page_says_that_a_host_is_degraded_and_why(chromium: Browser, start_prod
         assert "shard 0 takes no connections: it is unhealthy" in chromium.text("#reasons")
         wait_for(lambda: chromium.text("#shard-0 .chip") == "unhealthy", "the shard's state")
         assert chromium.evaluate("document.title").startswith("Degraded ")
+        wait_for(lambda: " old" in chromium.text("#shard-0"), "the age of its numbers")
+        beside = "(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)($('shards').closest('section'))"
+        assert chromium.evaluate(beside) == 0, "nothing is cut off"
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the host to be ready")
@@ -205,7 +208,7 @@ def test_page_can_be_used_without_a_pointer_and_without_sight(chromium: Browser,
 def test_page_says_when_the_supervisor_does_not_answer_and_goes_on_with_the_next_one(
     chromium: Browser, start_product: StartProduct
 ) -> None:
-    product = start_product(*ADMIN)
+    product = start_product(*ADMIN, shards=1)
     show(chromium, product)
     os.kill(product.process.pid, signal.SIGSTOP)
     try:
@@ -213,7 +216,7 @@ def test_page_says_when_the_supervisor_does_not_answer_and_goes_on_with_the_next
         assert chromium.text("#grade") == "no answer"
     finally:
         os.kill(product.process.pid, signal.SIGCONT)
-    wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the page to go on")
+    wait_for(lambda: chromium.text("#grade") == "Ready, 1 of 1 shards", "the page to go on")
     wait_for(lambda: chromium.text("#notice") == "", "the notice to go")
 
     product.process.kill()
@@ -222,4 +225,4 @@ def test_page_says_when_the_supervisor_does_not_answer_and_goes_on_with_the_next
     # At the same address, as a configuration would say.
     product._arguments[product._arguments.index("127.0.0.1:0")] = address(product)
     product.start()
-    wait_for(lambda: chromium.text("#grade") == "Ready, 2 of 2 shards", "the page to find the next supervisor", 20)
+    wait_for(lambda: chromium.text("#grade") == "Ready, 1 of 1 shards", "the page to find the next supervisor", 20)

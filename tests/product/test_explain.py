@@ -77,6 +77,16 @@ def test_each_outcome_and_each_end_is_one_log_line_with_all_that_matters(start_p
     assert (refused["error_code"], refused["peer"]) == ("connection_limit", f"uid {os.getuid()} pid {os.getpid()}")
 
 
+def test_the_line_of_an_agent_that_came_over_tcp_names_its_address(start_product: StartProduct) -> None:
+    product = start_product("--tcp", "127.0.0.1:0")
+    host, _, port = product.query("status")["supervisor"]["listeners"][1]["address"].rpartition(":")
+    with Agent((host, int(port))) as agent:
+        assert agent.register("waf-1").accepted
+        [accepted] = wait_for(lambda: lines(product, "registration accepted"), "the line")
+        [row] = product.connections()
+    assert (accepted["transport"], accepted["peer"]) == ("tcp", row["peer"])
+
+
 def test_a_flood_of_refusals_is_summed_up_and_hides_no_other_kind(start_product: StartProduct) -> None:
     product = start_product("--allowed-agents", "waf-*", "--max-connections-per-agent", "1")
     with Agent(product.socket) as waf:

@@ -34,7 +34,7 @@ def test_drained_shard_has_nobody_gets_nobody_and_comes_back(start_product: Star
     with agents(product, 10) as ours:
         assert product.counts() == [5, 5]
         done = product.command("drain", "0")
-        assert (done.returncode, done.stdout.startswith("5 connections moved")) == (0, True)
+        assert (done.returncode, "; 5 connections moved" in done.stdout) == (0, True)
         assert product.counts() == [0, 10]
         assert product.query("status")["shards"][0]["state"] == "draining"
         with agents(product, 2, "new") as new:

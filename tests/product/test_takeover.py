@@ -23,6 +23,8 @@ from support.waiting import wait_for
 
 from dialout import ALLOWED, Dialect, ErrorCode, PoolClient, RequestHeaders
 from ipc.rundir import RuntimeDir
+from supervisor.cli import asking
+from supervisor.cli.errors import CommandError
 
 TAKEOVERS = int(os.environ.get("SHARDGATE_TEST_TAKEOVERS", "4"))
 AGENTS = int(os.environ.get("SHARDGATE_TEST_AGENTS", "300"))
@@ -172,6 +174,32 @@ def test_signal_starts_the_new_code_in_place_of_the_old(start_product: StartProd
         wait_for(lambda: not Path(f"/proc/{last}").exists() or _is_zombie(last), "the last one to end")
         assert agent.ping(Dialect.SDK) is not None
     assert product.log.read_text().count("handed over") == 3
+
+
+def test_operators_who_ask_notice_nothing_of_a_takeover(start_product: StartProduct) -> None:
+    product = start_product()
+    over, seen = threading.Event(), Counter[str]()
+
+    def look() -> None:
+        rundir = RuntimeDir(product.runtime_dir)
+        while not over.is_set():
+            status = asking.collect_status(rundir, 5.0).status
+            seen["status" if status.supervisor else "no supervisor"] += 1
+            try:
+                asking.ask_supervisor(rundir, "agent_ids", list[str], 5.0, {"beginning": ""})
+                seen["agents"] += 1
+            except CommandError as error:
+                seen[str(error)] += 1
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(3):
+            product.take_over()
+    finally:
+        over.set()
+        looking.join(30)
+    assert set(seen) == {"status", "agents"}
 
 
 def _is_replaced(product: Product, old: int) -> bool:

@@ -5,7 +5,7 @@ import pytest
 from dialout import ErrorCode
 from ipc.events import CloseCode
 from supervisor.advice import Now, advise
-from supervisor.history import Event, Refusals, Story
+from supervisor.history_rows import Event, Refusals, Story
 
 AT = 1_700_000_000.0
 AWAY = Now(connections=0, limit=4, healthy=None)

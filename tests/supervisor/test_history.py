@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.history import VISIT, Event, History, Limits, peer_key
+from supervisor.history import VISIT, History, Limits, peer_key
+from supervisor.history_rows import Event
 
 SMALL = Limits(
     agents=5, strangers=6, strangers_of_a_peer=2, events_of_an_agent=3, bytes_by_agent=5000, events=64

@@ -53,7 +53,7 @@ def test_check_json_has_the_configuration_and_no_digest(cli: Cli, folder: Path) 
     done = cli("check", "--json", folder / "good.kdl")
 
     told = json.loads(done.stdout)
-    assert (done.returncode, told["ok"], told["problems"]) == (0, True, [])
+    assert (done.returncode, told["schema"], told["ok"], told["problems"]) == (0, 1, True, [])
     assert told["config"]["tokens"] == [{"patterns": ["waf-*"]}, {"patterns": ["auth-agent"]}, {"patterns": ["*"]}]
     assert told["config"]["handshake_timeout_s"] == 90
     assert all(digits * 32 not in done.stdout for digits in ("ab", "cd", "ef"))
@@ -109,7 +109,7 @@ def test_token_hash_takes_one_line_of_standard_input(given: str, cli: Cli) -> No
 
     told = json.loads(cli("token", "hash", "--json", "--pattern", "a", stdin=given).stdout)
 
-    assert told == {"kdl": f'token "a" sha256="{digest}"', "token_file": f"a sha256:{digest}"}
+    assert told == {"schema": 1, "kdl": f'token "a" sha256="{digest}"', "token_file": f"a sha256:{digest}"}
 
 
 @pytest.mark.parametrize("given", ["", "\n", "a\nb\n", "\udcff", "x" * 65_537])

@@ -132,5 +132,5 @@ def test_connections_are_those_of_the_agent_and_the_shard_asked_for(cli: Cli, ru
     assert ids("--agent", "b", "--shard", "2") == []
 
     wrong = cli("connections", "--shard", "1", "--runtime-dir", rundir)
-    assert wrong.returncode == 1
+    assert wrong.returncode == 4
     assert wrong.stderr == "shardgate: shard 1 is not running; running shards: 0, 2\n"

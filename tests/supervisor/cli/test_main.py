@@ -13,6 +13,7 @@ import pytest
 from support.product import environment
 
 from ipc.version import __version__
+from supervisor.cli import tokens
 from supervisor.cli.main import shardgate
 from supervisor.cli.man import commands
 
@@ -174,20 +175,46 @@ def test_shardgate_says_what_is_missing_when_a_dependency_is(tmp_path: Path) -> 
     assert done.stderr.startswith("shardgate cannot start: No module named click; ")
 
 
-def test_unexpected_errors_are_one_line_and_a_traceback_only_when_asked_for(tmp_path: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        plain, debug = (
-            subprocess.run(
-                [*COMMAND, "token", "new"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment() | extra,
-                check=False,
-            )
-            for extra in ({}, {"SHARDGATE_DEBUG": "1"})
-        )  # fmt: skip
+def test_unexpected_errors_are_one_line_and_a_traceback_only_when_asked_for(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> str:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(tokens, "new_token", fails)
+    plain, debug = cli("token", "new"), cli("token", "new", env={"SHARDGATE_DEBUG": "1"})
 
     assert plain.returncode == debug.returncode == 1
-    assert plain.stderr.startswith("shardgate: unexpected OSError: ")
-    assert plain.stderr.count("\n") == 1
+    assert plain.stderr == "shardgate: unexpected ZeroDivisionError: two lines; SHARDGATE_DEBUG=1 shows where\n"
     assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("stauts", "status"), ("log_level", "log-level"), ("connection", "connections")]
+)
+def test_a_command_that_does_not_exist_has_one_that_was_meant(cli: Cli, typed: str, meant: str) -> None:
+    done = cli(typed)
+
+    assert done.returncode == 2
+    assert f"No such command '{typed}'. Did you mean '{meant}'?" in done.stderr
+    assert "Did you mean" not in cli("xyzzy").stderr
+
+
+def test_no_command_is_listed_with_half_of_its_text(cli: Cli) -> None:
+    for names, _ in every_command():
+        text = cli(*names[1:], "--help").stdout
+        cut = [line for line in text.splitlines() if line.endswith("...") and not line.startswith("Usage:")]
+        assert cut == [], names
+
+
+def test_output_that_cannot_be_written_is_said_in_a_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "token", "new"], stdout=full, stderr=subprocess.PIPE, env=environment(), text=True, timeout=30,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "shardgate: the output cannot be written: No space left on device\n"
 
 
 def test_a_reader_that_leaves_is_no_news() -> None:

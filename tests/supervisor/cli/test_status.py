@@ -72,7 +72,7 @@ def test_status_shows_fresh_numbers_and_exits_0_when_all_run(
     assert text.returncode == 0
     assert lines[0][:3] == ["supervisor", "pid", f"{supervisor.pid},"]
     assert "uds /run/a.sock, tcp [::1]:9090" in text.stdout
-    assert "accepted   1,234; rejected 9 (auth_failed 7, connection_limit 2)" in text.stdout
+    assert "accepted   1,234; refused 9 (auth_failed 7, connection_limit 2)" in text.stdout
     headings = "SHARD STATE PID UPTIME CONNECTIONS AGENTS IN-FLIGHT REQ/S LAG FDS RSS CPU% RESTARTS LAST EVENT"
     assert " ".join(lines[-4]) == headings
     assert lines[-3][:10] == ["0", "running", str(first.pid), "1", "m", "00", "s", "3", "2", "1"]

@@ -1,5 +1,7 @@
 """A configuration as KDL: what is shown means the same when it is read, and no secret is in it."""
 
+import hashlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -65,16 +67,20 @@ def test_what_is_shown_has_no_secret_in_it() -> None:
     text = shown(parse_config(FULL, "a.kdl"))
     assert "very secret" not in text
     assert "ab" * 7 not in text
-    assert f'token "waf-*" "x" sha256="{"ab" * 6}…"' in text
-    assert 'agent-config "waf-*" { /* 25 bytes of JSON */ }' in text
+    assert f'token "waf-*" "x" sha256="{"ab" * 6}..."' in text
+    digest = hashlib.sha256(b'{"api-key":"very secret"}').hexdigest()[:8]
+    assert f'agent-config "waf-*" {{ /* 25 bytes of JSON, sha256 {digest} */ }}' in text
+    assert text.isascii(), "what is not would be shown as an escape"
 
 
 def test_notes_stand_behind_their_nodes_and_choose_them() -> None:
     lines = list(as_kdl(settings(Config()), {"shards": "x", "pool > strategy": "a.kdl:3"}, only_noted=True))
     assert [line.split("//") for line in lines[1:-2]] == [
         ["    pool {"],
-        [f"        {'strategy ' + quoted('least-connections'):<52} ", " a.kdl:3"],
+        [f"        {'strategy ' + quoted('least-connections'):<48} ", " a.kdl:3"],
     ]
+    both = list(as_kdl(settings(Config()), {"shards": "x", "pool > strategy": "y", "placement": "z"}, only_noted=True))
+    assert len({line.index("//") for line in both if "//" in line}) == 1, "in one column"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40))
@@ -97,6 +103,12 @@ def test_a_token_more_or_less_is_a_change() -> None:
     old, new = parse_config(FULL, "a"), parse_config(FULL.replace("abab", "cdab"), "a")
     [change] = changes(settings(old), settings(new))
     assert (change.node, change.needs_restart) == ("auth > token", False)
+
+
+def test_what_agents_are_sent_is_a_change_also_when_it_is_as_long() -> None:
+    old, new = parse_config(FULL, "a"), parse_config(FULL.replace("very secret", "Very secret"), "a")
+    [change] = changes(settings(old), settings(new))
+    assert (change.node, change.needs_restart) == ("agent-config", False)
 
 
 def test_nodes_that_need_a_restart_are_nodes() -> None:
