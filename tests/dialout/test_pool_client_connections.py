@@ -520,6 +520,8 @@ def test_client_gives_up_a_shard_that_lets_a_deadline_pass(run: Run, folder: Pat
     async def main() -> None:
         async with StandInShard(folder, 0, lambda _: None) as shard, PoolClient(folder) as client:
             slow = asyncio.create_task(client.send_request_headers("waf", get("/slow"), timeout=1000.0))
+            # With the connection there, the short time is the shard's alone.
+            await until(lambda: shard.requests, "the slow request")
             with pytest.raises(RequestTimeout) as raised:
                 await client.send_request_headers("waf", get("/late"), timeout=0.01)
             assert (raised.value.shard, raised.value.retry_safe) == (0, False)
@@ -539,6 +541,7 @@ def test_client_gives_up_a_shard_that_lets_a_deadline_pass(run: Run, folder: Pat
 def test_shard_that_let_a_deadline_pass_is_avoided_until_it_says_something(run: Run, folder: Path) -> None:
     async def main() -> None:
         async with StandInShard(folder, 0, lambda _: None) as stuck, PoolClient(folder) as client:
+            await until(lambda: 0 in client.shards, "the shard")
             stuck.stop_reading()
             with pytest.raises(RequestTimeout):
                 await client.send_request_headers("waf", get(), timeout=0.01)
