@@ -49,10 +49,11 @@ run: $(app)/.wheels ## run shardgate with its defaults in the foreground; Ctrl-C
 ## Check
 
 .PHONY: test
-# Two at a time: most tests wait for processes, and one run keeps less than one core busy.
+# Two at a time: most tests wait for processes, and one run keeps less than one core busy. Each takes a half of the
+# suite and then what the other has left: tests that share a product stay together, and neither idles at the end.
 test: $(app)/.tests $(root)/.copied ## run the whole test suite against the built wheels
 	@cd $(root) && exec env TESTED_DISTRIBUTIONS=$(dist) HYPOTHESIS_STORAGE_DIRECTORY=$(build)/hypothesis \
-		$(app)/bin/python -m pytest -n 2 $(ARGS)
+		$(app)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 .PHONY: lint
 lint: $(check)/.tools ## ruff's rules and format, mypy --strict; changes nothing
