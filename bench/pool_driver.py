@@ -18,8 +18,8 @@ import uvloop
 from bench.closed_loop import AGENT_ID, NotTheAnswerError, Run, Sample, converse, echo_in
 from dialout import Decision, acceptance_frame, parse_registration, scan_first_frame
 from ipc import process
-from ipc.handoff import Offer
 from ipc.logs import configure
+from ipc.messages import Offer
 from ipc.version import __version__
 from shards.calls import Call, Exchange, Outcome
 from shards.pool import AgentPool

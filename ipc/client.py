@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dialout import ErrorCode
-from ipc.handoff import Offer
+from ipc.messages import Offer
 
 Probe = Callable[[str], object]
 """Has a pool look at an agent's connections (agent id) and close those that are gone."""

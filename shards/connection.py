@@ -31,7 +31,7 @@ from dialout import (
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
-from ipc.handoff import Established, Offer
+from ipc.messages import Established, Offer
 from shards.calls import Call, Outcome
 from shards.stream import Stream
 

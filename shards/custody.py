@@ -7,7 +7,8 @@ agents in whom nobody ever answers.
 
 from collections.abc import Sequence
 
-from ipc.handoff import KeptListener, close_all
+from ipc.handoff import close_all
+from ipc.messages import KeptListener
 
 
 class Custody:

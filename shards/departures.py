@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from ipc.handoff import BATCH_BYTES, MAX_BATCH, MoveOut, Moving, Offer, leave_ticket
+from ipc.messages import BATCH_BYTES, MAX_BATCH, MoveOut, Moving, Offer
+from ipc.tickets import leave_ticket
 from shards.connection import Connection
 from shards.pool import AgentPool
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from dialout import ErrorCode, rejection_frame
 from ipc.events import Gone
-from ipc.handoff import (
+from ipc.handoff import HandoffChannel, close_all
+from ipc.logs import get_logger
+from ipc.messages import (
     Commit,
     Declined,
     Entrust,
-    HandoffChannel,
     Hello,
     Kept,
     Message,
@@ -25,11 +26,9 @@ from ipc.handoff import (
     Revoke,
     Staying,
     TakeBack,
-    close_all,
-    take_ticket,
 )
-from ipc.logs import get_logger
 from ipc.process import DescriptorBudget
+from ipc.tickets import take_ticket
 from ipc.version import __version__
 from shards.custody import Custody
 from shards.departures import Departures

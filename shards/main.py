@@ -8,7 +8,7 @@ import time
 
 import uvloop
 
-from ipc import events, handoff, process
+from ipc import events, handoff, messages, process
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
@@ -67,7 +67,7 @@ class Shard:
         self._intake = Intake(
             handoff.listen(rundir.shard_handoff(shard)),
             self._pool,
-            handoff.Hello(shard, epoch, os.getpid()),
+            messages.Hello(shard, epoch, os.getpid()),
             self._orphaned,
             self._closed,
         )
@@ -80,7 +80,7 @@ class Shard:
                 "shard": shard,
                 "pid": os.getpid(),
                 "epoch": epoch,
-                "handoff": handoff.VERSION[0],
+                "handoff": messages.VERSION[0],
                 "report": self.report(),
             },
             "agents": lambda args: self._pool.list_agents(

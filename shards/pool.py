@@ -23,8 +23,8 @@ from dialout.proxy.errors import (
 )
 from ipc import peers
 from ipc.events import CloseCode, Gone
-from ipc.handoff import Offer
 from ipc.logs import get_logger
+from ipc.messages import Offer
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
 from shards.affinity import RecentTable

@@ -29,7 +29,7 @@ from dialout.proxy.errors import BadRequest, CannotReceive, PoolError, ShuttingD
 from dialout.proxy.pool_response import Response
 from dialout.proxy.wire import Answer
 from ipc.client import AcceptedClient, ClientGone, WrongAgent
-from ipc.handoff import Offer
+from ipc.messages import Offer
 from shards.calls import Call, Exchange, Outcome
 from shards.connection import Connection
 from shards.requests import Requests

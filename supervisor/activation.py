@@ -10,8 +10,8 @@ import os
 import socket
 from collections.abc import MutableMapping
 
-from ipc.handoff import KeptListener
 from ipc.logs import get_logger, printable
+from ipc.messages import KeptListener
 from supervisor.config.model import TcpAddress
 from supervisor.listeners import ListenError, identity
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipc import handoff
-from ipc.handoff import Entrust, HandoffChannel, Hello, Kept, KeptListener, Message, TakeBack
+from ipc.handoff import HandoffChannel
 from ipc.logs import get_logger
+from ipc.messages import Entrust, Hello, Kept, KeptListener, Message, TakeBack
 from ipc.rundir import RuntimeDir
 from supervisor.care import KILL_AFTER, REPLACE_AFTER
 from supervisor.config.model import Config

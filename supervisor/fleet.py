@@ -13,8 +13,9 @@ import msgspec
 from ipc import events, handoff
 from ipc.bus import Bus
 from ipc.events import CloseCode
-from ipc.handoff import HandoffChannel, Hello, Message, Moving, Staying
+from ipc.handoff import HandoffChannel
 from ipc.logs import get_logger
+from ipc.messages import Hello, Message, Moving, Staying
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState

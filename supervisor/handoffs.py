@@ -22,12 +22,14 @@ from itertools import islice
 from time import monotonic
 
 from dialout import ErrorCode, Rejection
-from ipc.handoff import (
+from ipc.handoff import HandoffChannel
+from ipc.histogram import Histogram
+from ipc.logs import get_logger
+from ipc.messages import (
     MAX_BATCH,
     Commit,
     Declined,
     Entrust,
-    HandoffChannel,
     KeptListener,
     Message,
     MoveOut,
@@ -36,8 +38,6 @@ from ipc.handoff import (
     Refuse,
     Revoke,
 )
-from ipc.histogram import Histogram
-from ipc.logs import get_logger
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
 from supervisor.links import Batch, ShardLink, next_batch

@@ -3,7 +3,8 @@
 from collections import deque
 from typing import NamedTuple
 
-from ipc.handoff import BATCH_BYTES, MAX_BATCH, HandoffChannel, Offer
+from ipc.handoff import HandoffChannel
+from ipc.messages import BATCH_BYTES, MAX_BATCH, Offer
 from supervisor.newcomer import Newcomer
 
 ANSWER_TIMEOUT = 0.5

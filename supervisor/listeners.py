@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ipc.handoff import KeptListener, close_all
+from ipc.handoff import close_all
+from ipc.messages import KeptListener
 from ipc.peers import borrowed
 from ipc.rundir import UNIX_PATH_MAX
 from ipc.status import ListenerRow

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
-from ipc.handoff import MoveOut, Moving, Staying, close_all
+from ipc.handoff import close_all
 from ipc.histogram import Histogram
 from ipc.logs import get_logger
+from ipc.messages import MoveOut, Moving, Staying
 from supervisor.handoffs import Handoffs
 from supervisor.ledger import Ledger
 from supervisor.newcomer import Mover

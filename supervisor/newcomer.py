@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dialout import Registration, acceptance_frame, answer_type_for
 from ipc import peers
-from ipc.handoff import Offer
+from ipc.messages import Offer
 from ipc.version import __version__
 
 METADATA_KEPT = 4096

@@ -13,8 +13,9 @@ import uvloop
 
 from ipc import process
 from ipc.bus import close_context
-from ipc.handoff import KeptListener, close_all
+from ipc.handoff import close_all
 from ipc.logs import configure, flush, get_logger
+from ipc.messages import KeptListener
 from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.status_dir import create_status_dir
 from supervisor.activation import take_passed

@@ -1,4 +1,4 @@
-"""Replacing the supervisor while agents notice nothing: both ends of it, in the order of `ipc.handoff.TakeOver`.
+"""Replacing the supervisor while agents notice nothing: both ends of it, in the order of `ipc.messages.TakeOver`.
 
 The old supervisor ends only when the new one serves. Until then it keeps copies of all that it has given away, the lock
 included, and goes on with them when the new one dies. One that hangs is ended: never are there two.
@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ipc import handoff, peers, query
-from ipc.handoff import (
+from ipc import handoff, messages, peers, query
+from ipc.handoff import HandoffChannel, close_all
+from ipc.logs import get_logger
+from ipc.messages import (
     BATCH_BYTES,
     MAX_BATCH,
     HandingOver,
-    HandoffChannel,
     Handshake,
     Inheritance,
     Kept,
@@ -27,9 +28,7 @@ from ipc.handoff import (
     Taken,
     TakeOver,
     Unregistered,
-    close_all,
 )
-from ipc.logs import get_logger
 from ipc.rundir import RuntimeDir, RuntimeDirBusy
 from supervisor.newcomer import Newcomer
 from supervisor.processes import Process, hold, start_successor
@@ -163,10 +162,10 @@ def check_shards(rundir: RuntimeDir) -> None:
     paths = {rundir.shard_query(shard): shard for shard in rundir.recorded_shards()}
     for path, answer in query.ask_many(paths, "status").items():
         theirs = answer.get("handoff") if isinstance(answer, dict) else None
-        if theirs != handoff.VERSION[0]:
+        if theirs != messages.VERSION[0]:
             raise TakeoverRefused(
-                f"shard {paths[path]} speaks version {theirs} of the handoff, this is version {handoff.VERSION[0]}: its"
-                " agents would have to reconnect; stop the supervisor and start this one when that is acceptable"
+                f"shard {paths[path]} speaks version {theirs} of the handoff, this is version {messages.VERSION[0]}:"
+                " its agents would have to reconnect; stop the supervisor and start this one when that is acceptable"
             )
 
 

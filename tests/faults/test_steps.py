@@ -23,7 +23,7 @@ from support.interposer import BusFaults, Interposer, Seen
 from bench.kernel import descriptors, ends_by_process
 from bench.world import Account, World
 from ipc import query
-from ipc.handoff import Commit, Message, MoveOut, Moving, Prepare, Prepared, Revoke
+from ipc.messages import Commit, Message, MoveOut, Moving, Prepare, Prepared, Revoke
 from ipc.process import DescriptorBudget
 
 ALL = os.environ.get("SHARDGATE_FAULTS", "")

@@ -19,16 +19,15 @@ from hypothesis import strategies as st
 from support.product import environment
 
 from dialout import Capabilities, Dialect, HealthState
-from ipc import handoff
-from ipc.handoff import (
+from ipc import handoff, messages, tickets
+from ipc.handoff import RECEIVE_BUDGET, HandoffChannel
+from ipc.messages import (
     MAX_BATCH,
-    RECEIVE_BUDGET,
     ChannelError,
     Commit,
     Declined,
     Entrust,
     Established,
-    HandoffChannel,
     Hello,
     Kept,
     KeptListener,
@@ -109,7 +108,7 @@ SHARD = """
 import asyncio, fcntl, json, os, socket, sys
 from pathlib import Path
 import uvloop
-from ipc import handoff
+from ipc import handoff, messages, tickets
 
 
 async def main():
@@ -258,8 +257,8 @@ LIMITED = """
 import asyncio, os, resource, socket, sys
 from pathlib import Path
 import uvloop
-from ipc import handoff
-from ipc.handoff import Commit, Hello, Prepare, Prepared, Revoke
+from ipc import handoff, messages, tickets
+from ipc.messages import Commit, Hello, Prepare, Prepared, Revoke
 
 UNLIMITED = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -561,8 +560,9 @@ IN_FLIGHT = """
 import asyncio, errno, json, resource, socket, time
 import array, os, sys
 import uvloop
-from ipc import handoff
-from ipc.handoff import HandoffChannel, Prepare, decode, encode
+from ipc import handoff, messages, tickets
+from ipc.handoff import HandoffChannel
+from ipc.messages import Prepare, decode, encode
 
 TOTAL = 40
 OFFERS = decode(bytes.fromhex(sys.argv[1])).offers
@@ -655,7 +655,7 @@ RECEIVER = """
 import asyncio, sys, time
 from pathlib import Path
 import uvloop
-from ipc import handoff
+from ipc import handoff, messages, tickets
 
 
 async def main():
@@ -703,8 +703,8 @@ def test_a_killed_receiver_is_lost_once_and_leaves_no_copy(loop: Any, folder: Pa
 SENDER = """
 import socket, sys, time
 from pathlib import Path
-from ipc import handoff
-from ipc.handoff import Commit, encode
+from ipc import handoff, messages, tickets
+from ipc.messages import Commit, encode
 
 sock = handoff.connect(Path(sys.argv[1]))
 socket.send_fds(sock, [bytes.fromhex(sys.argv[2])], [int(fd) for fd in sys.argv[3].split(",")])
@@ -863,7 +863,7 @@ def test_connect_fails_at_once_when_nobody_listens_or_nobody_accepts(folder: Pat
 
 TAKER = """
 import os, sys
-from ipc.handoff import take_ticket
+from ipc.tickets import take_ticket
 fd, transport, ticket = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -889,13 +889,13 @@ def connected(transport: str) -> Iterator[int]:
 def test_ticket_is_taken_once_through_whichever_copy(transport: str) -> None:
     with connected(transport) as fd:
         copy = os.dup(fd)
-        ticket = handoff.leave_ticket(fd, transport)
-        assert not handoff.take_ticket(copy, transport, ticket + 1)
-        assert handoff.take_ticket(copy, transport, ticket)
-        assert not handoff.take_ticket(fd, transport, ticket)
-        newer = handoff.leave_ticket(copy, transport)
-        assert not handoff.take_ticket(fd, transport, ticket), "that of an earlier move"
-        assert handoff.take_ticket(fd, transport, newer)
+        ticket = tickets.leave_ticket(fd, transport)
+        assert not tickets.take_ticket(copy, transport, ticket + 1)
+        assert tickets.take_ticket(copy, transport, ticket)
+        assert not tickets.take_ticket(fd, transport, ticket)
+        newer = tickets.leave_ticket(copy, transport)
+        assert not tickets.take_ticket(fd, transport, ticket), "that of an earlier move"
+        assert tickets.take_ticket(fd, transport, newer)
         with pytest.raises(BlockingIOError):
             os.read(fd, 1)
         os.close(copy)
@@ -904,7 +904,7 @@ def test_ticket_is_taken_once_through_whichever_copy(transport: str) -> None:
 @pytest.mark.parametrize("transport", ["uds", "tcp"])
 def test_one_of_many_processes_gets_the_ticket_even_when_the_one_that_left_it_is_gone(transport: str) -> None:
     with connected(transport) as fd:
-        leaver = "import sys; from ipc.handoff import leave_ticket; print(leave_ticket(int(sys.argv[1]), sys.argv[2]))"
+        leaver = "import sys; from ipc.tickets import leave_ticket; print(leave_ticket(int(sys.argv[1]), sys.argv[2]))"
         done = subprocess.run(
             [sys.executable, "-c", leaver, str(fd), transport],
             env=environment(), pass_fds=[fd], capture_output=True, text=True, check=True,
@@ -953,7 +953,7 @@ kept_listeners = st.lists(
     ),
     max_size=3,
 )  # fmt: skip
-messages: st.SearchStrategy[Message] = st.one_of(
+any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, shard=numbers, epoch=texts, pid=numbers),
     st.builds(Prepare, batch=numbers, offers=st.lists(offers, max_size=3)),
     st.builds(Commit, numbers=st.lists(numbers)),
@@ -970,7 +970,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
 )
 
 
-@given(messages)
+@given(any_message)
 def test_decoding_what_was_encoded_gives_the_message(message: Message) -> None:
     assert decode(encode(message)) == message
     # The channel's buffer is used again for the next message.
@@ -981,7 +981,7 @@ def test_decoding_what_was_encoded_gives_the_message(message: Message) -> None:
     assert type(decoded) is type(message)
 
 
-@given(st.one_of(st.binary(max_size=60), st.binary(max_size=60).map(lambda data: handoff.VERSION + data)))
+@given(st.one_of(st.binary(max_size=60), st.binary(max_size=60).map(lambda data: messages.VERSION + data)))
 @example(b"")
 @example(b"\x02\x94\x00\x00\xa1\xff\x01")
 @example(b"\x02\x95\x00\x00\xa0\x01" + b"\x91" * 100_000)
@@ -990,7 +990,7 @@ def test_decoding_any_bytes_raises_channel_error_or_gives_a_message(data: bytes)
         assert isinstance(decode(data), Message)
 
 
-@given(messages, st.data())
+@given(any_message, st.data())
 def test_decoding_a_damaged_message_raises_channel_error_or_gives_a_message(message: Message, data: Any) -> None:
     encoded = bytearray(encode(message))
     position = data.draw(st.integers(0, len(encoded) - 1))

@@ -20,7 +20,7 @@ from support.serving import ServingAgent
 from support.waiting import wait_for
 
 from dialout import ALLOWED, Dialect
-from ipc import handoff
+from ipc import handoff, messages
 from ipc.rundir import RuntimeDir
 from supervisor import custody
 from supervisor.config.model import Config
@@ -257,8 +257,8 @@ def test_stop_ends_orphans_with_what_they_keep(start_product: StartProduct) -> N
 
 FOREIGN = """
 import runpy, sys
-import ipc.handoff
-ipc.handoff.VERSION = b"\\xfe"
+import ipc.messages
+ipc.messages.VERSION = b"\\xfe"
 runpy.run_module("shards", run_name="__main__")
 """
 
@@ -280,9 +280,9 @@ def test_shard_of_another_version_is_drained_and_replaced(start_product: StartPr
         wait_for(lambda: rundir.read_shard(0), "the shard's record", timeout=20)
         with socket.create_server(("127.0.0.1", 0)) as listener, handoff.connect(rundir.shard_handoff(0)) as channel:
             address = listener.getsockname()
-            entrust = handoff.Entrust([handoff.KeptListener("tcp", f"127.0.0.1:{address[1]}")], 600.0)
+            entrust = messages.Entrust([messages.KeptListener("tcp", f"127.0.0.1:{address[1]}")], 600.0)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()]))
-            channel.sendmsg([b"\xfe" + handoff.encode(entrust)[1:]], [rights])
+            channel.sendmsg([b"\xfe" + messages.encode(entrust)[1:]], [rights])
         assert not is_refused(address)
         if found == "later":
             # It cannot be asked by the one who starts, and is met by the fleet.

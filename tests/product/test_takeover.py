@@ -33,7 +33,7 @@ AGENTS = int(os.environ.get("SHARDGATE_TEST_AGENTS", "300"))
 def patched(code: str) -> tuple[str, ...]:
     """What stands in front of ``python -P -m shardgate …`` to run it with *code* before: faults at named steps."""
     script = (
-        "import os, sys, signal\nimport supervisor.takeover as takeover, ipc.handoff as handoff\n"
+        "import os, sys, signal\nimport supervisor.takeover as takeover, ipc.messages as messages\n"
         f"{code}\nimport shardgate\nsys.argv = sys.argv[4:]\nsys.exit(shardgate.main())"
     )
     return (sys.executable, "-P", "-c", script)
@@ -348,7 +348,7 @@ def test_bad_configuration_never_gets_as_far_as_asking(
 
 def test_shards_that_the_new_code_cannot_adopt_are_no_takeover(held: tuple[Product, Callable[[], None]]) -> None:
     product, check = held
-    status, output = ended(new_one(product, code="handoff.VERSION = b'\\xfe'"))
+    status, output = ended(new_one(product, code="messages.VERSION = b'\\xfe'"))
     assert (status, "version 254" in output) == (5, True), output
     assert "handing over" not in product.log.read_text()
     check()

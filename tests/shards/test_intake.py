@@ -22,8 +22,8 @@ from dialout import (
     encode_frame,
     parse_registration_response,
 )
-from ipc import handoff, query
-from ipc.handoff import Commit, Declined, Hello, Message, Offer, Prepare, Prepared, Refuse, Revoke
+from ipc import handoff, messages, query
+from ipc.messages import Commit, Declined, Hello, Message, Offer, Prepare, Prepared, Refuse, Revoke
 from ipc.process import DescriptorBudget
 from ipc.rundir import RuntimeDir
 
@@ -52,12 +52,12 @@ class Shard:
 
     def receive(self) -> Message:
         """The next message from the shard."""
-        return handoff.decode(self.channel.recv(handoff.MAX_MESSAGE))
+        return messages.decode(self.channel.recv(messages.MAX_MESSAGE))
 
     def send(self, message: Message, *descriptors: int) -> None:
         """Send a message with descriptors."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        self.channel.sendmsg([handoff.encode(message)], ancillary)
+        self.channel.sendmsg([messages.encode(message)], ancillary)
 
     def prepare(self, *numbers: int, residue: bytes = b"", dialect: Dialect = Dialect.SDK) -> list[socket.socket]:
         """Prepare one connection for each number; returns the agents' ends. No copy of the others is kept."""

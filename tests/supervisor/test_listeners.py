@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.product import short_folder
 
-from ipc.handoff import KeptListener
+from ipc.messages import KeptListener
 from supervisor.config.model import Config, TcpAddress
 from supervisor.listeners import Address, Listener, ListenError, assign, has_its_path, open_all, wanted
 

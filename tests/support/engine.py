@@ -25,7 +25,7 @@ from dialout import (
     encode_frame,
 )
 from dialout.proxy.errors import PoolError
-from ipc.handoff import Offer
+from ipc.messages import Offer
 from ipc.options import PoolOptions
 from shards.calls import Call, Exchange, Outcome
 from shards.pool import AgentPool

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import zmq
 
-from ipc import handoff
-from ipc.handoff import MAX_MESSAGE, Message
+from ipc import handoff, messages
+from ipc.messages import MAX_MESSAGE, Message
 from ipc.rundir import RuntimeDir
 
 LOOK_MS = 3
@@ -240,7 +240,7 @@ class Interposer:
 
     def _tell(self, pipe: _Pipe, data: bytes, when: str) -> None:
         if self.watch is not None:
-            self.watch(Seen(pipe.shard, pipe.to_shard, handoff.decode(data)), when)
+            self.watch(Seen(pipe.shard, pipe.to_shard, messages.decode(data)), when)
 
     def _end(self, pipe: _Pipe) -> None:
         """One end is gone: what it has sent is passed on, and the other one told."""
