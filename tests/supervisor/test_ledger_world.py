@@ -17,6 +17,9 @@ from supervisor.ledger import Ledger
 
 AGENTS = ("waf", "auth", "geo")
 SHARDS = (0, 1, 2)
+
+MOST_ROUNDS = 200
+"""In which everything under way has arrived; it takes a handful."""
 agents = st.sampled_from(AGENTS)
 shards = st.sampled_from(SHARDS)
 limits = st.integers(1, 4)
@@ -117,16 +120,20 @@ class Shard:
             if what == "commit" and not self.go_on_with(number, moving):
                 self.tell(Closed(number, agent_id))
         elif self.prepared.pop(number, None) is not None and what == "commit":
-            self.live[number] = agent_id
+            self.serve(number, agent_id)
 
     def go_on_with(self, number: int, moving: Moving) -> bool:
         """Serve a member that has moved here, or one that was to move; False when another shard does."""
         if not self.kernel.take_ticket(number, moving.ticket):
             return False
-        self.live[number] = moving.agent_id
+        self.serve(number, moving.agent_id)
+        return True
+
+    def serve(self, number: int, agent_id: str) -> None:
+        """Serve a connection, whose end is seen at once if its agent has closed it meanwhile."""
+        self.live[number] = agent_id
         if number in self.kernel.hung_up:
             self.end(number)
-        return True
 
     def lose_supervisor(self) -> None:
         """Read what it has sent, and go on with what was to move."""
@@ -254,19 +261,29 @@ class World:
         self.send(mover.source, "commit", number, mover.agent_id)
 
     def hang_up(self, shard: int, number: int) -> None:
-        """The agent closes a connection that *shard* serves, or holds while it moves."""
+        """The agent closes a connection that *shard* serves, or holds while it moves: who serves it sees that."""
         self.kernel.hung_up.add(number)
         self.members.pop(number, None)
-        if number in self.shards[shard].live:
-            self.shards[shard].end(number)
+        for ours in self.shards.values():
+            if number in ours.live:
+                ours.end(number)
 
     def holds_a_copy(self, shard: int, number: int) -> bool:
-        """Whether *shard* has a copy of a member, or will have, and nobody has told it to close that."""
+        """Whether *shard* serves a member, or could: it has a copy, or will have, and nobody has told it to close that.
+
+        A copy without the ticket is worth nothing: somebody else has served the connection since it was made.
+        """
         ours = self.shards[shard]
-        messages = [what for what, n, _, _ in ours.handoff if n == number]
-        if "revoke" in messages and messages[-1] != "prepare a member":
+        if number in ours.live:
+            return True
+        messages = [(what, ticket) for what, n, _, ticket in ours.handoff if n == number]
+        words = [what for what, _ in messages]
+        if "revoke" in words and words[-1] != "prepare a member":
             return False
-        return number in ours.live or number in ours.moving or "prepare a member" in messages
+        copies = [ticket for what, ticket in messages if what == "prepare a member"]
+        if number in ours.moving:
+            copies.append(ours.moving[number].ticket)
+        return self.kernel.tickets.get(number) in copies
 
     # Deaths.
 
@@ -391,11 +408,14 @@ class World:
         for _ in range(3 if self.a_command_was_lost else 1):
             for shard in self.shards.values():
                 shard.beat()
+            rounds = 0
             while (
                 self.prepared()
                 or self.movers
                 or any(s.handoff or s.upward or s.commands or s.events for s in self.shards.values())
             ):
+                rounds += 1
+                assert rounds < MOST_ROUNDS, "it never comes to rest"
                 for number in self.shards:
                     self.let_arrive(number)
 
