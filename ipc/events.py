@@ -73,6 +73,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """All that the shard holds, in answer to request *request*. Pairs of number and agent id.
 
     *prepared* are newcomers without their commit, *moving* members on their way to another shard, or from one.
+    Of the latter the shard has sent the descriptors: those are the numbers in *let_go*.
     """
 
     sequence: int
@@ -80,6 +81,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
     live: list[tuple[int, str]]
     prepared: list[tuple[int, str]]
     moving: list[tuple[int, str]]
+    let_go: list[int] = []
 
 
 class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):

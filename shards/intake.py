@@ -87,6 +87,11 @@ class Intake:
         """Those among the prepared that are on their way between two shards: pairs of number and agent id."""
         return [(n, offer.agent_id) for n, (offer, _) in self.prepared.items() if offer.state is not None]
 
+    @property
+    def let_go(self) -> list[int]:
+        """Those of `moving` that were members here."""
+        return [number for number in self._departing if number in self.prepared]
+
     def retire(self) -> None:
         """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
         self.custody.close()

@@ -200,6 +200,7 @@ class Shard:
                 [(number, connection.agent.agent_id) for number, connection in self._pool.connections.items()],
                 [(n, offer.agent_id) for n, (offer, _) in self._intake.prepared.items() if offer.state is None],
                 self._intake.moving,
+                self._intake.let_go,
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)

@@ -611,8 +611,13 @@ class Fleet:
             self._journal.adopted(shard, after - before)
         self._log.info("ledger reconciled", shard=shard, connections=len(event.live), changed=changed)
         self._found += [(shard, number, agent_id) for number, agent_id in event.prepared if number < self._first_number]
+        # What was let go of, and has its slot here still, is in a message on the channel, which the bus has overtaken.
+        here = {number for number, _ in self._ledger.live_numbers(shard)} if event.let_go else set()
+        coming = here.intersection(event.let_go)
         self._found += [
-            (shard, number, agent_id) for number, agent_id in event.moving if not self._handoffs.is_moving(number)
+            (shard, number, agent_id)
+            for number, agent_id in event.moving
+            if number not in coming and not self._handoffs.is_moving(number)
         ]
         self._adrift.update(number for number, _ in event.moving)
         self._look_whether_ready()

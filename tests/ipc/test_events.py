@@ -51,7 +51,7 @@ reports = st.builds(
 all_events = st.one_of(
     st.builds(Closed, numbers, st.lists(gone, max_size=4)),
     st.builds(Heartbeat, numbers, reports),
-    st.builds(Snapshot, numbers, numbers, connections, connections, connections),
+    st.builds(Snapshot, numbers, numbers, connections, connections, connections, st.lists(numbers, max_size=4)),
     st.builds(Probed, numbers, numbers),
     st.builds(DirectoryRequest, numbers),
 )
