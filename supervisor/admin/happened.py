@@ -2,9 +2,9 @@
 
 import msgspec
 
-from supervisor.cli.event_text import what
 from supervisor.history import History
 from supervisor.history_rows import NO_SHARD
+from supervisor.history_words import what
 
 SHOWN = 14
 

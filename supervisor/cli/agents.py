@@ -6,6 +6,7 @@ import msgspec
 from ipc import query
 from ipc.rundir import RuntimeDir
 from ipc.status import AgentRow
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.cli.output import Cell, Column
@@ -69,7 +70,7 @@ def command(
         click.echo(output.table(_COLUMNS, map(_cells, rows), output.terminal_width(), colour=colour))
     else:
         of_kind = "unhealthy agent" if unhealthy else "agent"
-        output.note(f"no {of_kind} matches {output.safe(pattern)}" if pattern else f"no {of_kind} is connected")
+        output.note(f"no {of_kind} matches {words.safe(pattern)}" if pattern else f"no {of_kind} is connected")
     asking.warn_of_silence(pages.silent, timeout)
 
 
@@ -81,7 +82,7 @@ def _limit(rundir: RuntimeDir, timeout: float) -> int | None:
 
 def _cells(row: AgentRow) -> list[Cell]:
     return [
-        Cell(output.safe(row.agent_id)),
+        Cell(words.safe(row.agent_id)),
         Cell(f"{row.connections:,}"),
         Cell("-" if row.limit is None else f"{row.limit:,}"),
         Cell(f"{row.in_flight:,}"),

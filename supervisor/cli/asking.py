@@ -14,8 +14,8 @@ from ipc import bus, query
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardState
 from supervisor.cli.errors import CommandError, ExitCode
-from supervisor.cli.output import safe
 from supervisor.merge import RecordedShard, ShardAnswer, Status, merge_status
+from supervisor.words import safe
 
 PAGE = 1000
 """Entries asked for at a time: a shard encodes that many in a few milliseconds, between which it serves."""

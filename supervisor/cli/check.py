@@ -8,11 +8,12 @@ import click
 from ipc.schema import SCHEMA
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option
-from supervisor.cli.output import count, note, print_json, safe
+from supervisor.cli.output import note, print_json
 from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config
 from supervisor.config.model import Config, Token, format_duration
 from supervisor.config.tokens import load_tokens
+from supervisor.words import count, safe
 
 
 @click.command(

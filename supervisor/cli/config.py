@@ -8,6 +8,7 @@ import msgspec
 
 from ipc.rundir import RuntimeDir, default_runtime_dir
 from ipc.schema import SCHEMA
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -74,7 +75,7 @@ def show(file: str | None, effective: bool, rundir: RuntimeDir, as_json: bool, t
         return ExitCode.OK
     notes = {s.node: _note(s, shown) for s in found if effective or _origin(s, shown) != "default"}
     for line in as_kdl(found, notes, only_noted=True):
-        click.echo(output.safe(line, 4096))
+        click.echo(words.safe(line, 4096))
     return ExitCode.OK
 
 

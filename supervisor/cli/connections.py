@@ -5,6 +5,7 @@ import msgspec
 
 from ipc.rundir import RuntimeDir
 from ipc.status import ConnectionRow
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.cli.output import Cell, Column
@@ -58,13 +59,13 @@ def command(
 def _cells(row: ConnectionRow) -> list[Cell]:
     metadata = "" if row.metadata is None else msgspec.json.encode(row.metadata).decode()
     return [
-        Cell(output.safe(row.connection_id)),
-        Cell(output.safe(row.agent_id)),
+        Cell(words.safe(row.connection_id)),
+        Cell(words.safe(row.agent_id)),
         Cell(str(row.shard)),
-        Cell(output.safe(row.transport)),
-        Cell(output.safe(row.peer)),
-        Cell(output.safe(row.dialect)),
+        Cell(words.safe(row.transport)),
+        Cell(words.safe(row.peer)),
+        Cell(words.safe(row.dialect)),
         Cell(row.connected_at),
         Cell(f"{row.in_flight:,}"),
-        Cell(output.safe(metadata, 60)),
+        Cell(words.safe(metadata, 60)),
     ]

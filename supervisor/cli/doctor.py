@@ -15,6 +15,7 @@ from ipc import bus, query
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.version import __version__
+from supervisor import words
 from supervisor.cli import output
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option
@@ -67,10 +68,10 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
     colour = output.use_colour()
     for finding in found:
         level = output.styled(f"{finding.level.value:<8}", _COLOURS[finding.level], enabled=colour)
-        click.echo(f"{level} {finding.about}: {output.safe(finding.found, 1000)}")
+        click.echo(f"{level} {finding.about}: {words.safe(finding.found, 1000)}")
         if finding.do:
-            click.echo(f"         {output.safe(finding.do, 1000)}")
-    click.echo(output.count("problem", problems) if problems else "no problem")
+            click.echo(f"         {words.safe(finding.do, 1000)}")
+    click.echo(words.count("problem", problems) if problems else "no problem")
     return ExitCode.FAILED if problems else ExitCode.OK
 
 

@@ -4,9 +4,11 @@ import datetime as dt
 from typing import Any
 
 from ipc.schema import SCHEMA
-from supervisor.cli.output import Cell, Column, duration, safe
+from supervisor.cli.output import Cell, Column
 from supervisor.history_rows import NO_SHARD, Event
+from supervisor.history_words import what
 from supervisor.merge import rfc3339
+from supervisor.words import safe
 
 COLUMNS = (
     Column("TIME"),
@@ -48,30 +50,6 @@ def event_cells(event: Event) -> list[Cell]:
         Cell("-" if event.shard == NO_SHARD else str(event.shard)),
         Cell(what(event)),
     ]
-
-
-def what(event: Event) -> str:
-    """What an event says beside its kind."""
-    text = safe(event.text, 200)
-    if event.kind == "registered":
-        return f"after {1000 * event.seconds:.0f} ms"
-    if event.kind == "closed":
-        after = f", after {duration(event.seconds)}" if event.seconds else ""
-        more = "" if _says_the_same(text, event.code) else f": {text}"
-        return f"{safe(event.code)}{after}{more}"
-    return with_code(event.code, event.text) + (f" (from {safe(event.peer)})" if event.peer else "")
-
-
-def with_code(code: str, text: str) -> str:
-    """A text behind its code, where it does not begin with the same words."""
-    if text and _says_the_same(text, code):
-        return safe(text, 200)
-    return ": ".join(filter(None, (safe(code), safe(text, 200))))
-
-
-def _says_the_same(text: str, code: str) -> bool:
-    """Whether a text says nothing, or begins with the words of its code."""
-    return not text or text.lower().startswith(code.replace("_", " "))
 
 
 def local_time(seconds: float) -> str:

@@ -10,7 +10,7 @@ from supervisor.answer_rows import Kicked, Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
-from supervisor.cli.output import count, safe
+from supervisor.words import count, safe
 
 _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.02

@@ -6,6 +6,7 @@ import msgspec
 from ipc.log_levels import LEVEL_NAMES
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -35,7 +36,7 @@ def command(level: str, rundir: RuntimeDir, as_json: bool, timeout: float) -> in
     if as_json:
         output.print_json({"schema": SCHEMA, "level": answer.level, "shards_silent": answer.shards_silent})
     else:
-        click.echo(f"log level is {output.safe(answer.level)}")
+        click.echo(f"log level is {words.safe(answer.level)}")
     if answer.shards_silent:
         names = ", ".join(map(str, answer.shards_silent))
         raise CommandError(ExitCode.FAILED, f"shard {names} could not be told, and is when it comes back")

@@ -13,7 +13,7 @@ import click
 from ipc.version import __version__
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples
-from supervisor.cli.output import count
+from supervisor.words import count
 
 
 @click.command(

@@ -11,6 +11,7 @@ from ipc import query
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.status import OperationRow
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -89,7 +90,7 @@ def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int
     The number in the configuration is not changed: it is the one that the next supervisor begins with.
     """
     order = {"what": "scale", "number": shards, "seconds": timeout}
-    done = f"there {'is' if shards == 1 else 'are'} {output.count('shard', shards)}"
+    done = f"there {'is' if shards == 1 else 'are'} {words.count('shard', shards)}"
     return _operate(rundir, order, 2 * timeout, done, as_json=as_json)
 
 
@@ -122,7 +123,7 @@ def _show_plan(moves: list[_Move], *, as_json: bool) -> None:
     for move in moves:
         between[move.source, move.target] = between.get((move.source, move.target), 0) + 1
     for (source, target), n in sorted(between.items()):
-        click.echo(f"{output.count('connection', n)} from shard {source} to shard {target}")
+        click.echo(f"{words.count('connection', n)} from shard {source} to shard {target}")
     if not moves:
         click.echo("nothing to move")
 
@@ -148,7 +149,7 @@ def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, done:
     else:
         click.echo(_summary(row) if row.error else f"{done}; {_summary(row)}")
     if row.error is not None:
-        raise CommandError(ExitCode.FAILED, output.safe(row.error, 500))
+        raise CommandError(ExitCode.FAILED, words.safe(row.error, 500))
     return ExitCode.TIMED_OUT if row.left else ExitCode.OK
 
 
@@ -167,7 +168,7 @@ def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
 
 
 def _summary(row: OperationRow) -> str:
-    parts = [f"{output.count('connection', row.moved)} moved" if row.moved or row.left else "nothing to move"]
+    parts = [f"{words.count('connection', row.moved)} moved" if row.moved or row.left else "nothing to move"]
     if row.p50_ms is not None:
         parts.append(f"each within {row.p50_ms:.1f} ms (median), {row.longest_ms:.1f} ms (longest)")
     if row.left:

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-_LONGEST_TEXT = 128
-
 
 class Column(NamedTuple):
     """A column: its heading, whether it holds numbers, and how it gives way in a terminal that is too narrow.
@@ -34,16 +32,6 @@ class Cell(NamedTuple):
 
     text: str
     colour: str | None = None
-
-
-def safe(text: str, limit: int = _LONGEST_TEXT) -> str:
-    """*text* with everything escaped that is not printable ASCII, at most *limit* characters of it."""
-    if len(text) <= limit and text.isascii() and text.isprintable():
-        return text
-    # Rare, and the module brings structlog along, which costs as much time as all the rest of a command.
-    from ipc.logs import printable
-
-    return printable(text, limit)
 
 
 def use_colour() -> bool:
@@ -97,37 +85,6 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int 
 def styled(text: str, colour: str | None, *, enabled: bool) -> str:
     """*text* in a colour where colours are enabled."""
     return click.style(text, fg=colour) if colour and enabled else text
-
-
-def duration(seconds: float) -> str:
-    """A time for people, in its two largest units: ``42 s``, ``5 m 07 s``, ``3 h 20 m``, ``12 d 4 h``."""
-    if 0 < seconds < 1:
-        return f"{seconds:.1f} s"
-    whole = int(seconds)
-    minutes, s = divmod(whole, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days} d {h} h"
-    if hours:
-        return f"{h} h {m:02} m"
-    return f"{m} m {s:02} s" if minutes else f"{s} s"
-
-
-def size(number: float) -> str:
-    """A number of bytes for people: ``812 B``, ``34.1 MiB``."""
-    if number < 1024:
-        return f"{number:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        number /= 1024
-        if number < 1024:
-            return f"{number:.1f} {unit}"
-    return f"{number / 1024:.1f} TiB"
-
-
-def count(noun: str, number: int) -> str:
-    """A number and its noun: ``1 shard``, ``2 shards``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _fitted(columns: Sequence[Column], widths: Sequence[int], available: int) -> tuple[list[int], list[int]]:

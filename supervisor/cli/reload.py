@@ -5,6 +5,7 @@ import msgspec
 
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
 from supervisor.config.show import Change
@@ -49,5 +50,5 @@ def command(dry_run: bool, rundir: RuntimeDir, as_json: bool, timeout: float) ->
 
 def _print(changes: list[Change]) -> None:
     for change in changes:
-        old, new = (output.safe("; ".join(values), 200) or "not set" for values in (change.old, change.new))
-        click.echo(f"  {output.safe(change.node)}: {old} -> {new}")
+        old, new = (words.safe("; ".join(values), 200) or "not set" for values in (change.old, change.new))
+        click.echo(f"  {words.safe(change.node)}: {old} -> {new}")

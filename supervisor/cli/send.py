@@ -23,6 +23,7 @@ from dialout.proxy.wire import RELAYED, Answer
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.status_dir import READS_ONLY
+from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option, timeout_option
@@ -136,7 +137,7 @@ def _read(body: BinaryIO) -> bytes:
     except OSError as error:
         raise CommandError(ExitCode.FAILED, f"the body cannot be read: {error.strerror}") from None
     if len(content) > MOST_BODY:
-        raise CommandError(ExitCode.FAILED, f"the body is larger than {output.size(MOST_BODY)}")
+        raise CommandError(ExitCode.FAILED, f"the body is larger than {words.size(MOST_BODY)}")
     return content
 
 
@@ -154,7 +155,7 @@ def _open_session(rundir: RuntimeDir, agent_id: str, shard: int | None) -> Proxy
         except ShardSilent as error:
             silent = str(error)
         except PoolError as error:
-            problem = output.safe(str(error), 300)
+            problem = words.safe(str(error), 300)
     if silent is not None:
         raise CommandError(ExitCode.TIMED_OUT, f"{silent}; see 'shardgate status'")
     raise CommandError(ExitCode.NOT_REACHABLE, problem)
@@ -219,23 +220,23 @@ def _summary(answers: list[Answer], asked_shard: int, seconds: float) -> _Decide
     )
 
 
-# For people: everything that an agent said goes through `output.safe`.
+# For people: everything that an agent said goes through `words.safe`.
 
 
 def _print(decided: _Decided) -> None:
-    where = f"{output.safe(decided.connection_id)}, shard {decided.shard}"
+    where = f"{words.safe(decided.connection_id)}, shard {decided.shard}"
     if decided.relayed:
         where += f", asked by shard {decided.asked_shard}"
     click.echo(f"{_sentence(decided.decision)}  ({where}, {decided.duration_ms:g} ms)")
     for kind, operations in (("request", decided.request_headers), ("response", decided.response_headers)):
         for operation in operations:
-            value = "" if operation.value is None else f": {output.safe(operation.value, 300)}"
-            click.echo(f"  {operation.operation} {kind} header {output.safe(operation.name)}{value}")
+            value = "" if operation.value is None else f": {words.safe(operation.value, 300)}"
+            click.echo(f"  {operation.operation} {kind} header {words.safe(operation.name)}{value}")
     for mutation in decided.body_mutations:
-        change = "passes" if mutation.size is None else f"becomes {output.size(mutation.size)}"
+        change = "passes" if mutation.size is None else f"becomes {words.size(mutation.size)}"
         click.echo(f"  body chunk {mutation.chunk_index} {change}")
     for name, value in decided.routing_metadata.items():
-        click.echo(f"  routing {output.safe(name)}: {output.safe(value, 300)}")
+        click.echo(f"  routing {words.safe(name)}: {words.safe(value, 300)}")
     for line in _audit_lines(decided.audit):
         click.echo(f"  {line}")
 
@@ -245,20 +246,20 @@ def _sentence(decision: str | dict[str, Any]) -> str:
         return decision
     ((kind, fields),) = decision.items()
     if kind == "redirect":
-        return f"redirect with status {fields['status']} to {output.safe(fields['url'], 1000)}"
+        return f"redirect with status {fields['status']} to {words.safe(fields['url'], 1000)}"
     if kind == "challenge":
         params = fields.get("params")
-        return f"challenge {output.safe(fields['challenge_type'])}" + (f" {_json(params)}" if params else "")
-    headers = ", ".join(output.safe(name) for name in fields.get("headers") or ())
+        return f"challenge {words.safe(fields['challenge_type'])}" + (f" {_json(params)}" if params else "")
+    headers = ", ".join(words.safe(name) for name in fields.get("headers") or ())
     said = f"block with status {fields['status']}" + (f", headers {headers}" if headers else "")
-    return said if fields.get("body") is None else f'{said}: "{output.safe(fields["body"], 300)}"'
+    return said if fields.get("body") is None else f'{said}: "{words.safe(fields["body"], 300)}"'
 
 
 def _audit_lines(audit: Audit) -> list[str]:
     if audit == NO_AUDIT:
         return []
     lines = [
-        f"audit {name}: {', '.join(output.safe(value) for value in values)}"
+        f"audit {name}: {', '.join(words.safe(value) for value in values)}"
         for name, values in (("tags", audit.tags), ("rules", audit.rule_ids), ("reasons", audit.reason_codes))
         if values
     ]
@@ -270,12 +271,12 @@ def _audit_lines(audit: Audit) -> list[str]:
 
 
 def _json(value: object) -> str:
-    return output.safe(msgspec.json.encode(value).decode(), 1000)
+    return words.safe(msgspec.json.encode(value).decode(), 1000)
 
 
 def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
     """Say on standard error that the agent has decided nothing, and what that means to a proxy."""
-    text = output.safe(str(error), 500)
+    text = words.safe(str(error), 500)
     if as_json:
         fields = {
             "schema": SCHEMA,
@@ -287,7 +288,7 @@ def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
         policy = {} if error.policy is None else {"policy": error.policy}
         output.print_json(fields | {"retry_safe": error.retry_safe, **policy, "failure_policy": _POLICY}, err=True)
         return ExitCode.FAILED
-    output.note(f"shardgate: no decision of the agent: {text} (error_code {output.safe(str(error.code))})")
+    output.note(f"shardgate: no decision of the agent: {text} (error_code {words.safe(str(error.code))})")
     if error.policy is None:
         output.note(f"fail-closed: {_POLICY['fail_closed']}; fail-open: {_POLICY['fail_open']}")
     else:

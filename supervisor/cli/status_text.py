@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from ipc.status import ShardRow, ShardState, SupervisorRow
-from supervisor.cli.output import Cell, Column, count, duration, safe, size, styled, table
+from supervisor.cli.output import Cell, Column, styled, table
 from supervisor.merge import Status
+from supervisor.words import count, duration, safe, size
 
 _COLUMNS = (
     Column("SHARD", numeric=True),

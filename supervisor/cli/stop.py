@@ -14,7 +14,8 @@ from ipc.rundir import ProcessRecord, RuntimeDir, RuntimeDirError
 from supervisor.cli import asking
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, runtime_dir_option, timeout_option
-from supervisor.cli.output import count, duration, note
+from supervisor.cli.output import note
+from supervisor.words import count, duration
 
 _ANSWER_WITHIN = 2.0
 _SAY_SO_EVERY = 5.0

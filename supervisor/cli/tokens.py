@@ -10,13 +10,14 @@ import click
 from ipc.schema import SCHEMA
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option
-from supervisor.cli.output import Cell, Column, note, print_json, safe, table
+from supervisor.cli.output import Cell, Column, note, print_json, table
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Token
 from supervisor.config.patterns import pattern_problem
 from supervisor.config.show import DIGEST_SHOWN
 from supervisor.config.token_file import edit_token_file, token_in, tokens_with_lines
 from supervisor.config.tokens import hash_token, new_token
+from supervisor.words import safe
 
 _LONGEST_TOKEN = 65_536
 """No registration may be longer by default, so no token is."""

@@ -11,8 +11,9 @@ from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import Duration, examples, runtime_dir_option, timeout_option
-from supervisor.cli.output import Cell, Column, safe
+from supervisor.cli.output import Cell, Column
 from supervisor.cli.status import screen_text
+from supervisor.words import safe
 
 _COLUMNS = (
     Column("AGENT"),

@@ -13,11 +13,12 @@ from supervisor.advice import Now, advise
 from supervisor.answer_rows import Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.event_text import event_row, local_time, what, with_code
+from supervisor.cli.event_text import event_row, local_time
 from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
-from supervisor.cli.output import count, duration, safe
 from supervisor.history_rows import Refusals
+from supervisor.history_words import what, with_code
 from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
+from supervisor.words import count, duration, safe
 
 
 @click.command(
