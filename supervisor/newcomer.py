@@ -21,11 +21,10 @@ _NON_BLOCKING = os.O_RDWR | os.O_NONBLOCK
 class Newcomer:
     """One accepted connection that is not in a pool yet: the only owner of the supervisor's copy of its descriptor.
 
-    *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are loop
-    time. Before its frame is
-    complete a newcomer collects bytes in *received* and needs *wanted* of them to go on; later it has a *registration*,
-    then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by which an unfinished handshake was
-    counted. *wanted_by* is the shard that it should go to, if that takes it.
+    *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are
+    monotonic time. Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to
+    go on; later it has a *registration*, then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by
+    which an unfinished handshake was counted. *wanted_by* is the shard that it should go to, if that takes it.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """

@@ -75,7 +75,7 @@ class Estate(NamedTuple):
 
 
 class Predecessor:
-    """The running supervisor, as the one that takes over sees it. Make it with `ask`."""
+    """The running supervisor, as the one that takes over sees it. Get it from `find`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.locks: list[int] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dialout import __version__
-from dialout.agent.agent import Agent
+from dialout.agent.agent import Agent, Reply, Request
 from dialout.agent.manager import AgentConnectionManager
 from dialout.agent.metadata import agent_metadata
 from dialout.decisions import Decision
@@ -34,32 +34,37 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s)?")
 
 
 class DemoAgent(Agent):
-    """Blocks the URIs that fit one of ``patterns`` and allows the rest, after ``delay`` seconds.
+    """Blocks the URIs that fit one of ``patterns``, and allows the rest.
 
-    ``*`` stands for any text, ``?`` for one character. A cancelled request is given up in its delay.
+    ``*`` stands for any text, ``?`` for one character.
     """
 
-    def __init__(self, patterns: Sequence[str] = (), delay: float = 0.0, *, max_concurrent_requests: int = 100) -> None:
+    def __init__(self, patterns: Sequence[str] = (), *, max_concurrent_requests: int = 100) -> None:
         super().__init__(max_concurrent_requests=max_concurrent_requests)
         self._patterns = tuple(patterns)
-        if delay > 0:
 
-            async def on_request_headers(event: RequestHeaders) -> Decision:
-                await asyncio.sleep(delay)
-                return self.decide(event)
-
-        else:
-
-            def on_request_headers(event: RequestHeaders) -> Decision:  # type: ignore[misc]
-                return self.decide(event)
-
-        self.hook(on_request_headers)
+    def on_request_headers(self, event: RequestHeaders, request: Request) -> Reply:  # noqa: ARG002 - the hook's own
+        """Decide at once."""
+        return self.decide(event)
 
     def decide(self, event: RequestHeaders) -> Decision:
         """Say what becomes of a request."""
         if any(fnmatchcase(event.uri, pattern) for pattern in self._patterns):
             return Decision.block(403, "blocked by the demonstration agent").with_audit(tags=("demo",))
         return Decision.allow()
+
+
+class ThoughtfulAgent(DemoAgent):
+    """Takes ``delay`` seconds for each decision, in which a cancelled request is given up."""
+
+    def __init__(self, patterns: Sequence[str], delay: float, *, max_concurrent_requests: int) -> None:
+        super().__init__(patterns, max_concurrent_requests=max_concurrent_requests)
+        self._delay = delay
+
+    async def on_request_headers(self, event: RequestHeaders, request: Request) -> Decision:  # noqa: ARG002 - as above
+        """Decide later."""
+        await asyncio.sleep(self._delay)
+        return self.decide(event)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m dialout", address: str | None = None) -> int:
@@ -69,7 +74,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m dialo
     """
     parser = _parser(prog, address)
     options = parser.parse_args(arguments)
-    agent = DemoAgent(options.block_uri, options.delay, max_concurrent_requests=options.max_concurrent)
+    most = options.max_concurrent
+    agent = (
+        ThoughtfulAgent(options.block_uri, options.delay, max_concurrent_requests=most)
+        if options.delay
+        else DemoAgent(options.block_uri, max_concurrent_requests=most)
+    )
     try:
         manager = AgentConnectionManager(
             options.connect,

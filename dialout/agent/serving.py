@@ -9,7 +9,7 @@ import inspect
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -46,12 +46,14 @@ is read, a cancel neither: so some room is good even for an agent that serves on
 class _Work:
     """The events of one request that have no answer yet; the first is being served, or waits for its turn."""
 
-    __slots__ = ("dropped", "event", "hook", "later", "request", "started", "task")
+    __slots__ = ("dropped", "event", "given", "hook", "later", "request", "started", "task")
 
     def __init__(self, request: Request, event: Any, hook: Hook) -> None:
         self.request = request
         self.event = event
         self.hook = hook
+        # What a plain hook has returned to be awaited.
+        self.given: Awaitable[Any] | None = None
         self.later: deque[tuple[Any, Hook]] | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False
@@ -192,9 +194,9 @@ class Serving:
         if type(result) is Decision:
             self._answer(request, event, result)
         elif inspect.isawaitable(result):
-            work = _Work(request, event, hook._replace(call=lambda *_: result))
-            self._work[key] = work
-            self._start(key, work)
+            work = _Work(request, event, hook)
+            work.given = result
+            self._begin(key, work)
         else:
             self._settle(request, event, hook, result)
 
@@ -228,7 +230,8 @@ class Serving:
     async def _serve_one(self, work: _Work) -> None:
         hook = work.hook
         try:
-            result = hook.call(work.event, work.request)
+            given, work.given = work.given, None
+            result = hook.call(work.event, work.request) if given is None else given
             if hook.is_async or inspect.isawaitable(result):
                 result = await result
         except asyncio.CancelledError as error:
@@ -342,6 +345,8 @@ class Serving:
         # A task that is cancelled before its first step would never get to its end; it will see that it was dropped.
         if work.task is not None and work.started:
             work.task.cancel()
+        elif inspect.iscoroutine(work.given):
+            work.given.close()  # Nobody will await it.
 
     async def configure(self, config: Any) -> None:
         """Have the agent apply the configuration that came with the registration, if it differs from its last."""

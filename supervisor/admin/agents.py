@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from ipc.events import AgentsPage
+from ipc.schema import SCHEMA
 from ipc.status import AgentRow
 from supervisor.merge import AgentEntry, merge_agents
 
@@ -27,7 +28,7 @@ class AgentList(msgspec.Struct, kw_only=True):
     *total* is that of the host. The page is *complete* when every shard has answered in time.
     """
 
-    schema: int = 1
+    schema: int = SCHEMA
     total: int
     after: str
     complete: bool

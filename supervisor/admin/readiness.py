@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
+from ipc.schema import SCHEMA
 from ipc.status import ListenerRow, ShardRow
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
@@ -23,7 +24,7 @@ class ShardCount(msgspec.Struct):
 class Readiness(msgspec.Struct, kw_only=True):
     """The answer of ``/readyz``: *reasons* say what is missing, and are empty when nothing is."""
 
-    schema: int = 1
+    schema: int = SCHEMA
     status: str
     shards: ShardCount
     listeners: list[ListenerRow]

@@ -17,7 +17,7 @@ import pytest
 from support.admin import Samples, address, ask, ask_json, metrics, total, value, wait_for_metrics
 from support.agents import Agent, registration
 from support.fences import descriptors
-from support.product import Product, StartProduct, environment, short_folder
+from support.product import Product, StartProduct, environment, shared_product
 from support.serving import ServingAgent
 from support.waiting import wait_for
 
@@ -48,13 +48,8 @@ def request(product: Product, *agent_ids: str, each: int = 20) -> int:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Product]:
     """A shardgate for the tests that leave it as they found it."""
-    with short_folder() as folder:
-        one = Product(folder / "p", *ADMIN)
-        try:
-            yield one
-        finally:
-            leftovers = one.end()
-    assert leftovers == []
+    with shared_product(*ADMIN) as one:
+        yield one
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.admin import address
 from support.browser import CHROMIUM, Browser, browser
-from support.product import Product, StartProduct, short_folder
+from support.product import Product, StartProduct, shared_product
 from support.serving import ServingAgent
 from support.waiting import wait_for
 
@@ -33,13 +33,8 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     """A shardgate for the tests that leave it as they found it."""
-    with short_folder() as folder:
-        one = Product(folder / "p", *ADMIN)
-        try:
-            yield one
-        finally:
-            leftovers = one.end()
-    assert leftovers == []
+    with shared_product(*ADMIN) as one:
+        yield one
 
 
 def show(chromium: Browser, product: Product, width: int = 1280) -> None:

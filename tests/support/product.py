@@ -215,5 +215,17 @@ class Product:
         return leftovers
 
 
+@contextlib.contextmanager
+def shared_product(*options: str) -> Iterator[Product]:
+    """A shardgate for the tests of a module that leave it as they found it."""
+    with short_folder() as folder:
+        product = Product(folder / "p", *options)
+        try:
+            yield product
+        finally:
+            leftovers = product.end()
+    assert leftovers == []
+
+
 StartProduct = Callable[..., Product]
 """What the fixture ``start_product`` is: options of ``shardgate run`` to a running one."""

@@ -343,6 +343,34 @@ def test_requests_are_served_at_once_up_to_the_limit_and_the_others_in_their_ord
     run(main())
 
 
+class Handing(Gated):
+    """The same from a plain hook, which hands out what is to be awaited."""
+
+    def on_request_headers(self, event: RequestHeaders, request: Request) -> Awaitable[Decision]:  # type: ignore[override]
+        """Give the coroutine to whoever asks."""
+        return super().on_request_headers(event, request)
+
+
+def test_limit_holds_for_what_a_plain_hook_hands_out_to_be_awaited_too() -> None:
+    async def main() -> None:
+        agent = Handing(max_concurrent_requests=2)
+        async with serving(agent) as (peer, connection, _):
+            for number in range(1, 5):
+                peer.event(headers(f"/{number}"), number)
+            await until(lambda: connection.in_flight == 4, "all to be there")
+            await until(lambda: agent.at_work == 2, "two at work")
+            # Its coroutine has not begun, and nobody may miss that.
+            codec = codec_for(Dialect.SDK)
+            cancel = codec.encode_cancel(request_id=4, correlation_id="", reason=CancelReason.MANUAL, timestamp_ms=1)
+            peer.send(cancel)
+            await until(lambda: connection.in_flight == 3, "the cancel")
+            agent.let_go("/1", "/2", "/3", "/4")
+            assert {(await answer(peer)).request_id for _ in range(3)} == {1, 2, 3}
+            assert (agent.most, agent.counters.active, agent.counters.cancelled) == (2, 0, 1)
+
+    run(main())
+
+
 def holds(connection: ProxyConnection, in_flight: int) -> bool:
     return connection.in_flight == in_flight
 
