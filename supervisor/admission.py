@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from dialout import ErrorCode, Registration, Rejection
+from ipc.events import Command, Probe
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
 from supervisor.handoffs import Handoffs
@@ -28,7 +29,7 @@ RESERVED_PAUSE = 0.01
 
 
 class Admission:
-    """Admits registrations. *send_probe* asks a shard to look at an agent's connections (shard, probe, agent id)."""
+    """Admits registrations. *send* tells a shard something; False when it cannot be told."""
 
     def __init__(
         self,
@@ -37,14 +38,14 @@ class Admission:
         ledger: Ledger,
         handoffs: Handoffs,
         farewell: Farewell,
-        send_probe: Callable[[int, int, str], bool],
+        send: Callable[[int, Command], bool],
     ) -> None:
         self.policy = policy
         self.pushed = pushed
         self._ledger = ledger
         self._handoffs = handoffs
         self._farewell = farewell
-        self._send_probe = send_probe
+        self._send = send
         self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,7 +133,7 @@ class Admission:
             self._loop.call_later(RESERVED_PAUSE, self._ask, opened)
             return
         shards = self._ledger.live_shards(opened.agent_id)
-        reached = {shard for shard in shards if self._send_probe(shard, opened.probe, opened.agent_id)}
+        reached = {shard for shard in shards if self._send(shard, Probe(opened.probe, opened.agent_id))}
         if self._probes.ask(opened, reached):
             self._decide(opened)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
+from ipc.events import Kick
 from ipc.log_levels import LEVEL_NAMES
 from ipc.logs import get_logger, set_level
 from ipc.query import Method, Refused
@@ -102,7 +103,8 @@ class Answers:
                 by_shard.setdefault(slot.shard, []).append(number)
         if not by_shard:
             raise Refused(f"{target} is not connected; 'shardgate why {agent_id}' says what became of it")
-        silent = [shard for shard, these in by_shard.items() if not self._fleet.kick(shard, these, float(seconds))]
+        send = self._fleet.lines.send
+        silent = [shard for shard, these in by_shard.items() if not send(shard, Kick(these, float(seconds)))]
         kicked = sorted(n for shard, these in by_shard.items() if shard not in silent for n in these)
         self.kicked_total += len(kicked)
         get_logger().info("connections kicked", agent_id=agent_id, numbers=kicked)

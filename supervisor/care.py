@@ -7,6 +7,7 @@
       └────────────────┴────process ended─┴────────────────────────┘
 """
 
+import signal
 from dataclasses import dataclass, field
 
 from ipc.status import RequestLatency, ShardReport, ShardRow, ShardState
@@ -24,6 +25,12 @@ BOOT_LIMIT = 20.0
 KILL_AFTER = 1.0
 """Seconds between SIGABRT, which makes the shard print its stacks, and SIGKILL."""
 
+END_MARGIN = 3.0
+"""Seconds beyond its own time after which a shard that was asked to end gets SIGTERM, and once more SIGKILL."""
+
+FOREIGN_LIMIT = 20.0
+"""Seconds that a shard of another version has to drain; it takes 10 s by itself."""
+
 _TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
     ShardState.DOWN: frozenset({ShardState.STARTING}),
     ShardState.STARTING: frozenset({ShardState.RUNNING, ShardState.DOWN, ShardState.DRAINING}),
@@ -31,7 +38,6 @@ _TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
     ShardState.UNHEALTHY: frozenset({ShardState.RUNNING, ShardState.DOWN, ShardState.DRAINING}),
     ShardState.DRAINING: frozenset({ShardState.DOWN}),
 }
-
 
 GAPS = ("events", "counts", "doubt")
 """What has to be repaired: lost events of the shard, lost counts that it was told, counts that do not agree."""
@@ -56,13 +62,23 @@ class Care:
     restarts: int = 0
     last_event: str | None = None
     backoff: Backoff = field(default_factory=Backoff)
-    aborted_at: float | None = None
     answer_limit: float = BOOT_LIMIT
     doubt: int = 0
     gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     has_counts: bool = False
     draining: bool = False
     """Gets no connections, by an operator's word; how its process is, *state* says."""
+
+    foreign: bool = False
+    """Its process speaks another version: nobody can talk to it, it drains, and a new one takes its place."""
+
+    end_by: float | None = None
+    """When the process, which was asked to end, should have done so."""
+
+    signals: int = 0
+    """How many signals it was sent for staying where it should go."""
+
+    signalled_at: float = 0.0
 
     def go(self, state: ShardState) -> None:
         """Change the state; IllegalTransition when that cannot be."""
@@ -74,11 +90,16 @@ class Care:
         """Note that a process of *epoch* was started, or *found* running."""
         self.go(ShardState.STARTING)
         self.epoch, self.started_at, self.heard_at = epoch, now, now
-        self.sequence = self.report = self.aborted_at = None
+        self.sequence = self.report = None
         self.latency = RequestLatency()
         self.doubt = 0
         self.has_counts = False
         self.answer_limit = REPLACE_AFTER if found else BOOT_LIMIT
+
+    def end(self) -> None:
+        """Note that the process has ended."""
+        self.go(ShardState.DOWN)
+        self.end_by, self.foreign, self.signals = None, False, 0
 
     def hear(self, sequence: int, now: float) -> bool:
         """Note an event; whether events before it were lost. A shard's first has the number 1."""
@@ -112,6 +133,27 @@ class Care:
         """Whether the process should be ended for its silence."""
         limit = self.answer_limit if self.state is ShardState.STARTING else REPLACE_AFTER
         return self.state in (ShardState.STARTING, ShardState.UNHEALTHY) and now - self.heard_at > limit
+
+    def signal_due(self, now: float) -> signal.Signals | None:
+        """The signal that its process is to get now: it was asked to end and stays, or is to be replaced; else None.
+
+        A gentle one first, then SIGKILL, each once.
+        """
+        if self.end_by is not None:
+            due, gentle, pause = now > self.end_by + END_MARGIN, signal.SIGTERM, END_MARGIN
+        else:
+            is_late = self.foreign and now - self.started_at > FOREIGN_LIMIT
+            due, gentle, pause = is_late or self.is_lost(now), signal.SIGABRT, KILL_AFTER
+        if not due or self.signals > 1 or (self.signals and now - self.signalled_at <= pause):
+            return None
+        self.signals += 1
+        self.signalled_at = now
+        return gentle if self.signals == 1 else signal.SIGKILL
+
+    def answers_again(self) -> None:
+        """Note that a silent shard has been heard from."""
+        self.go(ShardState.RUNNING)
+        self.signals = 0
 
     def row(self, pid: int | None, now: float) -> ShardRow:
         """What status says about the shard, by its last heartbeat."""

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import islice
 
+from ipc.events import Command, PushConfig
 from ipc.logs import get_logger
 from supervisor.config.pushed import AgentConfig
 from supervisor.ledger import Ledger
@@ -23,13 +24,13 @@ NOTHING = b"{}"
 
 
 class ConfigPush:
-    """Finds the agents whose configuration changed. *send* tells a shard (shard, JSON text, agent ids); False when not.
+    """Finds the agents whose configuration changed. *send* tells a shard something; False when it cannot be told.
 
     An agent may be told twice, and never too little: one with a newcomer on its way, whose acceptance may still hold
     the old configuration, is told again when that one is in a pool.
     """
 
-    def __init__(self, ledger: Ledger, send: Callable[[int, bytes, list[str]], bool]) -> None:
+    def __init__(self, ledger: Ledger, send: Callable[[int, Command], bool]) -> None:
         self._ledger = ledger
         self._send = send
         self._loop = asyncio.get_running_loop()
@@ -106,5 +107,5 @@ class ConfigPush:
             for shard in self._ledger.live_counts(agent_id):
                 alike.setdefault((shard, text), []).append(agent_id)
         for (shard, text), names in alike.items():
-            if not self._send(shard, text, names):
+            if not self._send(shard, PushConfig(text, names)):
                 self._again.update(dict.fromkeys(names, 0))

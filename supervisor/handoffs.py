@@ -9,7 +9,7 @@ get it::
        ▲                   │                       │
        └── another link ◄──┴── declined, timeout, shard gone
 
-A `Mover`, a member that another shard has let go of, takes the same way; when nobody takes it, it goes back there.
+A `Mover`, a member that another shard has let go of, takes the same way; what becomes of it `supervisor.moves` decides.
 
 `Handoffs` decides nothing about slots but tells the ledger what happened, in an order that can only overcount.
 """
@@ -33,14 +33,11 @@ from ipc.messages import (
     KeptListener,
     Message,
     MoveOut,
-    Prepare,
     Prepared,
-    Refuse,
-    Revoke,
 )
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
-from supervisor.links import Batch, ShardLink, next_batch
+from supervisor.links import ShardLink
 from supervisor.newcomer import Mover, Newcomer
 from supervisor.placement import choose
 
@@ -73,12 +70,11 @@ class Handoffs:
         """From a Prepare until its answer, with which the Commit leaves."""
         self.registration_seconds = Histogram()
         """From accept until the Commit: what an accepted agent waits."""
-        self.on_settled: Callable[[Mover, int | None], None] | None = None
-        """Told of each mover which shard serves it now; None when it was lost: its shard has died, and no other one
-        took it in time."""
         self.on_accepted: Callable[[int, list[Newcomer]], None] | None = None
         """Told of each shard's newcomers whose commit has left, movers among them; their descriptors are still open."""
-        self._movers: dict[int, Mover] = {}
+        self.on_moved: Callable[[Mover, int | None], None] | None = None
+        """Told of each mover which shard has its commit, or that nobody takes it (None): then it has a slot still, on
+        no shard. Its descriptor is closed."""
         self._draining: set[int] = set()
         self._ledger = ledger
         self._reject = reject
@@ -93,8 +89,8 @@ class Handoffs:
         # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
-        # What every shard keeps a copy of, and the descriptors of it.
-        self._entrusted: tuple[Entrust, list[int]] | None = None
+        # The listening sockets that every shard keeps copies of.
+        self._custody: tuple[Entrust, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
@@ -110,14 +106,15 @@ class Handoffs:
         """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
         # What does not fit into one message is not kept; nobody has that many.
         first = dict(islice(listeners.items(), MAX_BATCH))
-        self._entrusted = Entrust(list(first), orphan_timeout), list(first.values())
+        self._custody = Entrust(list(first), orphan_timeout), list(first.values())
         for link in self._links.values():
-            link.entrusted = False
+            link.custody = self._custody
             self._touch(link)
 
     def add_shard(self, shard: int, channel: HandoffChannel) -> None:
         """Offer connections to *shard* from now on, over *channel*."""
         link = self._links[shard] = ShardLink(shard, channel)
+        link.custody = self._custody
         self._touch(link)
         self._refresh()
 
@@ -130,13 +127,6 @@ class Handoffs:
         self._refresh()
         for newcomer in link.newcomers:
             self.offer(newcomer)
-
-    def shard_ended(self, shard: int) -> None:
-        """Note that the shard's process has ended: nobody can be sent back to it."""
-        self.remove_shard(shard)
-        for mover in self._movers.values():
-            if mover.came_from == shard:
-                mover.came_from = None
 
     def heard_from(self, shard: int) -> None:
         """Note that the shard's loop runs."""
@@ -151,7 +141,7 @@ class Handoffs:
         if link is not None and not link.silent:
             link.silent = True
             self._refresh()
-            for newcomer in self._take_back(link, link.newcomers):
+            for newcomer in self._take_back(link):
                 self.offer(newcomer)
 
     def drain(self, shard: int, *, draining: bool) -> None:
@@ -191,15 +181,6 @@ class Handoffs:
             self._refresh()
         self._touch(link)
 
-    def move(self, mover: Mover) -> None:
-        """Offer a member, whose slot was recalled, to the other shards."""
-        self._movers[mover.number] = mover
-        self.offer(mover)
-
-    def is_moving(self, number: int) -> bool:
-        """Whether this connection is on its way between two shards."""
-        return number in self._movers
-
     def has_link(self, shard: int) -> bool:
         """Whether *shard* takes connections from this supervisor."""
         return shard in self._links
@@ -228,7 +209,7 @@ class Handoffs:
         """Turn away everybody whose commit cannot leave now; for the end."""
         for link in self._links.values():
             self._flush_commits(link)
-            self._parked.extend(self._take_back(link, link.newcomers))
+            self._parked.extend(self._take_back(link))
             self._flush(link)
         while self._parked:
             self._turn_away(newcomer := self._parked.popleft(), rejection(newcomer))
@@ -285,49 +266,20 @@ class Handoffs:
     def _turn_away(self, newcomer: Newcomer, rejection: Rejection) -> None:
         assert newcomer.offer is not None
         if isinstance(newcomer, Mover):
-            self._send_back(newcomer)
+            newcomer.close()
+            self._moved(newcomer, None)
             return
         self._ledger.release(newcomer.offer.agent_id, newcomer.number)
         self._reject(newcomer, rejection)
 
-    def _send_back(self, mover: Mover) -> None:
-        """Have the shard that a mover came from go on with it: it still holds it."""
-        assert mover.offer is not None
-        del self._movers[mover.number]
-        mover.close()
-        source = mover.came_from
-        if source is not None and source in self._links:
-            self._ledger.place(mover.offer.agent_id, mover.number, source)
-            self._ledger.commit(mover.offer.agent_id, mover.number)
-            self.commit_found(source, mover.number)
-        else:
-            # Its process has ended. Or its channel is away: the snapshot after the next Hello shows that it holds it.
-            source = None
-            self._ledger.release(mover.offer.agent_id, mover.number)
-        self._settled(mover, source)
+    def _moved(self, mover: Mover, shard: int | None) -> None:
+        if self.on_moved is not None:
+            self.on_moved(mover, shard)
 
-    def _settled(self, mover: Mover, shard: int | None) -> None:
-        if self.on_settled is not None:
-            self.on_settled(mover, shard)
-
-    def _moved(self, mover: Mover, shard: int) -> None:
-        """Have the shard that a mover came from close its copy: *shard* has its commit."""
-        del self._movers[mover.number]
-        if mover.came_from is not None and mover.came_from in self._links:
-            self.revoke_found(mover.came_from, mover.number)
-        self._settled(mover, shard)
-
-    def _take_back(self, link: ShardLink, newcomers: list[Newcomer]) -> list[Newcomer]:
-        """Revoke all that the shard has not answered, and of what is committing those in *newcomers*."""
-        taken = {newcomer.number for newcomer in newcomers}
-        link.revoked.extend(n.number for batch in link.offered.values() for n in batch.newcomers)
-        link.revoked.extend(n.number for n in link.committing if n.number in taken)
-        link.committing = [n for n in link.committing if n.number not in taken]
-        link.offered.clear()
-        link.unsent.clear()
-        link.pending = 0
+    def _take_back(self, link: ShardLink) -> list[Newcomer]:
+        taken = link.take_back()
         self._touch(link)
-        return newcomers
+        return taken
 
     # Sending, gathered per turn of the loop.
 
@@ -354,13 +306,10 @@ class Handoffs:
         """Send what has gathered for *link*, as far as the shard takes it; go on when it takes more."""
         if link.channel.closed:
             return
-        if not (
-            self._flush_commits(link)
-            and self._flush_revocations(link)
-            and self._flush_custody(link)
-            and self._flush_offers(link)
-        ):
+        if not (self._flush_commits(link) and link.send_orders() and link.send_offers()):
             link.channel.when_writable(lambda: self._flush(link))
+        if link.offered:
+            self._start_timer()
 
     def _flush_commits(self, link: ShardLink) -> bool:
         done = link.committing
@@ -381,35 +330,6 @@ class Handoffs:
             else:
                 self.accepted_total += 1
                 self.registration_seconds.observe(now - newcomer.accepted_at)
-        return True
-
-    def _flush_revocations(self, link: ShardLink) -> bool:
-        if link.revoked:
-            if not link.channel.try_send(Revoke(link.revoked)):
-                return False
-            link.revoked = []
-        if link.refused:
-            if not link.channel.try_send(Refuse(link.refused)):
-                return False
-            link.refused = []
-        return True
-
-    def _flush_custody(self, link: ShardLink) -> bool:
-        if not link.entrusted and self._entrusted is not None:
-            link.entrusted = link.channel.try_send(*self._entrusted)
-            return link.entrusted
-        return True
-
-    def _flush_offers(self, link: ShardLink) -> bool:
-        while link.unsent:
-            newcomers, offers = next_batch(link.unsent)
-            if not link.channel.try_send(Prepare(link.next_batch, offers), [n.fd for n in newcomers]):
-                return False
-            for _ in newcomers:
-                link.unsent.popleft()
-            link.offered[link.next_batch] = Batch(monotonic(), newcomers)
-            link.next_batch += 1
-            self._start_timer()
         return True
 
     # Time.
@@ -448,8 +368,9 @@ class Handoffs:
             and link.pending < self._window
             and link.shard not in self._draining
         ]
-        for _ in range(len(self._parked) if self._usable else 0):
-            if not self._usable:
+        for _ in range(len(self._parked)):
+            # An offer that fills a window comes back here, and may find room for all the others.
+            if not self._usable or not self._parked:
                 return
             self.offer(self._parked.popleft())
 

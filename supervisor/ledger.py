@@ -265,12 +265,12 @@ class Ledger:
                 changed += 1
         return changed
 
-    def drop_shard(self, shard: int) -> int:
-        """Free every live slot of a shard whose process has ended; returns how many."""
+    def drop_shard(self, shard: int) -> set[tuple[int, str]]:
+        """Free every live slot of a shard whose process has ended; returns which, as `live_numbers` does."""
         gone = self.live_numbers(shard)
         for number, agent_id in gone:
             self.release(agent_id, number)
-        return len(gone)
+        return gone
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every count agrees with the slots that it counts."""

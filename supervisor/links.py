@@ -1,10 +1,15 @@
-"""The supervisor's end of one shard's handoff channel, and the newcomers on their way through it. Decides nothing."""
+"""The supervisor's end of one shard's handoff channel: who is on the way through it, and what is still to be sent.
+
+Decides nothing: `supervisor.handoffs` says who goes where, and keeps the ledger.
+"""
 
 from collections import deque
+from collections.abc import Sequence
+from time import monotonic
 from typing import NamedTuple
 
 from ipc.handoff import HandoffChannel
-from ipc.messages import BATCH_BYTES, MAX_BATCH, Offer
+from ipc.messages import BATCH_BYTES, MAX_BATCH, Entrust, Offer, Prepare, Refuse, Revoke
 from supervisor.newcomer import Newcomer
 
 ANSWER_TIMEOUT = 0.5
@@ -19,16 +24,18 @@ class Batch(NamedTuple):
 
 
 class ShardLink:
-    """The supervisor's end of one shard's handoff channel, with the newcomers on their way through it.
+    """The newcomers on their way to one shard, and the orders for it.
 
-    *pending* counts offers that the shard has not answered, sent or not.
+    *pending* counts offers that the shard has not answered, sent or not. *found* are connections that it holds and that
+    are to be committed, by number, though nobody is on the way here for them; *revoked* and *refused* those whose
+    copies it is to close. *custody* are the listening sockets that it is to keep, until they have left.
     """
 
     __slots__ = (
         "channel",
         "committing",
+        "custody",
         "dirty",
-        "entrusted",
         "found",
         "next_batch",
         "offered",
@@ -49,12 +56,10 @@ class ShardLink:
         self.next_batch = 1
         self.pending = 0
         self.committing: list[Newcomer] = []
-        # Connections that the shard holds for a supervisor before this one, to be committed.
         self.found: list[int] = []
         self.revoked: list[int] = []
         self.refused: list[int] = []
-        # Whether the shard has copies of the listening sockets.
-        self.entrusted = False
+        self.custody: tuple[Entrust, Sequence[int]] | None = None
         self.paused_until = 0.0
         self.silent = False
         self.dirty = False
@@ -68,6 +73,45 @@ class ShardLink:
         """Whether a Prepare has been out for too long."""
         oldest = next(iter(self.offered.values()), None)
         return oldest is not None and now - oldest.sent_at > ANSWER_TIMEOUT
+
+    def take_back(self) -> list[Newcomer]:
+        """Everybody on the way, whom the shard is told to forget: they are on the way here no more."""
+        taken = self.newcomers
+        self.revoked += [n.number for n in self.committing]
+        self.revoked += [n.number for batch in self.offered.values() for n in batch.newcomers]
+        self.committing = []
+        self.offered.clear()
+        self.unsent.clear()
+        self.pending = 0
+        return taken
+
+    def send_orders(self) -> bool:
+        """Send what the shard is to close and to keep; False when it takes no more now."""
+        if self.revoked:
+            if not self.channel.try_send(Revoke(self.revoked)):
+                return False
+            self.revoked = []
+        if self.refused:
+            if not self.channel.try_send(Refuse(self.refused)):
+                return False
+            self.refused = []
+        if self.custody is not None:
+            if not self.channel.try_send(*self.custody):
+                return False
+            self.custody = None
+        return True
+
+    def send_offers(self) -> bool:
+        """Send the offers that have gathered; False when the shard takes no more now."""
+        while self.unsent:
+            newcomers, offers = next_batch(self.unsent)
+            if not self.channel.try_send(Prepare(self.next_batch, offers), [n.fd for n in newcomers]):
+                return False
+            for _ in newcomers:
+                self.unsent.popleft()
+            self.offered[self.next_batch] = Batch(monotonic(), newcomers)
+            self.next_batch += 1
+        return True
 
 
 def next_batch(unsent: deque[Newcomer]) -> tuple[list[Newcomer], list[Offer]]:

@@ -16,6 +16,7 @@ import msgspec
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
+from ipc.events import Command, ListAgents
 from ipc.logs import get_logger, level_name, log_loop_errors
 from ipc.query import Method, QueryServer, Refused
 from ipc.readiness import Readiness
@@ -120,7 +121,7 @@ class Supervisor:
             self._ledger,
             self._handoffs,
             self._farewell,
-            self._send_probe,
+            self._send,
         )
         self._fleet = Fleet(
             rundir,
@@ -144,7 +145,7 @@ class Supervisor:
             lambda: time.monotonic() - self._started,
         )
         self._operations = Operations(self._fleet, self._ledger, self._handoffs, self._moves, self._journal)
-        self._config_push = ConfigPush(self._ledger, self._fleet.push_config)
+        self._config_push = ConfigPush(self._ledger, self._fleet.lines.send)
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
             listeners,
@@ -396,11 +397,11 @@ class Supervisor:
     def _make_admin(self, listener: Listener) -> Admin:
         agents = AgentLists(
             lambda: self._fleet.shards,
-            self._fleet.ask_agents,
+            lambda shard, *question: self._fleet.lines.send(shard, ListAgents(*question)),
             lambda: self._ledger.agent_total,
             lambda: self._ledger.limit,
         )
-        self._fleet.on_agents = agents.answered
+        self._fleet.lines.on_agents = agents.answered
         observer = Observer(
             status=self.status,
             reloads=self._reloads,
@@ -418,8 +419,8 @@ class Supervisor:
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
 
-    def _send_probe(self, shard: int, probe: int, agent_id: str) -> bool:
-        return self._fleet.probe(shard, probe, agent_id)
+    def _send(self, shard: int, command: Command) -> bool:
+        return self._fleet.lines.send(shard, command)
 
     def _announce(self) -> None:
         """Say where the sockets are and what to try next: as text to a person, as a log line to a machine."""

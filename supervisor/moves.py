@@ -1,7 +1,8 @@
-"""Moving connections from shard to shard: orders, and what has become of each connection.
+"""Moving connections from shard to shard: orders, and what becomes of each connection.
 
 An `Order` names connections of one shard, which are asked for a few at a time. Each one that the shard lets go of comes
 here with its descriptor, leaves its place in the ledger but not its slot, and goes through `Handoffs` like a newcomer.
+When nobody takes it, it goes back to the shard that it came from, which still holds it.
 """
 
 import asyncio
@@ -66,6 +67,8 @@ class Moves:
         self._orders: set[Order] = set()
         self._by_number: dict[int, Order] = {}
         self._wanted: dict[int, int] = {}
+        self.under_way: dict[int, Mover] = {}
+        """Those that one shard has let go of and no other one serves yet, by number; to be read only."""
         self.seconds = Histogram()
         """How long each connection that moved was served by nobody."""
         self._timer: asyncio.TimerHandle | None = None
@@ -73,7 +76,7 @@ class Moves:
         """Told of each connection that was on its way which shard serves it now; None when it was lost."""
         self.on_recalled: Callable[[int, int], None] | None = None
         """Told of each connection that has lost its place in the ledger, because its shard has let go of it."""
-        handoffs.on_settled = self.settled
+        handoffs.on_moved = self._moved
 
     def order(
         self,
@@ -111,7 +114,8 @@ class Moves:
                 if self.on_recalled is not None:
                     self.on_recalled(shard, offer.number)
                 wanted = self._wanted.pop(offer.number, None)
-                self._handoffs.move(Mover(fd, offer, shard, wanted, deadline))
+                mover = self.under_way[offer.number] = Mover(fd, offer, shard, wanted, deadline)
+                self._handoffs.offer(mover)
             else:
                 # The ledger knows nothing of it: it stays, and the snapshot that this difference leads to mends that.
                 close_all([fd])
@@ -123,8 +127,49 @@ class Moves:
         for number in message.numbers:
             self._decided(number, stayed=True)
 
-    def settled(self, mover: Mover, shard: int | None) -> None:
-        """Note which shard serves a connection that was on its way."""
+    def shard_ended(self, shard: int) -> None:
+        """Note that a shard's process has ended, with all that it had not let go of."""
+        for mover in self.under_way.values():
+            if mover.came_from == shard:
+                mover.came_from = None
+        for order in list(self._orders):
+            if order.shard == shard:
+                order.gone += len(order.queue)
+                order.queue.clear()
+                for number in list(order.asked):
+                    if number not in self.under_way:
+                        self._decided(number)
+                self._go_on(order)
+
+    # What becomes of a connection that is under way.
+
+    def _moved(self, mover: Mover, shard: int | None) -> None:
+        """Note that *shard* has its commit, or have the shard that it came from go on with it."""
+        del self.under_way[mover.number]
+        source = mover.came_from
+        if source is not None and not self._handoffs.has_link(source):
+            # Its channel is away: the snapshot after the next Hello shows that it holds it.
+            source = None
+        if shard is None:
+            shard = self._send_back(mover, source)
+        elif source is not None:
+            self._handoffs.revoke_found(source, mover.number)
+        self._settled(mover, shard)
+
+    def _send_back(self, mover: Mover, source: int | None) -> int | None:
+        """Have *source* serve a connection that nobody took, or free its slot; returns who serves it."""
+        assert mover.offer is not None
+        agent_id, number = mover.offer.agent_id, mover.number
+        if source is None:
+            self._ledger.release(agent_id, number)
+        else:
+            self._ledger.place(agent_id, number, source)
+            self._ledger.commit(agent_id, number)
+            self._handoffs.commit_found(source, number)
+        return source
+
+    def _settled(self, mover: Mover, shard: int | None) -> None:
+        """Tell, and count, which shard serves a connection that was under way."""
         if self.on_moved is not None:
             self.on_moved(mover, shard)
         order = self._by_number.get(mover.number)
@@ -139,17 +184,6 @@ class Moves:
             self._decided(mover.number)
         else:
             self._decided(mover.number, stayed=shard is not None)
-
-    def shard_ended(self, shard: int) -> None:
-        """Note that a shard's process has ended, with all that it had not let go of."""
-        for order in list(self._orders):
-            if order.shard == shard:
-                order.gone += len(order.queue)
-                order.queue.clear()
-                for number in list(order.asked):
-                    if not self._handoffs.is_moving(number):
-                        self._decided(number)
-                self._go_on(order)
 
     # Inside.
 
@@ -205,7 +239,7 @@ class Moves:
                 order.stayed.update(order.queue)
                 order.queue.clear()
                 for number in list(order.asked):
-                    if not self._handoffs.is_moving(number):
+                    if number not in self.under_way:
                         self._decided(number, stayed=True)
         if self._orders:
             self._timer = self._loop.call_later(1.0, self._look)

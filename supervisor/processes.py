@@ -29,9 +29,11 @@ class Process:
         self.pid = pid
         self.pidfd = pidfd
         self.is_child = is_child
+        self._was_killed = False
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens when the process has ended."""
+        self._was_killed |= number is signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
@@ -42,8 +44,12 @@ class Process:
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         if result is None or result.si_code == os.CLD_EXITED:
             return f"exit status {0 if result is None else result.si_status}"
-        name = signal.Signals(result.si_status).name
-        return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
+        number = result.si_status
+        if number == signal.SIGKILL and not self._was_killed:
+            return "killed by SIGKILL, perhaps out of memory"
+        # Real-time signals have no names.
+        names = {member.value: member.name for member in signal.Signals}
+        return f"killed by {names.get(number, f'signal {number}')}"
 
     def close(self) -> None:
         """Close *pidfd*."""
@@ -87,7 +93,13 @@ def start_shard(
         command += ["--status-dir", str(status_dir.path)]
     # Standard output would mix with what the command line prints; log lines go to standard error.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True)
-    pidfd = os.pidfd_open(child.pid)
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except OSError:
+        # Out of descriptors: nobody could ever watch it, nor end it.
+        child.kill()
+        child.wait()
+        raise
     # `reap` collects the status; Popen must neither do so nor warn that nobody did.
     child.returncode = 0
     return Process(child.pid, pidfd, is_child=True)

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipc.status import ShardReport, ShardRow, ShardState
-from supervisor.care import BOOT_LIMIT, REPLACE_AFTER, SILENCE_LIMIT, Care, IllegalTransition
+from supervisor.care import (
+    BOOT_LIMIT,
+    END_MARGIN,
+    FOREIGN_LIMIT,
+    KILL_AFTER,
+    REPLACE_AFTER,
+    SILENCE_LIMIT,
+    Care,
+    IllegalTransition,
+)
 
 DOWN, STARTING, RUNNING = ShardState.DOWN, ShardState.STARTING, ShardState.RUNNING
 UNHEALTHY, DRAINING = ShardState.UNHEALTHY, ShardState.DRAINING
@@ -33,9 +44,7 @@ REPORT = ShardReport(**NUMBERS)
 
 
 def care_in(state: ShardState, heard_at: float = 0.0) -> Care:
-    return Care(
-        7, state, epoch="e1", started_at=1.0, heard_at=heard_at, sequence=5, report=REPORT, aborted_at=2.0, doubt=3
-    )
+    return Care(7, state, epoch="e1", started_at=1.0, heard_at=heard_at, sequence=5, report=REPORT, doubt=3)
 
 
 @pytest.mark.parametrize("after", ShardState)
@@ -147,6 +156,79 @@ def test_repairs_are_counted_by_what_was_wrong_and_a_first_word_is_no_repair() -
     care.begin("e2", 1.0)
     care.wants_counts()
     assert care.gaps == {"events": 1, "counts": 2, "doubt": 2}
+
+
+def asked_to_end() -> Care:
+    care = care_in(DRAINING)
+    care.end_by = 100.0
+    return care
+
+
+def foreign() -> Care:
+    care = care_in(DRAINING)
+    care.foreign = True
+    return care
+
+
+STAYING = [
+    (asked_to_end, 100.0 + END_MARGIN, signal.SIGTERM, END_MARGIN),
+    (foreign, 1.0 + FOREIGN_LIMIT, signal.SIGABRT, KILL_AFTER),
+    (lambda: care_in(UNHEALTHY, heard_at=100.0), 100.0 + REPLACE_AFTER, signal.SIGABRT, KILL_AFTER),
+    (lambda: care_in(STARTING, heard_at=100.0), 100.0 + BOOT_LIMIT, signal.SIGABRT, KILL_AFTER),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "limit", "gentle", "pause"), STAYING, ids=["asked to end", "foreign", "silent", "not up"]
+)
+def test_process_that_stays_gets_each_signal_once_and_the_last_one_after_a_pause(
+    make: Callable[[], Care], limit: float, gentle: signal.Signals, pause: float
+) -> None:
+    care = make()
+    assert care.signal_due(limit) is None
+
+    first = math.nextafter(limit, math.inf)
+    assert care.signal_due(first) is gentle
+    assert care.signal_due(first) is None
+    assert care.signal_due(first + pause) is None
+
+    last = math.nextafter(first + pause, math.inf)
+    assert care.signal_due(last) is signal.SIGKILL
+    assert care.signal_due(last) is None
+    assert care.signal_due(1e9) is None
+
+
+@pytest.mark.parametrize("state", ShardState)
+def test_nobody_else_gets_a_signal(state: ShardState) -> None:
+    assert care_in(state, heard_at=1e9).signal_due(1e9) is None
+    if state in (RUNNING, DRAINING, DOWN):
+        assert care_in(state).signal_due(1e9) is None
+
+
+def test_shard_that_answers_again_begins_anew_with_the_gentle_signal() -> None:
+    care = care_in(UNHEALTHY)
+    assert care.signal_due(50.0) is signal.SIGABRT
+
+    care.answers_again()
+
+    assert care.state is RUNNING
+    care.go(UNHEALTHY)
+    assert care.signal_due(100.0) is signal.SIGABRT
+
+
+@pytest.mark.parametrize("make", [asked_to_end, foreign])
+def test_next_process_is_not_asked_to_end_because_the_last_one_was(make: Callable[[], Care]) -> None:
+    care = make()
+    assert care.signal_due(1e9) is not None
+
+    care.end()
+
+    assert (care.state, care.end_by, care.foreign) == (DOWN, None, False)
+    care.begin("e2", 1e9)
+    care.go(RUNNING)
+    assert care.signal_due(2e9) is None
+    care.go(UNHEALTHY)
+    assert care.signal_due(2e9) is signal.SIGABRT
 
 
 def test_row_shows_the_last_heartbeat_and_its_age() -> None:

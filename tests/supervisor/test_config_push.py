@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ipc.events import Command, PushConfig
 from supervisor import config_push
 from supervisor.config.model import AgentConfigRule
 from supervisor.config.pushed import AgentConfig
@@ -20,11 +21,12 @@ def config(**by_pattern: int) -> AgentConfig:
     return AgentConfig(AgentConfigRule((f"{prefix}-*",), {"v": v}) for prefix, v in by_pattern.items())
 
 
-def noting(told: Told) -> Callable[[int, bytes, list[str]], bool]:
+def noting(told: Told) -> Callable[[int, Command], bool]:
     """A way to tell shards that notes what they are told."""
 
-    def send(shard: int, text: bytes, agent_ids: list[str]) -> bool:
-        told.append((shard, text, agent_ids))
+    def send(shard: int, command: Command) -> bool:
+        assert isinstance(command, PushConfig)
+        told.append((shard, command.config, command.agent_ids))
         return True
 
     return send
@@ -79,8 +81,9 @@ def test_reload_in_the_middle_of_another_tells_everybody_the_newest_and_nobody_w
         ledger = Ledger(10)
         last: dict[str, bytes] = {}
 
-        def send(_shard: int, text: bytes, agent_ids: list[str]) -> bool:
-            last.update(dict.fromkeys(agent_ids, text))
+        def send(_shard: int, command: Command) -> bool:
+            assert isinstance(command, PushConfig)
+            last.update(dict.fromkeys(command.agent_ids, command.config))
             return True
 
         push = ConfigPush(ledger, send)
@@ -135,8 +138,8 @@ def test_shard_that_cannot_be_told_is_told_later() -> None:
         ledger, told = Ledger(10), Told()
         reachable = False
 
-        def send(shard: int, text: bytes, agent_ids: list[str]) -> bool:
-            told.append((shard, text, agent_ids))
+        def send(shard: int, command: Command) -> bool:
+            noting(told)(shard, command)
             return reachable
 
         push = ConfigPush(ledger, send)

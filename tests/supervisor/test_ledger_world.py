@@ -12,8 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ipc.events import Snapshot
 from supervisor.care import Care
 from supervisor.ledger import Ledger
+from supervisor.snapshots import Found, Inquiry, Verdict, undecided, verdict
 
 AGENTS = ("waf", "auth", "geo")
 SHARDS = (0, 1, 2)
@@ -38,14 +40,6 @@ class Closed(NamedTuple):
 
 class Beat(NamedTuple):
     held: int
-
-
-class Snapshot(NamedTuple):
-    request: int
-    live: set[tuple[int, str]]
-    prepared: set[tuple[int, str]]
-    moving: set[tuple[int, str]]
-    let_go: set[int]
 
 
 class Moving(NamedTuple):
@@ -148,9 +142,10 @@ class Shard:
         self.commands.clear()
 
     def take_command(self) -> None:
-        moving = {(number, moving.agent_id) for number, moving in self.moving.items()}
-        let_go = {number for number, moving in self.moving.items() if moving.departs}
-        self.tell(Snapshot(self.commands.popleft(), set(self.live.items()), set(self.prepared.items()), moving, let_go))
+        moving = [(number, moving.agent_id) for number, moving in self.moving.items()]
+        let_go = [number for number, moving in self.moving.items() if moving.departs]
+        request = self.commands.popleft()
+        self.tell(Snapshot(0, request, list(self.live.items()), list(self.prepared.items()), moving, let_go))
 
     def end(self, number: int) -> None:
         self.tell(Closed(number, self.live.pop(number)))
@@ -179,10 +174,8 @@ class World:
         self.care = {shard: Care(shard) for shard in SHARDS}
         self.offered: dict[int, tuple[str, int]] = {}
         self.movers: dict[int, Mover] = {}
-        self.requests: dict[int, tuple[int, set[tuple[int, str]]]] = {}
-        self.recalled: dict[int, set[int]] = {shard: set() for shard in SHARDS}
-        self.found: set[tuple[int, int, str]] = set()
-        self.adrift: set[int] = set()
+        self.inquiries: dict[int, Inquiry] = {}
+        self.found: set[Found] = set()
         self.unknown = set(SHARDS)
 
     @property
@@ -224,8 +217,8 @@ class World:
         if not self.ledger.recall(moving.agent_id, number, shard):
             self.send(shard, "commit", number, moving.agent_id)
             return
-        if shard in self.requests:
-            self.recalled[shard].add(number)
+        if shard in self.inquiries:
+            self.inquiries[shard].recall(number)
         self.offer_member(number, Mover(moving.agent_id, moving.ticket, shard, target))
 
     def offer_member(self, number: int, mover: Mover) -> None:
@@ -295,10 +288,9 @@ class World:
         had = {n for n in self.members if self.holds_a_copy(shard, n)}
         had |= {n for n, _ in self.ledger.live_numbers(shard)}
         self.shards[shard], self.care[shard] = Shard(self.kernel), Care(shard)
-        self.requests.pop(shard, None)
-        self.recalled[shard].clear()
+        self.inquiries.pop(shard, None)
         self.unknown.discard(shard)
-        self.found = {found for found in self.found if found[0] != shard}
+        self.forget_found(shard)
         self.ledger.drop_shard(shard)
         for number, mover in list(self.movers.items()):
             source = None if mover.source == shard else mover.source
@@ -343,8 +335,8 @@ class World:
         self.take_over(Ledger(self.limit, self.ledger.next_number))
 
     def ask(self, shard: int) -> None:
-        self.requests[shard] = (self.next_request, self.ledger.live_numbers(shard))
-        self.recalled[shard].clear()
+        inquiry = self.inquiries.setdefault(shard, Inquiry())
+        inquiry.ask(self.next_request, self.ledger.live_numbers(shard), 0.0)
         self.shards[shard].commands.append(self.next_request)
         self.next_request += 1
 
@@ -352,7 +344,7 @@ class World:
         sequence, event = self.shards[shard].events.popleft()
         if self.care[shard].hear(sequence, 0.0):
             self.ask(shard)
-        elif shard in self.unknown and shard not in self.requests:
+        elif shard in self.unknown and shard not in self.inquiries:
             self.unknown.discard(shard)  # Its first event ever: it has held nothing before.
         if isinstance(event, Closed):
             self.ledger.release_live(event.agent_id, event.number, shard)
@@ -361,38 +353,38 @@ class World:
             if self.care[shard].is_doubtful(self.ledger.load(shard) - event.held) or shard in self.unknown:
                 self.ask(shard)
         else:
-            asked, believed = self.requests.get(shard, (0, set()))
-            if event.request == asked:
-                del self.requests[shard]
-                recalled = self.recalled[shard]
-                believed = {b for b in believed - event.prepared - event.moving if b[0] not in recalled}
-                self.ledger.reconcile(shard, believed, {live for live in event.live if live[0] not in recalled})
-                recalled.clear()
+            inquiry = self.inquiries.get(shard)
+            if inquiry is not None and event.request == inquiry.request:
+                del self.inquiries[shard]
+                self.ledger.reconcile(shard, *inquiry.compare(event))
                 self.unknown.discard(shard)
-                self.found |= {(shard, n, agent_id) for n, agent_id in event.prepared if n < self.first_number}
-                coming = event.let_go & {n for n, _ in self.ledger.live_numbers(shard)}
-                adrift = {(shard, n, a) for n, a in event.moving if n not in coming and n not in self.movers}
-                self.found |= adrift
-                self.adrift |= {n for _, n, _ in adrift}
+                self.forget_found(shard)
+                live = {number for number, _ in self.ledger.live_numbers(shard)}
+                self.found |= undecided(
+                    shard, event, first_number=self.first_number, live=live, moving=self.movers.keys()
+                )
         if not self.unknown:
             self.decide_found()
 
+    def forget_found(self, shard: int) -> None:
+        self.found = {found for found in self.found if found.shard != shard}
+
     def decide_found(self) -> None:
-        for shard, number, agent_id in sorted(self.found):
-            served_by = self.ledger.shard_of(agent_id, number)
-            if number in self.movers:
-                continue
-            if served_by == shard:
-                self.send(shard, "commit", number, agent_id)
-            elif served_by is not None or (number not in self.adrift and self.ledger.count(agent_id) >= self.limit):
-                self.send(shard, "revoke", number, agent_id)
-            else:
+        for found in sorted(self.found):
+            shard, number, agent_id, _ = found
+            what = verdict(
+                found,
+                served_by=self.ledger.shard_of(agent_id, number),
+                is_moving=number in self.movers,
+                has_room=self.ledger.count(agent_id) < self.limit,
+            )
+            if what is Verdict.ADOPT:
                 self.ledger.adopt(agent_id, number, shard)
-                self.send(shard, "commit", number, agent_id)
                 if number not in self.kernel.hung_up:
                     self.members[number] = agent_id
+            if what is not Verdict.WAIT:
+                self.send(shard, "commit" if what in (Verdict.COMMIT, Verdict.ADOPT) else "revoke", number, agent_id)
         self.found.clear()
-        self.adrift.clear()
 
     def lose_events(self) -> None:
         for shard in self.shards.values():

@@ -1,0 +1,43 @@
+"""One shard's place in the fleet: what is known of it, what is held open for it, and what is to become of it."""
+
+import asyncio
+import time
+from enum import Enum
+
+from ipc.handoff import HandoffChannel
+from supervisor.care import Care
+from supervisor.journal import Journal
+from supervisor.processes import Process
+
+
+class Fate(Enum):
+    """What becomes of a shard's place when its process ends."""
+
+    RESPAWN = "start it again, later each time"
+    RENEW = "start it again at once: it was asked to end"
+    FORGET = "there is no such shard any more"
+
+
+class Member:
+    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start."""
+
+    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard")
+
+    def __init__(self, shard: int, journal: Journal) -> None:
+        self.shard = shard
+        self.care = Care(shard)
+        self.process: Process | None = None
+        self.channel: HandoffChannel | None = None
+        self.respawn: asyncio.TimerHandle | None = None
+        self.fate = Fate.RESPAWN
+        self._journal = journal
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None while it has none."""
+        return None if self.process is None else self.process.pid
+
+    def note(self, code: str, text: str, more: str = "") -> None:
+        """Keep what happened to it: *text* for status, with *more* for the history."""
+        self.care.note(text, time.strftime("%H:%M:%S"))
+        self._journal.shard(self.shard, code, text + more)
