@@ -64,9 +64,9 @@ class ConfigDelivery:
                 self._waiting[number] = event  # Behind the others.
                 continue
             sent = True
-            exchange = self._pool.requests.begin_on(connection)
+            exchange = self._pool.requests.begin_on(connection, connection.agent.agent_id)
             done = partial(self._done, connection)
-            self._pool.submit(exchange, event, done, ANSWER_TIMEOUT, final=True)
+            self._pool.requests.submit(exchange, event, done, ANSWER_TIMEOUT, final=True)
         self._timer = None
         if self._waiting:
             self._timer = self._loop.call_later(0 if sent else PAUSE, self._turn)

@@ -38,7 +38,7 @@ from dialout.proxy.wire import (
 )
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.rundir import RuntimeDir
-from shards import proxies, proxy_server
+from shards import proxies
 from shards.proxies import MOST_IN_FLIGHT, ProxyConnection
 
 PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')
@@ -124,7 +124,7 @@ def test_wrong_frame_closes_its_proxy_with_the_reason_and_no_other_and_nothing_b
                 assert await proxy.frame() is None
                 agent.answer(seen)
                 assert isinstance(await other.result(), Answer)
-                assert shard.pool.requests.total == 1
+                assert (shard.pool.requests.answered, shard.pool.requests.failed) == (1, {})
 
     run(test)
 
@@ -218,7 +218,7 @@ def test_failure_of_a_later_event_waits_for_its_turn_and_takes_those_behind_it_a
                 await turns()
                 assert list(filter(is_event, agent.read())) == [], "no body with a hole in it"
                 (connection,) = shard.server.connections
-                assert (len(connection._entries), connection._in_flight) == (0, 0)
+                assert (len(connection._requests), connection._in_flight) == (0, 0)
 
     run(test)
 
@@ -249,7 +249,7 @@ def test_events_of_one_request_are_answered_in_order_and_those_of_others_as_they
                     got.append(result.response.request_headers[0].value)
                 assert got == tags == ["/slow", *(f"c{n}" for n in range(50))]
                 (connection,) = shard.server.connections
-                assert len(connection._entries) == 0
+                assert len(connection._requests) == 0
 
     run(test)
 
@@ -351,7 +351,8 @@ def test_proxy_that_does_not_read_is_paused_and_others_are_served() -> None:
                     assert isinstance(await other.result(), Answer)
                 assert held._transport is not None
                 assert not held._transport.is_reading()
-                assert shard.pool.requests.total == answered + 19, "the lazy one's new events are not read"
+                requests = shard.pool.requests
+                assert (requests.answered, requests.in_flight) == (answered + 19, 0), "new events are not read"
                 lazy.reader._transport.resume_reading()  # type: ignore[attr-defined]  # StreamReader has no such method
                 for _ in range(many):
                     assert isinstance(await lazy.result(), Answer)
@@ -568,7 +569,7 @@ def test_shard_that_goes_away_serves_what_is_on_its_way_and_waits_for_the_proxys
 
 
 def test_proxy_that_says_no_farewell_is_told_to_ask_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_server, "FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr(proxies, "FAREWELL_SECONDS", 0.05)
 
     async def test() -> None:
         with short_folder() as folder:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.engine import PairedAgent, Seen, chunk, headers, run, tag_of, turns
@@ -31,7 +32,8 @@ from dialout.proxy.wire import (
 )
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.rundir import RuntimeDir
-from shards import proxies, relay
+from shards import dispatch, relay
+from shards.calls import Call, Exchange
 from shards.proxies import ProxyConnection
 
 PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')
@@ -95,8 +97,8 @@ def test_request_for_an_agent_of_another_shard_is_handed_on_once_with_all_its_ev
                 assert isinstance(result, Answer)
                 assert result.response.request_headers[0].value == tag
                 assert (result.shard, result.flags & RELAYED) == (1, RELAYED)
-            assert (zero.relay.total, one.relay.total) == (3, 0)
-            assert (zero.pool.requests.total, one.pool.requests.total) == (0, 3)
+            assert (zero.dispatch.relayed_total, one.dispatch.relayed_total) == (3, 0)
+            assert (zero.pool.requests.answered, one.pool.requests.answered) == (0, 3)
 
     run(test)
 
@@ -108,8 +110,8 @@ def test_two_shards_that_each_take_the_other_for_the_holder_do_not_play_ping_pon
             one.hears("waf", {0: 1})
             proxy.ask(1, headers())
             assert failure(await proxy.result()) == ("agent_not_found", True)
-            assert one.relay.total == 0
-            assert zero.relay.total <= 1 + relay.NEWS_WAIT / 0.02
+            assert one.relay._next_id == 1
+            assert zero.relay._next_id - 1 <= 1 + relay.NEWS_WAIT / 0.02
 
     run(test)
 
@@ -175,7 +177,7 @@ def test_agent_that_has_just_been_accepted_is_found_before_the_word_of_it_is_her
                 zero.hears("waf", {1: 1})  # Where it was.
             proxy.ask(1, headers("/early"))
             connection = await only_connection(zero)
-            await until(lambda: any(entry.held for entry, _ in connection._entries._entries.values()))
+            await until(lambda: any(request.held for request, _ in connection._requests._entries.values()))
             agent = PairedAgent(one.pool if where == "there" else zero.pool)
             if where == "there":
                 zero.hears("waf", {1: 1})
@@ -256,7 +258,7 @@ def test_agent_is_found_where_it_has_moved_though_nobody_has_told(monkeypatch: p
 
 
 def test_request_for_an_agent_that_moves_for_ever_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxies, "MOVING_LIMIT", 0.1)
+    monkeypatch.setattr(dispatch, "MOVING_LIMIT", 0.1)
 
     async def test() -> None:
         async with two_shards() as (zero, one, proxy):
@@ -271,16 +273,27 @@ def test_request_for_an_agent_that_moves_for_ever_fails_in_time(monkeypatch: pyt
     run(test)
 
 
-def test_agent_that_does_not_exist_is_waited_for_once_and_then_refused_at_once() -> None:
+def test_agent_that_does_not_exist_is_waited_for_once_and_then_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def test() -> None:
         async with two_shards() as (zero, _, proxy):
+            looks: list[Exchange] = []
+            submit = zero.pool.requests.submit
+
+            def look(exchange: Exchange, *rest: Any, **options: Any) -> Call:
+                looks.append(exchange)
+                return submit(exchange, *rest, **options)
+
+            monkeypatch.setattr(zero.pool.requests, "submit", look)
             proxy.ask(1, headers(), "nobody")
             assert failure(await proxy.result()) == ("agent_not_found", True)
-            tries = zero.pool.requests.total
+            tries = len(looks)
             assert tries > 1
             proxy.ask(2, headers(), "nobody")
             assert failure(await proxy.result()) == ("agent_not_found", True)
-            assert zero.pool.requests.total == tries + 1
+            assert len(looks) == tries + 1
+            assert zero.pool.requests.failed == {"agent_not_found": 2}, "requests are counted, and not the looks"
 
     run(test)
 

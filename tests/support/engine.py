@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -157,6 +158,8 @@ def answered_tag(outcome: Outcome | None) -> str | None:
 class Asked:
     """One event that was submitted, and its outcome."""
 
+    submitted: ClassVar[Counter[AgentPool]] = Counter()
+
     def __init__(
         self,
         pool: AgentPool,
@@ -173,6 +176,7 @@ class Asked:
         self.exchange = exchange
         self.outcomes: list[Outcome] = []
         self._on_done = on_done
+        self.submitted[pool] += 1
         self.call = pool.submit(exchange, event, self._done, timeout, final=final)
 
     def _done(self, _call: Call, outcome: Outcome) -> None:
@@ -210,6 +214,7 @@ def pool_of_this_loop(options: PoolOptions | None = None, **keywords: Any) -> It
         pool.close()
         while PairedAgent.all_ends:
             PairedAgent.all_ends.pop().close()
+        Asked.submitted.clear()
     assert (pool.connections, pool.agents) == ({}, {})
 
 
@@ -232,7 +237,7 @@ def assert_nothing_left(pool: AgentPool) -> None:
     requests = pool.requests
     assert requests.in_flight == 0
     assert len(requests._deadlines) == 0
-    assert requests.total == requests.answered + sum(requests.failed.values())
+    assert requests.answered + requests.failed.total() == Asked.submitted[pool], "each is counted, once"
     for connection in pool.connections.values():
         assert connection.in_flight == 0
         assert not [call for call in (connection.pending or {}).values() if not call.done]

@@ -20,8 +20,9 @@ from dialout.proxy.wire import (
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir, record_of_this_process
 from shards.directory import Directory
+from shards.dispatch import Dispatch
 from shards.pool import AgentPool
-from shards.proxy_server import ProxyServer
+from shards.proxies import ProxyServer
 from shards.relay import Relay
 from support.engine import pool_of_this_loop
 from support.pools import until
@@ -36,8 +37,9 @@ class LocalShard:
         self.directory = Directory()
         self.directory.replace(0, {})
         self.relay = Relay(shard, rundir, self.directory)
-        self.server = ProxyServer(shard, f"e{shard}", rundir, pool, self.relay)
+        self.dispatch = Dispatch(shard, pool, self.relay)
         self.path = rundir.shard_proxy(shard)
+        self.server = ProxyServer(shard, f"e{shard}", self.path, pool.options, self.dispatch)
 
     def hears(self, agent_id: str, counts: dict[int, int]) -> None:
         """Tell it where an agent is."""
