@@ -66,11 +66,12 @@ class Shard:
         self._directory_asked_at = 0.0
         self._relay = Relay(shard, rundir, self._directory)
         self._dispatch = Dispatch(shard, self._pool, self._relay)
-        self._proxies = ProxyServer(shard, epoch, rundir.shard_proxy(shard), options, self._dispatch)
+        self._proxies = ProxyServer(shard, epoch, rundir.shard_proxy(shard), options, self._dispatch, self._room)
         self._intake = Intake(
             handoff.listen(rundir.shard_handoff(shard)),
             self._pool,
             messages.Hello(shard, epoch, os.getpid()),
+            self._room,
             self._orphaned,
             self._closed,
         )
@@ -107,6 +108,7 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
+        self._budget = process.DescriptorBudget(expected=8)
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -184,6 +186,11 @@ class Shard:
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
         )
+
+    def _room(self) -> int:
+        """How many more descriptors this process may hold, but for its reserve; below 0 that is being used up."""
+        agents = len(self._pool.connections) + len(self._intake.prepared) + len(self._intake.custody)
+        return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
     def _orphaned(self) -> None:
         self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")

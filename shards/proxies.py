@@ -7,6 +7,7 @@ events. Where a request is served is none of this module's business (`shards.dis
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -33,12 +34,16 @@ from dialout.proxy.wire import (
 )
 from ipc.logs import get_logger, printable
 from ipc.options import PoolOptions
+from ipc.process import DescriptorBudget
 from ipc.version import __version__
 from shards.affinity import RecentTable
 from shards.dispatch import Dispatch, Event, Request
 
 MOST_IN_FLIGHT = 50_000
 """Events of one proxy connection without an answer; beyond it they fail as overloaded."""
+
+PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
+"""Descriptors of the process's reserve that proxies may use, where agents have all the rest."""
 
 MOST_REFUSED = 10_000
 REFUSED_KEPT = 5.0
@@ -56,9 +61,17 @@ SWEEP_SECONDS = 5.0
 
 
 class ProxyServer:
-    """Takes proxies' connections for one shard, at the socket *path*."""
+    """Takes proxies' connections for one shard, at the socket *path*, as far as *room* for descriptors goes."""
 
-    def __init__(self, shard: int, epoch: str, path: Path, options: PoolOptions, dispatch: Dispatch) -> None:
+    def __init__(
+        self,
+        shard: int,
+        epoch: str,
+        path: Path,
+        options: PoolOptions,
+        dispatch: Dispatch,
+        room: Callable[[], int],
+    ) -> None:
         self.shard = shard
         self.epoch = epoch
         self.options = options
@@ -67,9 +80,15 @@ class ProxyServer:
         self.stopping = False
         self.connections: set[ProxyConnection] = set()
         self._path = path
+        self._room = room
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more proxy would take a descriptor that is needed for something else."""
+        return self._room() < -PROXIES_SHARE
 
     @property
     def is_busy(self) -> bool:
@@ -155,6 +174,8 @@ class ProxyConnection(asyncio.Protocol):
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
+        if self._server.is_full:
+            self.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Give up what the proxy waited for: nobody is left to decide for."""

@@ -100,6 +100,10 @@ class Link(asyncio.Protocol):
         """Send what was asked for while connecting."""
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
+        if self._failed:
+            # What waited has been given up, and may have gone another way.
+            self._transport.abort()
+            return
         self._transport.write(b"".join([encode_hello(f"shard-{self._shard}", __version__), *self._early]))
         self._early.clear()
         self._early_bytes = 0
@@ -223,6 +227,11 @@ class Relay:
         self._connecting: set[asyncio.Task[None]] = set()
         self._next_id = 1
         self._missed: dict[str, float] = {}
+
+    @property
+    def links(self) -> int:
+        """How many links there are, each with a descriptor."""
+        return len(self._links)
 
     def holder(self, agent_id: str, asked: Collection[int] = (), *, is_here: bool = False) -> int | None:
         """The sibling to hand a request for *agent_id* to; None when there is no one to ask.

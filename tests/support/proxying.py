@@ -39,7 +39,7 @@ class LocalShard:
         self.relay = Relay(shard, rundir, self.directory)
         self.dispatch = Dispatch(shard, pool, self.relay)
         self.path = rundir.shard_proxy(shard)
-        self.server = ProxyServer(shard, f"e{shard}", self.path, pool.options, self.dispatch)
+        self.server = ProxyServer(shard, f"e{shard}", self.path, pool.options, self.dispatch, lambda: 1000)
 
     def hears(self, agent_id: str, counts: dict[int, int]) -> None:
         """Tell it where an agent is."""
