@@ -115,7 +115,7 @@ def test_metrics_agree_with_status_and_with_the_kernel_under_load(
     assert request(product, "nobody", each=5) == 0
 
     def told(found: Samples) -> bool:
-        # The client asks both shards for the agent that nobody knows, and each counts a request, however often it looks.
+        # Both shards are asked for the agent that nobody knows. Each counts one request, however often it looks.
         ended = total(found, "requests_total", outcome="answered"), total(found, "shard_requests_in_flight")
         counted = sum(row["requests_total"] for row in product.query("status")["shards"])
         return ended == (answered, 0) and total(found, "requests_total") == counted == answered + 10

@@ -14,14 +14,7 @@ import pytest
 from support.product import environment, short_folder
 from support.waiting import wait_for
 
-from dialout import (
-    Capabilities,
-    Dialect,
-    FrameDecoder,
-    acceptance_frame,
-    encode_frame,
-    parse_registration_response,
-)
+from dialout import Capabilities, Dialect, FrameDecoder, acceptance_frame, encode_frame, parse_registration_response
 from ipc import handoff, messages, query
 from ipc.messages import Commit, Declined, Hello, Message, Offer, Prepare, Prepared, Refuse, Revoke
 from ipc.process import DescriptorBudget
