@@ -8,7 +8,8 @@ from support.pools import until
 from support.product import short_folder
 from support.proxying import allowed, failure, local_shard, odd_sibling, raw_proxy, two_shards
 
-from dialout import ALLOWED, encode_frame
+from dialout import ALLOWED, RequestHeaders, encode_frame
+from dialout.proxy.errors import ConnectionLost
 from dialout.proxy.wire import FINAL, RELAYED, Answer, ProxyRequest
 from shards import relay
 
@@ -117,3 +118,27 @@ async def test_what_waits_for_a_sibling_that_does_not_read_is_bounded(monkeypatc
             for number in range(2, 12):
                 proxy.ask(number, headers("/" + "x" * 300_000))
             assert failure(await proxy.result()) == ("overloaded", True)
+
+
+@on_loop
+async def test_what_waited_for_a_link_that_was_given_up_is_never_sent() -> None:
+    """It has failed as seen by nobody, and may have been asked elsewhere."""
+    asked: list[ProxyRequest] = []
+    with short_folder() as folder:
+        async with (
+            odd_sibling(folder, asked.append) as writers,
+            local_shard(folder) as zero,
+            raw_proxy(zero.path) as proxy,
+        ):
+            zero.hears("waf", {1: 1})
+            link = zero.relay._link(1)
+            results: list[object] = []
+            zero.relay.begin(1, "waf").submit(headers(), results.append, 5.0, final=True)
+            link.fail("it takes too long")
+            (lost,) = results
+            assert isinstance(lost, ConnectionLost)
+            assert lost.retry_safe
+            proxy.ask(1, headers("/next"))
+            await until(lambda: asked)
+            await until(lambda: len(writers) == 2)
+            assert [request.event.uri for request in asked if isinstance(request.event, RequestHeaders)] == ["/next"]
