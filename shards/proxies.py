@@ -5,7 +5,6 @@ events. Where a request is served is none of this module's business (`shards.dis
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from dialout.proxy.wire import (
 from ipc.logs import get_logger, printable
 from ipc.options import PoolOptions
 from ipc.process import DescriptorBudget
+from ipc.sockets import bind_private
 from ipc.version import __version__
 from shards.affinity import RecentTable
 from shards.dispatch import Dispatch, Event, Request
@@ -97,14 +97,8 @@ class ProxyServer:
 
     async def start(self) -> None:
         """Listen, in place of a dead predecessor."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = bind_private(self._path, socket.SOCK_STREAM)
         try:
-            self._path.unlink(missing_ok=True)
-            previous = os.umask(0o177)
-            try:
-                sock.bind(os.fspath(self._path))
-            finally:
-                os.umask(previous)
             self._server = await self._loop.create_unix_server(lambda: ProxyConnection(self), sock=sock)
         except BaseException:
             sock.close()
