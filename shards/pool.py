@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from dialout import AgentEvent, Capabilities, Dialect
+from dialout import Capabilities, Dialect
 from dialout.proxy.errors import (
     AgentMoving,
     AgentNotFound,
@@ -27,7 +27,7 @@ from ipc.readiness import Readiness
 from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
-from shards.calls import Call, Exchange, Outcome
+from shards.calls import Call
 from shards.connection import Agent, Connection
 from shards.kind import Kind
 from shards.pool_api import PoolApi
@@ -216,18 +216,6 @@ class AgentPool(PoolApi):
             self.readiness.close()
 
     # Requests.
-
-    def submit(
-        self,
-        exchange: Exchange,
-        event: AgentEvent,
-        on_done: Callable[[Call, Outcome], None],
-        timeout: float | None = None,
-        *,
-        final: bool = False,
-    ) -> Call:
-        """Send *event* to the exchange's agent; see `Requests.submit`."""
-        return self.requests.submit(exchange, event, on_done, timeout, final=final)
 
     def judge(self, agent: Agent, *, failed: bool) -> None:
         """Count an outcome for or against the agent."""

@@ -186,7 +186,7 @@ class Asked:
         self.outcomes: list[Outcome] = []
         self._on_done = on_done
         self.submitted[pool] += 1
-        self.call = pool.submit(exchange, event, self._done, timeout, final=final)
+        self.call = pool.requests.submit(exchange, event, self._done, timeout, final=final)
 
     def _done(self, _call: Call, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
