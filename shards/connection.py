@@ -78,8 +78,6 @@ class Connection(Stream):
     The object exists once for every idle connection, so it has slots, and no container before its first request.
     """
 
-    pool: Pool
-
     __slots__ = (
         "agent",
         "answers_by_name",
@@ -108,6 +106,9 @@ class Connection(Stream):
         "receivable",
         "transport",
     )
+
+    # A stream knows less of it.
+    pool: Pool
 
     def __init__(self, pool: Pool, agent: Agent, offer: Offer, kind: Kind, fd: int) -> None:
         super().__init__(pool, fd)
