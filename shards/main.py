@@ -79,22 +79,7 @@ class Shard:
         self._drain = Drain(self._pool, self._stop_by)
         self._kicks = Kicks(self._pool)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
-        reading: dict[str, Method] = {
-            "status": lambda _: {
-                "shard": shard,
-                "pid": os.getpid(),
-                "epoch": epoch,
-                "handoff": messages.VERSION[0],
-                "report": self.report(),
-            },
-            "agents": lambda args: listing.agents(
-                self._pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: listing.busiest(self._pool, args.get("limit", 100)),
-            "connections": lambda args: listing.connections(
-                self._pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
-        }
+        reading = self._answers()
         self._queries = [QueryServer(rundir.shard_query(shard), reading)]
         if status_dir is not None:
             path = status_dir.shard_query(shard)
@@ -186,6 +171,26 @@ class Shard:
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
         )
+
+    def _answers(self) -> dict[str, Method]:
+        """What anybody may ask who reaches a query socket."""
+        pool = self._pool
+        return {
+            "status": lambda _: {
+                "shard": self._shard,
+                "pid": os.getpid(),
+                "epoch": self._epoch,
+                "handoff": messages.VERSION[0],
+                "report": self.report(),
+            },
+            "agents": lambda args: listing.agents(
+                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
+            ),
+            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
+            "connections": lambda args: listing.connections(
+                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
+            ),
+        }
 
     def _room(self) -> int:
         """How many more descriptors this process may hold, but for its reserve; below 0 that is being used up."""
