@@ -26,7 +26,7 @@ from shards.drain import Drain
 from shards.intake import Intake
 from shards.kicks import Kicks
 from shards.pool import AgentPool
-from shards.proxies import ProxyServer
+from shards.proxy_server import ProxyServer
 from shards.relay import Relay
 from shards.reporter import Reporter
 
@@ -111,7 +111,7 @@ class Shard:
         try:
             await self._ended
         finally:
-            self._proxies.stopping = True
+            self._proxies.stop()
             self._drain.close()
             self._kicks.close()
             self._configs.close()

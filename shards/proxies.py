@@ -1,13 +1,11 @@
-"""The socket on which proxies ask: events come in, decisions go out, many requests in flight on one connection.
+"""A proxy's connection: events come in, decisions go out, many requests in flight.
 
 The protocol is ``dialout.proxy.wire``; each event gets exactly one answer or failure, in the order of its request's
 events. Where a request is served is none of this module's business (`shards.dispatch`).
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 from dialout import CancelReason, Decision, FrameDecoder, FrameError, LocalProtocolError, RequestHeaders
@@ -33,17 +31,12 @@ from dialout.proxy.wire import (
 )
 from ipc.logs import get_logger, printable
 from ipc.options import PoolOptions
-from ipc.process import DescriptorBudget
-from ipc.sockets import bind_private
 from ipc.version import __version__
 from shards.affinity import RecentTable
 from shards.dispatch import Dispatch, Event, Request
 
 MOST_IN_FLIGHT = 50_000
 """Events of one proxy connection without an answer; beyond it they fail as overloaded."""
-
-PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
-"""Descriptors of the process's reserve that proxies may use, where agents have all the rest."""
 
 MOST_REFUSED = 10_000
 REFUSED_KEPT = 5.0
@@ -53,105 +46,38 @@ before it read that must not begin one."""
 LINGER = 2.0
 """Seconds in which a proxy that was refused may read why."""
 
-FAREWELL_SECONDS = 1.0
-"""Time for proxies to hear that the shard is going away; then it takes no new requests."""
 
-SWEEP_SECONDS = 5.0
-"""Between looks at requests that nobody went on with."""
+class ProxyConnection(asyncio.Protocol):
+    """One proxy's connection to shard *shard*, whose process is *epoch*.
 
-
-class ProxyServer:
-    """Takes proxies' connections for one shard, at the socket *path*, as far as *room* for descriptors goes."""
+    *on_made* and *on_lost* are told when it begins and ends.
+    """
 
     def __init__(
         self,
         shard: int,
         epoch: str,
-        path: Path,
         options: PoolOptions,
         dispatch: Dispatch,
-        room: Callable[[], int],
+        on_made: "Callable[[ProxyConnection], None]",
+        on_lost: "Callable[[ProxyConnection], None]",
     ) -> None:
-        self.shard = shard
-        self.epoch = epoch
-        self.options = options
-        self.dispatch = dispatch
-        self.going_away = False
         self.stopping = False
-        self.connections: set[ProxyConnection] = set()
-        self._path = path
-        self._room = room
-        self._server: asyncio.Server | None = None
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one more proxy would take a descriptor that is needed for something else."""
-        return self._room() < -PROXIES_SHARE
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request of a proxy is not over, or one may be on its way."""
-        return any(connection.is_busy for connection in self.connections)
-
-    async def start(self) -> None:
-        """Listen, in place of a dead predecessor."""
-        sock = bind_private(self._path, socket.SOCK_STREAM)
-        try:
-            self._server = await self._loop.create_unix_server(lambda: ProxyConnection(self), sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-
-    def go_away(self) -> None:
-        """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
-        if self.going_away:
-            return
-        self.going_away = True
-        if self._server is not None:
-            self._server.close()
-        for connection in self.connections:
-            connection.go_away()
-        self._timer.cancel()
-        self._timer = self._loop.call_later(FAREWELL_SECONDS, self._refuse_new)
-
-    def close(self) -> None:
-        """Take no more connections and no more events, and close the connections after what they were told."""
-        self.stopping = True
-        self._timer.cancel()
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self.connections):
-            connection.refuse("the shard stops")
-
-    def _refuse_new(self) -> None:
-        self.stopping = True
-
-    def _sweep(self) -> None:
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        now = self._loop.time()
-        for connection in self.connections:
-            connection.sweep(now)
-
-
-class ProxyConnection(asyncio.Protocol):
-    """One proxy's connection."""
-
-    def __init__(self, server: ProxyServer) -> None:
-        self.name = "a proxy"
-        self._server = server
-        self._dispatch = server.dispatch
+        """Whether no new request may begin."""
+        self._shard, self._epoch, self._options = shard, epoch, options
+        self._dispatch = dispatch
+        self._on_made, self._on_lost = on_made, on_lost
+        self._name = "a proxy"
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._greeted = False
+        self._going_away = False
         # Whether the proxy has yet to say that it sends no new requests to a shard that is going away.
         self._owes_farewell = False
         self._out: list[bytes] = []
         self._closing = False
         self._in_flight = 0
-        options = server.options
         self._requests: RecentTable[int, Request] = RecentTable(options.most_affinities, options.affinity_idle)
         # Of requests that did not begin: the type of the event that was to begin it, and why it was not served.
         self._refused: RecentTable[int, tuple[int, PoolError]] = RecentTable(MOST_REFUSED, REFUSED_KEPT)
@@ -159,7 +85,7 @@ class ProxyConnection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether a request of this proxy is not over, or one may be on its way."""
-        return len(self._requests) > 0 or (self._owes_farewell and not self._server.stopping)
+        return len(self._requests) > 0 or (self._owes_farewell and not self.stopping)
 
     # The transport's side.
 
@@ -167,14 +93,12 @@ class ProxyConnection(asyncio.Protocol):
         """Begin."""
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
-        self._server.connections.add(self)
-        if self._server.is_full:
-            self.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
+        self._on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Give up what the proxy waited for: nobody is left to decide for."""
         self._transport = None
-        self._server.connections.discard(self)
+        self._on_lost(self)
         for request in self._requests.take_all():
             self._dispatch.give_up(request, CancelReason.CLIENT_DISCONNECT)
 
@@ -226,9 +150,9 @@ class ProxyConnection(asyncio.Protocol):
                     self.refuse(f"protocol {protocol} is not spoken here, {PROXY_PROTOCOL} is")
                     return
                 self._greeted = True
-                self.name = printable(client)
-                self._write(encode_welcome(self._server.shard, self._server.epoch, __version__))
-                if self._server.going_away:
+                self._name = printable(client)
+                self._write(encode_welcome(self._shard, self._epoch, __version__))
+                if self._going_away:
                     self.go_away()
             case _ if not self._greeted:
                 self.refuse("the first frame must be a hello")
@@ -246,10 +170,10 @@ class ProxyConnection(asyncio.Protocol):
 
     def _serve_event(self, frame: ProxyRequest) -> None:
         now = self._loop.time()
-        request_id, server = frame.request_id, self._server
+        request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
-        if request is None and (server.stopping or type(frame.event) is not RequestHeaders):
+        if request is None and (self.stopping or type(frame.event) is not RequestHeaders):
             error = self._why_not_begun(frame, now)
         if error is None and self._in_flight >= MOST_IN_FLIGHT:
             error = Overloaded("too many in flight")
@@ -269,7 +193,7 @@ class ProxyConnection(asyncio.Protocol):
             error = BadRequest("the request began with another agent", agent_id=frame.agent_id)
             self._not_served(request_id, request, frame.event.frame_type, error)
             return
-        seconds = frame.timeout_ms / 1000 if frame.timeout_ms else server.options.request_timeout
+        seconds = frame.timeout_ms / 1000 if frame.timeout_ms else self._options.request_timeout
         event = Event(request, frame, seconds)
         request.begun += 1
         self._in_flight += 1
@@ -277,7 +201,7 @@ class ProxyConnection(asyncio.Protocol):
 
     def _why_not_begun(self, frame: ProxyRequest, now: float) -> PoolError | None:
         """Why no request may begin with this event; None when it may."""
-        if self._server.stopping:
+        if self.stopping:
             return ShuttingDown("the shard stops", retry_safe=True)
         refused = self._refused.get(frame.request_id, now)
         # The same event again is another try. Any other one was on its way behind it.
@@ -355,6 +279,7 @@ class ProxyConnection(asyncio.Protocol):
 
     def go_away(self) -> None:
         """Ask for no new requests; what comes until the proxy has heard of it is served."""
+        self._going_away = True
         if self._greeted and not self._closing:
             self._owes_farewell = True
             self._write(encode_going_away())
@@ -364,7 +289,7 @@ class ProxyConnection(asyncio.Protocol):
         if self._closing:
             return
         self._closing = True
-        get_logger().warning("proxy connection closed", proxy=self.name, reason=printable(reason, 200))
+        get_logger().warning("proxy connection closed", proxy=self._name, reason=printable(reason, 200))
         self._write(encode_refusal(reason))
         self._flush()
         if self._transport is not None:
@@ -383,7 +308,7 @@ class ProxyConnection(asyncio.Protocol):
             request_id,
             error.code,
             str(error),
-            shard=self._server.shard if error.shard is None else error.shard,
+            shard=self._shard if error.shard is None else error.shard,
             duration_us=duration_us,
             flags=flags | (RETRY_SAFE if error.retry_safe else 0),
             policy=error.policy,

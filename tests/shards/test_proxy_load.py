@@ -7,8 +7,8 @@ from support.product import short_folder
 from support.proxying import local_shard, one_shard, raw_proxy, waiting_bytes
 
 from dialout import Block, Decision
-from dialout.proxy.wire import GOING_AWAY, RETRY_SAFE, Answer, Failure, Pong, Welcome, encode_ping
-from shards import proxies
+from dialout.proxy.wire import GOING_AWAY, RETRY_SAFE, Answer, Failure, Pong, Welcome, encode_hello, encode_ping
+from shards import proxies, proxy_server
 from shards.proxies import MOST_IN_FLIGHT
 
 
@@ -146,7 +146,7 @@ async def test_shard_that_goes_away_serves_what_is_on_its_way_and_waits_for_the_
 
 @on_loop
 async def test_proxy_that_says_no_farewell_is_told_to_ask_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxies, "FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr(proxy_server, "FAREWELL_SECONDS", 0.05)
 
     async with one_shard() as (shard, proxy):
         shard.server.go_away()
@@ -156,3 +156,31 @@ async def test_proxy_that_says_no_farewell_is_told_to_ask_elsewhere(monkeypatch:
         result = await proxy.result()
         assert isinstance(result, Failure)
         assert (result.error_code, result.flags) == ("shutting_down", RETRY_SAFE)
+
+
+@pytest.mark.parametrize("moment", ["before the hello", "before it is let in"])
+@on_loop
+async def test_proxy_that_comes_as_the_shard_goes_away_hears_of_it_with_its_welcome(moment: str) -> None:
+    async with one_shard() as (shard, _), raw_proxy(shard.path, hello=False) as late:
+        if moment == "before the hello":
+            await until(lambda: len(shard.server.connections) == 2)
+        else:
+            # It has been accepted, and its connection is made in the next turn of the loop.
+            (made,) = [connection for connection in shard.server.connections if connection._greeted]
+            await until(lambda: len(shard.server.connections) == 2)
+            (other,) = shard.server.connections - {made}
+            shard.server.connections.discard(other)
+        shard.server.go_away()
+        if moment == "before it is let in":
+            shard.server._made(other)
+        late.send(encode_hello("late", "1"))
+        welcome = await late.frame()
+        assert isinstance(welcome, Welcome)
+        assert not welcome.going_away
+        assert await late.frame() == Welcome(1, going_away=True)
+        assert shard.server.is_busy, "it may have sent a request"
+        shard.server.stop()
+        late.ask(1, headers())
+        result = await late.result()
+        assert isinstance(result, Failure)
+        assert result.error_code == "shutting_down"

@@ -28,7 +28,8 @@ from ipc.rundir import RuntimeDir, record_of_this_process
 from shards.directory import Directory
 from shards.dispatch import Dispatch
 from shards.pool import AgentPool
-from shards.proxies import ProxyConnection, ProxyServer
+from shards.proxies import ProxyConnection
+from shards.proxy_server import ProxyServer
 from shards.relay import Relay
 from support.engine import pool_of_this_loop
 from support.pools import until
@@ -65,7 +66,7 @@ async def local_shard(folder: Path, shard: int = 0, options: PoolOptions | None 
         try:
             yield local
         finally:
-            local.server.stopping = True
+            local.server.stop()
             pool.close()
             local.relay.close()
             local.server.close()

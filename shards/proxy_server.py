@@ -1,0 +1,102 @@
+"""The listening side of a shard's proxy socket: it lets proxies in, and tells them when the shard goes away."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ipc.options import PoolOptions
+from ipc.process import DescriptorBudget
+from ipc.sockets import bind_private
+from shards.dispatch import Dispatch
+from shards.proxies import ProxyConnection
+
+PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
+"""Descriptors of the process's reserve that proxies may use, where agents have all the rest."""
+
+FAREWELL_SECONDS = 1.0
+"""Time for proxies to hear that the shard is going away; then it takes no new requests."""
+
+SWEEP_SECONDS = 5.0
+"""Between looks at requests that nobody went on with."""
+
+
+class ProxyServer:
+    """Takes proxies' connections for one shard, at the socket *path*, as far as *room* for descriptors goes."""
+
+    def __init__(
+        self,
+        shard: int,
+        epoch: str,
+        path: Path,
+        options: PoolOptions,
+        dispatch: Dispatch,
+        room: Callable[[], int],
+    ) -> None:
+        self.connections: set[ProxyConnection] = set()
+        self._path = path
+        self._room = room
+        self._going_away = self._stopping = False
+        self._connection = partial(
+            ProxyConnection, shard, epoch, options, dispatch, self._made, self.connections.discard
+        )
+        self._server: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request of a proxy is not over, or one may be on its way."""
+        return any(connection.is_busy for connection in self.connections)
+
+    async def start(self) -> None:
+        """Listen, in place of a dead predecessor."""
+        sock = bind_private(self._path, socket.SOCK_STREAM)
+        try:
+            self._server = await self._loop.create_unix_server(self._connection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def go_away(self) -> None:
+        """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
+        if self._going_away:
+            return
+        self._going_away = True
+        if self._server is not None:
+            self._server.close()
+        for connection in self.connections:
+            connection.go_away()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(FAREWELL_SECONDS, self.stop)
+
+    def stop(self) -> None:
+        """Let no new request begin."""
+        self._stopping = True
+        for connection in self.connections:
+            connection.stopping = True
+
+    def close(self) -> None:
+        """Take no more connections and no more events, and close the connections after what they were told."""
+        self.stop()
+        self._timer.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.refuse("the shard stops")
+
+    def _made(self, connection: ProxyConnection) -> None:
+        self.connections.add(connection)
+        # It may have been accepted before this shard was told to go.
+        connection.stopping = self._stopping
+        if self._going_away:
+            connection.go_away()
+        if self._room() < -PROXIES_SHARE:
+            connection.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
+
+    def _sweep(self) -> None:
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        now = self._loop.time()
+        for connection in self.connections:
+            connection.sweep(now)
