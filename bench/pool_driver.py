@@ -95,7 +95,7 @@ class _Slot:
             self.ended.set_result(None)
             return
         self._started_ns = time.perf_counter_ns()
-        self._pool.submit(Exchange(AGENT_ID), sample.event, self._done, final=True)
+        self._pool.requests.submit(Exchange(AGENT_ID), sample.event, self._done, final=True)
 
     def _done(self, _: Call, outcome: Outcome) -> None:
         sample, self._sample = self._sample, None

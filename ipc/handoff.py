@@ -57,6 +57,7 @@ from ipc.messages import (
     descriptors_expected,
     encode,
 )
+from ipc.sockets import bind_private
 
 RECEIVE_BUDGET = 64
 """Messages taken in one turn of the loop."""
@@ -246,24 +247,9 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening handoff socket at *path*, mode 0600, in place of a dead predecessor's.
-
-    Only for the one process that has the right to the path: a shard that its supervisor started, or the supervisor that
-    has the runtime directory's lock.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        previous = os.umask(0o177)
-        try:
-            sock.bind(os.fspath(path))
-        finally:
-            os.umask(previous)
-        sock.listen(8)
-    except BaseException:
-        sock.close()
-        raise
+    """A listening handoff socket at *path*; see `ipc.sockets.bind_private`."""
+    sock = bind_private(path, socket.SOCK_SEQPACKET)
+    sock.listen(8)
     return sock
 
 

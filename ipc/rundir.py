@@ -301,6 +301,8 @@ class RuntimeDir:
     def _replace(self, name: str, content: bytes) -> None:
         part = self.path / f"{name}.{os.getpid()}.part"
         part.write_bytes(content)
+        # Who may enter the directory may read: its mode decides, and not the umask (0077 under our systemd unit).
+        part.chmod(0o644)
         part.rename(self.path / name)
 
     def _remove(self, *names: str) -> None:

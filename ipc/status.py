@@ -86,10 +86,10 @@ class ShardRow(msgspec.Struct, kw_only=True):
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
     heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the
     supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
-    *moved_total* counts the connections that went to other shards. Of the requests that began in this shard,
-    *requests_total* is all of *answered_total*, *failed_total* (by error code) and *in_flight* together. All totals are
-    the present process's own; *cpu_percent* is of one processor, and *descriptors* may be open up to
-    *descriptor_limit*.
+    *moved_total* counts the connections that went to other shards. Requests are events for agents: *requests_total* is
+    all that have an outcome, *answered_total* and *failed_total* (by error code) together, and those *in_flight* have
+    none yet. What another shard served for this one is in *relayed_total* instead. All totals are the present process's
+    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*.
     """
 
     id: int

@@ -7,35 +7,36 @@ Value = TypeVar("Value")
 
 
 class RecentTable(Generic[Key, Value]):
-    """At most *capacity* entries, each for *idle* seconds after it was last used.
+    """At most *capacity* entries, each until a `sweep` finds that it was last used more than *idle* seconds ago.
 
-    Beyond the capacity the entry that was used longest ago goes, and is counted in *dropped*: a table that turned away
-    the newest instead would stop working for everybody once it is full of requests that nobody finished.
+    Beyond the capacity the entry that was used longest ago goes: a table that turned away the newest instead would stop
+    working for everybody once it is full of requests that nobody finished. Whatever goes is returned to whoever made it
+    go, so that nothing is forgotten that has to be ended.
     """
 
-    __slots__ = ("_capacity", "_entries", "_idle", "dropped")
+    __slots__ = ("_capacity", "_entries", "_idle")
 
     def __init__(self, capacity: int, idle: float) -> None:
         self._capacity = capacity
         self._idle = idle
         self._entries: dict[Key, tuple[Value, float]] = {}
-        self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, key: Key, value: Value, now: float) -> None:
-        """Set an entry, as used now."""
-        self._entries.pop(key, None)
-        if len(self._entries) >= self._capacity:
-            del self._entries[next(iter(self._entries))]
-            self.dropped += 1
-        self._entries[key] = (value, now)
+    def put(self, key: Key, value: Value, now: float) -> Value | None:
+        """Set an entry, as used now; returns the value of another one that had to go for it."""
+        entries, dropped = self._entries, None
+        entries.pop(key, None)
+        if len(entries) >= self._capacity:
+            dropped, _ = entries.pop(next(iter(entries)))
+        entries[key] = (value, now)
+        return dropped
 
     def get(self, key: Key, now: float) -> Value | None:
-        """An entry, used now; None when there is none, or it was idle for too long."""
+        """An entry, used now; None when there is none."""
         entry = self._entries.pop(key, None)
-        if entry is None or now - entry[1] > self._idle:
+        if entry is None:
             return None
         self._entries[key] = (entry[0], now)
         return entry[0]

@@ -2,16 +2,47 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from dialout import AgentEvent, Decision
+from dialout import AgentEvent, CancelReason, Decision
 from dialout.proxy.errors import PoolError
-
-if TYPE_CHECKING:
-    from shards.connection import Connection
 
 Outcome = Decision | PoolError
 """How a call ends: the agent's answer, or why there is none. An error is never an allow; the caller has a policy."""
+
+
+class Carrier(Protocol):
+    """What carries calls to an agent: a connection of it, or what a test puts in the place of one.
+
+    *fd* is negative once it is closed. *exchanges* counts those of several events that have begun on it and are not
+    over. *keeps_requests* says that the agent remembers requests until it is told to `forget` them.
+    """
+
+    fd: int
+    exchanges: int
+    keeps_requests: bool
+
+    @property
+    def connection_id(self) -> str:
+        """What the agent was told it is called."""
+
+    def can_receive(self, event: AgentEvent) -> bool:
+        """Whether the agent takes this kind of event."""
+
+    def correlation_id_for(self, call: "Call", request_id: int) -> str:
+        """The correlation id of a new request."""
+
+    def carry(self, call: "Call", now: str) -> None:
+        """Send a call's event and keep the call until its answer; LocalProtocolError when it cannot be encoded."""
+
+    def settled(self, call: "Call", outcome: Outcome) -> None:
+        """Note the outcome of a call that was carried."""
+
+    def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
+        """Tell the agent that a request is over, if it wants to know."""
+
+    def forget(self, request_id: int) -> None:
+        """Have the agent forget a request that is over."""
 
 
 class Exchange:
@@ -27,7 +58,7 @@ class Exchange:
 
     request_id = 0
     correlation_id = ""
-    connection: "Connection | None" = None
+    connection: Carrier | None = None
     current: "Call | None" = None
     waiting: "deque[Call] | None" = None
     over: PoolError | None = None
@@ -44,10 +75,11 @@ class Call:
     """One event on its way since *began*: *on_done* is called exactly once, with the call and its outcome.
 
     *key* finds the call among its connection's: the request id, or the correlation id of a core agent. *end_offset* is
-    how many bytes the connection has written when all of this call's frame is written.
+    how many bytes the connection has written when all of this call's frame is written. *handed_on* is set by an
+    *on_done* that has the event served elsewhere, so that its failure here was none, and does not count.
     """
 
-    connection: "Connection | None" = None
+    connection: Carrier | None = None
     request_id = 0
     correlation_id = ""
     key: int | str = 0
@@ -55,6 +87,7 @@ class Call:
     done = False
     is_first = False
     retried = False
+    handed_on = False
 
     def __init__(
         self,

@@ -27,7 +27,10 @@ ANSWER_TIMEOUT = 10.0
 
 
 class ConfigDelivery:
-    """Configurations on their way to connections of *pool*. The newest for a connection replaces one that waits."""
+    """Configurations on their way to connections of *pool*. The newest for a connection replaces one that waits.
+
+    A connection that waits for its own counts it as an exchange that has begun, so that it does not move away from it.
+    """
 
     def __init__(self, pool: AgentPool) -> None:
         self._pool = pool
@@ -43,6 +46,8 @@ class ConfigDelivery:
             agent = self._pool.agents.get(agent_id)
             for connection in () if agent is None else agent.connections.values():
                 if connection.can_receive(event):
+                    if connection.number not in self._waiting:
+                        connection.exchanges += 1
                     self._waiting[connection.number] = event
         if self._waiting and self._timer is None:
             self._timer = self._loop.call_later(0, self._turn)
@@ -64,9 +69,10 @@ class ConfigDelivery:
                 self._waiting[number] = event  # Behind the others.
                 continue
             sent = True
-            exchange = self._pool.requests.begin_on(connection)
+            connection.exchanges -= 1
+            exchange = self._pool.requests.begin_on(connection, connection.agent.agent_id)
             done = partial(self._done, connection)
-            self._pool.submit(exchange, event, done, ANSWER_TIMEOUT, final=True)
+            self._pool.requests.submit(exchange, event, done, ANSWER_TIMEOUT, final=True)
         self._timer = None
         if self._waiting:
             self._timer = self._loop.call_later(0 if sent else PAUSE, self._turn)

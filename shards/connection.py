@@ -1,14 +1,13 @@
-"""One agent's connection, from commit to close."""
+"""An agent, and one connection of it, from commit to close."""
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
+from typing import Protocol
 
 from dialout import (
     AgentEvent,
     Answer,
     CancelReason,
-    Capabilities,
     ConfigUpdate,
     Configure,
     Decision,
@@ -25,21 +24,18 @@ from dialout import (
     Pong,
     RequestHeaders,
     Unreadable,
-    codec_for,
     pong_for,
 )
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
 from ipc.messages import Established, Offer
+from shards.breaker import Breaker
 from shards.calls import Call, Outcome
-from shards.stream import Stream
-
-if TYPE_CHECKING:
-    from shards.pool import Agent, AgentPool
-
-MOST_ABANDONED = 256
-"""Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
+from shards.kind import Kind
+from shards.pending import Pending
+from shards.requests import Requests
+from shards.stream import Host, Stream
 
 MOST_CARRIED = 64 * 1024
 """Bytes in each direction that move with a connection: the message that carries them has a limit."""
@@ -48,38 +44,44 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
-class Kind:
-    """What all connections of one dialect and the same capabilities have in common, worked out once.
+class Pool(Host, Protocol):
+    """What a connection needs of the pool that it is in."""
 
-    *receivable* are the classes of events that such an agent takes: looking one up takes 30 ns, and an ``&`` of flags
-    700. *keeps_requests* says that it remembers requests until they are cancelled, and can be told to forget.
-    """
+    requests: Requests
+    frames_total: int
+    leaving: int
 
-    __slots__ = ("can_cancel", "capabilities", "codec", "is_core", "keeps_requests", "limit", "receivable")
+    def judge(self, agent: "Agent", *, failed: bool) -> None:
+        """Count an outcome for or against the agent."""
 
-    def __init__(self, dialect: Dialect, capabilities: Capabilities, most: int) -> None:
-        self.capabilities = capabilities
-        self.codec = codec_for(dialect)
-        events = int(self.codec.receivable_events(capabilities))
-        self.receivable = frozenset(event for event in get_args(AgentEvent) if int(event.flag) & events)
-        declared = capabilities.max_concurrent
-        self.limit = most if declared is None else min(most, declared)
-        self.can_cancel = capabilities.cancellation
-        self.is_core = dialect is Dialect.CORE
-        self.keeps_requests = dialect is Dialect.SDK and capabilities.cancellation
+    def remove(self, connection: "Connection", code: CloseCode, reason: str) -> None:
+        """Forget a connection that is closing itself."""
+
+    def note_config_update(self, connection: "Connection", kind: str) -> None:
+        """Log that an agent speaks about its configuration."""
+
+
+class Agent:
+    """An agent with at least one connection here. *breaker* is None while it has not failed."""
+
+    __slots__ = ("agent_id", "breaker", "connections")
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        self.connections: dict[int, Connection] = {}
+        self.breaker: Breaker | None = None
 
 
 class Connection(Stream):
     """An agent's connection in the pool: what its frames mean, what is in flight on it, and how it is.
 
-    The object exists once for every idle connection, so it has slots, and no containers while nothing is in flight.
+    The object exists once for every idle connection, so it has slots, and no container before its first request.
     """
 
     __slots__ = (
-        "abandoned",
         "agent",
+        "answers_by_name",
         "answers_pings",
-        "can_cancel",
         "codec",
         "connected_at",
         "errors",
@@ -101,22 +103,24 @@ class Connection(Stream):
         "pending",
         "ping_mark",
         "pinged_at",
-        "pool",
         "receivable",
         "transport",
     )
 
-    def __init__(self, pool: "AgentPool", agent: "Agent", offer: Offer, kind: "Kind", fd: int) -> None:
+    # A stream knows less of it.
+    pool: Pool
+
+    def __init__(self, pool: Pool, agent: Agent, offer: Offer, kind: Kind, fd: int) -> None:
         super().__init__(pool, fd)
-        self.pool = pool
         self.agent = agent
         self.number = offer.number
         self.kind = kind
+        # What every request looks at is here once more: a hop less.
         self.codec = kind.codec
-        self.can_cancel = kind.can_cancel
         self.receivable = kind.receivable
         self.limit = kind.limit
-        self.is_core = kind.is_core
+        self.is_core = kind.dialect is Dialect.CORE
+        self.answers_by_name = kind.dialect is not Dialect.SDK
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
@@ -124,10 +128,8 @@ class Connection(Stream):
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
         self.frames_ignored = 0
-        # Calls in the order in which their frames went out. Those that were given up stay until they are answered.
-        self.pending: dict[int | str, Call] | None = None
+        self.pending: Pending | None = None
         self.in_flight = 0
-        self.abandoned = 0
         # Exchanges of several events that have begun here and are not over: between two of their events, too.
         self.exchanges = 0
         self.leaving = False
@@ -146,11 +148,6 @@ class Connection(Stream):
     def connection_id(self) -> str:
         """What the agent was told it is called."""
         return f"{self.agent.agent_id}-conn-{self.number}"
-
-    @property
-    def dialect(self) -> Dialect:
-        """What the agent speaks."""
-        return self.codec.dialect
 
     # Being chosen.
 
@@ -184,7 +181,12 @@ class Connection(Stream):
         """
         event = call.event
         wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
-        if wanted and call.final and "#" not in wanted and (self.pending is None or wanted not in self.pending):
+        if (
+            wanted
+            and call.final
+            and "#" not in wanted
+            and not (self.answers_by_name and self.pending is not None and self.pending.bears(wanted))
+        ):
             return wanted
         return f"{wanted}#{request_id:x}"
 
@@ -198,7 +200,7 @@ class Connection(Stream):
         key: int | str = call.correlation_id if self.is_core else call.request_id
         call.key, call.connection = key, self
         if self.pending is None:
-            self.pending = {}
+            self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
         self.send(frame)
@@ -219,13 +221,11 @@ class Connection(Stream):
             self.pool.judge(self.agent, failed=True)
         if self.pending is not None and self.pending.get(call.key) is call:
             # Given up: its answer may still come.
-            self.abandoned += 1
-            if self.abandoned > MOST_ABANDONED:
-                self._forget_abandoned()
+            self.pending.abandon()
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
         """Tell the agent that a request is over, if it wants to know."""
-        if self.fd >= 0 and self.can_cancel:
+        if self.fd >= 0 and self.kind.can_cancel:
             self.send(
                 self.codec.encode_cancel(
                     request_id=request_id,
@@ -278,33 +278,27 @@ class Connection(Stream):
             self._look_whether_open()
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing is in flight, so that it can move: no event, no exchange between two events, no large frame.
+    def has_large_frame(self) -> bool:
+        """Whether a frame above `MOST_CARRIED`, in either direction, is on its way to its end, and is waited for."""
+        return self.waiting_bytes > MOST_CARRIED or self.decoder.buffered > MOST_CARRIED
 
-        A frame above `MOST_CARRIED`, in either direction, is on its way to its end, and is waited for.
-        """
-        return (
-            not self.in_flight
-            and self.exchanges <= 0
-            and self.waiting_bytes <= MOST_CARRIED
-            and self.decoder.buffered <= MOST_CARRIED
-        )
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, so that it can move: no event, no exchange between two, no large frame."""
+        return not self.in_flight and not self.exchanges and not self.has_large_frame
 
     def give_up_all(self, reason: str) -> None:
-        """Fail what is in flight, so that the connection is idle but for large frames."""
+        """Fail what is in flight. Exchanges between two events find out with the next one, when it has moved."""
         pending, self.pending = self.pending, None
-        self.abandoned = 0
         for call in (pending or {}).values():
             self.pool.requests.lost(call, reason, unseen=False)
-        # Those between two events find out with their next one.
-        self.exchanges = 0
 
     def as_offer(self, now: float, ticket: int) -> Offer:
         """All that another shard needs to go on with this connection, once it has taken the *ticket*."""
         return Offer(
             self.number,
             self.agent.agent_id,
-            self.dialect,
+            self.kind.dialect,
             self.kind.capabilities,
             self.transport,
             self.metadata,
@@ -340,29 +334,32 @@ class Connection(Stream):
         self.frames += 1
         self.pool.frames_total += 1
         inbound = self.codec.decode(frame_type, payload)
-        if type(inbound) is Answer:
-            self._answered(inbound.request_id, inbound.correlation_id, inbound.response)
-        else:
+        if type(inbound) is not Answer:
             self._serve_other(frame_type, payload, inbound)
+            return
+        pending = self.pending
+        call = None if pending is None else pending.take(inbound.request_id, inbound.correlation_id)
+        if call is None:
+            self.pool.requests.late += 1
+        else:
+            self.pool.requests.answer(call, inbound.response)
 
     def _serve_other(self, frame_type: int, payload: bytes, inbound: Inbound) -> None:
         match inbound:
             case MutationAnswer(request_id, mutation):
-                call = self._take_call(request_id, None)
+                call = self._call_about(request_id, None)
                 if call is None:
                     self.pool.requests.late += 1
                 else:
                     self.pool.requests.mutation(call, mutation)
             case Unreadable(_, reason, request_id, correlation_id):
-                nameless = request_id is None and correlation_id is None
-                call = self._take_oldest() if nameless else self._take_call(request_id, correlation_id)
-                self._bad_answer(call, reason)
+                self._bad_answer(self._call_about(request_id, correlation_id), reason)
             case NotUnderstood():
-                self._bad_answer(self._take_oldest(), "the agent did not understand the event")
+                self._bad_answer(self._call_about(None, None), "the agent did not understand the event")
             case Pong(mark):
                 self._ponged(mark)
             case Ping():
-                pong = pong_for(self.codec.dialect, frame_type, payload)
+                pong = pong_for(self.kind.dialect, frame_type, payload)
                 if pong is not None:
                     self.send(pong)
             case Health(state):
@@ -376,53 +373,23 @@ class Connection(Stream):
             case Metrics():
                 pass
             case ConfigUpdate(kind):
-                self.pool.log.info("agent speaks about its configuration", connection_id=self.connection_id, kind=kind)
+                self.pool.note_config_update(self, kind)
             case _:
                 self.frames_ignored += 1
 
-    def _answered(self, request_id: int | None, correlation_id: str | None, response: Decision) -> None:
-        call = self._take_call(request_id, correlation_id)
-        if call is None:
-            self.pool.requests.late += 1
-            return
-        self.pool.requests.answer(call, response)
-
-    def _take_call(self, request_id: int | None, correlation_id: str | None) -> Call | None:
-        """Take the call that an answer's ids name out of the table."""
-        pending = self.pending
-        if not pending:
+    def _call_about(self, request_id: int | None, correlation_id: str | None) -> Call | None:
+        """Take the call out that an answer names; the oldest for one that names none."""
+        if self.pending is None:
             return None
-        key = correlation_id if self.is_core else request_id
-        if key is None and correlation_id is not None:
-            # A docs agent may repeat either id.
-            key = next((k for k, call in pending.items() if call.correlation_id == correlation_id), None)
-        call = None if key is None else pending.pop(key, None)
-        if call is not None and call.done:
-            self.abandoned -= 1
-        return call
+        if request_id is None and correlation_id is None:
+            return self.pending.take_oldest()
+        return self.pending.take(request_id, correlation_id)
 
     def _bad_answer(self, call: Call | None, reason: str) -> None:
         if call is None:
             self.pool.requests.late += 1
         else:
             self.pool.requests.bad_answer(call, reason)
-
-    def _take_oldest(self) -> Call | None:
-        """Take the call that an answer without a request is about.
-
-        Sdk agents answer in order, so it is the oldest. A core agent may work on several at once: then nobody can tell.
-        """
-        if not self.pending or (self.is_core and len(self.pending) > 1):
-            return None
-        call = self.pending.pop(next(iter(self.pending)))
-        if call.done:
-            self.abandoned -= 1
-        return call
-
-    def _forget_abandoned(self) -> None:
-        if self.pending is not None:
-            self.pending = {key: call for key, call in self.pending.items() if not call.done}
-        self.abandoned = 0
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

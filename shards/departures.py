@@ -63,24 +63,32 @@ class Departures:
         for leaving in self._leaving.values():
             leaving.connection.leave(leaving=False)
         self._leaving.clear()
+        self._stop_looking()
+
+    def _stop_looking(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _look(self) -> None:
-        self._timer = None
+        self._stop_looking()
         now = self._loop.time()
         ready: list[Connection] = []
         staying: list[int] = []
         for number, leaving in self._leaving.items():
             connection = leaving.connection
-            if connection.fd >= 0 and leaving.due <= now and leaving.force and not connection.is_idle:
-                connection.give_up_all("it moves to another shard, and was busy for too long")
+            overdue = leaving.due <= now
             if connection.fd < 0:
                 staying.append(number)
             elif connection.is_idle:
                 ready.append(connection)
-            elif leaving.due <= now:
+            elif overdue and leaving.force:
+                connection.give_up_all("it moves to another shard, and was busy for too long")
+                if connection.has_large_frame:
+                    staying.append(number)
+                else:
+                    ready.append(connection)
+            elif overdue:
                 staying.append(number)
         for number in staying:
             connection = self._leaving.pop(number).connection

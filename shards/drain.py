@@ -1,4 +1,4 @@
-"""The orderly end of a shard: it takes nobody any more, and each connection goes when nothing is in flight on it."""
+"""The orderly end of a shard: it takes nobody any more, and each connection goes when it is idle."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Drain:
         self._pool = pool
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._deadline = 0.0
 
     @property
@@ -44,9 +44,9 @@ class Drain:
 
     def _turn(self) -> None:
         for connection in list(self._pool.connections.values()):
-            if connection.in_flight == 0:
+            if connection.is_idle:
                 connection.close(CloseCode.SHARD_DRAINED, "the shard drains")
         if not self._pool.connections or self._loop.time() >= self._deadline:
-            self._timer = self._loop.call_soon(self._on_empty, self._deadline)  # type: ignore[assignment]
+            self._timer = self._loop.call_soon(self._on_empty, self._deadline)
         else:
             self._timer = self._loop.call_later(TICK, self._turn)

@@ -27,7 +27,6 @@ from ipc.messages import (
     Staying,
     TakeBack,
 )
-from ipc.process import DescriptorBudget
 from ipc.tickets import take_ticket
 from ipc.version import __version__
 from shards.custody import Custody
@@ -41,6 +40,9 @@ ARRIVAL_SECONDS = 0.2
 ORPHAN_SECONDS = 10.0
 """How long prepared connections wait for the next supervisor."""
 
+MOST_UNREAD = 256 * 1024
+"""Bytes that are read and dropped of an agent that sent them before it was turned away."""
+
 
 class Intake:
     """Takes connections from a supervisor that connects to *listener*.
@@ -52,8 +54,9 @@ class Intake:
     Commit goes to one of the two, which takes the connection's ticket. When the supervisor is lost before it has told
     which, whoever takes the ticket goes on: the one that it comes from at once, the other one a moment later.
 
-    *on_orphaned* is called when there was no supervisor for as long as the last one said, *on_gone* for each connection
-    that was committed here (number, agent id) and had been taken by another shard.
+    *room* says how many more descriptors of agents this process may hold. *on_orphaned* is called when there was no
+    supervisor for as long as the last one said, *on_gone* for each connection that was committed here and had been
+    taken by another shard.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Intake:
         listener: socket.socket,
         pool: AgentPool,
         hello: Hello,
+        room: Callable[[], int],
         on_orphaned: Callable[[], None],
         on_gone: Callable[[Gone], None],
     ) -> None:
@@ -77,7 +81,7 @@ class Intake:
         self._departing: set[int] = set()
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._arrival_timer: asyncio.TimerHandle | None = None
-        self._budget = DescriptorBudget(expected=8)
+        self._room = room
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._loop.add_reader(listener.fileno(), self._accept)
@@ -229,8 +233,7 @@ class Intake:
         self._answer()
 
     def _hold(self, message: Prepare, descriptors: list[int]) -> None:
-        held = len(self.prepared) + len(self._pool.connections) + len(self.custody)
-        if self._budget.left(held) < len(descriptors):
+        if self._room() < len(descriptors):
             close_all(descriptors)
             self._unanswered.append(Declined(message.batch, "out of descriptors"))
             self._answer()
@@ -286,3 +289,5 @@ class Intake:
                 sock.setblocking(False)
                 sock.send(rejection)
                 sock.shutdown(socket.SHUT_WR)
+                # Closed with something unread, TCP resets, and the agent may never read why (RFC 1122, 4.2.2.13).
+                sock.recv(MOST_UNREAD)

@@ -18,8 +18,10 @@ from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.status import ShardReport
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
+from shards import listing
 from shards.config_delivery import ConfigDelivery
 from shards.directory import Directory
+from shards.dispatch import Dispatch
 from shards.drain import Drain
 from shards.intake import Intake
 from shards.kicks import Kicks
@@ -63,11 +65,13 @@ class Shard:
         self._directory = Directory()
         self._directory_asked_at = 0.0
         self._relay = Relay(shard, rundir, self._directory)
-        self._proxies = ProxyServer(shard, epoch, rundir, self._pool, self._relay)
+        self._dispatch = Dispatch(shard, self._pool, self._relay)
+        self._proxies = ProxyServer(shard, epoch, rundir.shard_proxy(shard), options, self._dispatch, self._room)
         self._intake = Intake(
             handoff.listen(rundir.shard_handoff(shard)),
             self._pool,
             messages.Hello(shard, epoch, os.getpid()),
+            self._room,
             self._orphaned,
             self._closed,
         )
@@ -75,22 +79,7 @@ class Shard:
         self._drain = Drain(self._pool, self._stop_by)
         self._kicks = Kicks(self._pool)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
-        reading: dict[str, Method] = {
-            "status": lambda _: {
-                "shard": shard,
-                "pid": os.getpid(),
-                "epoch": epoch,
-                "handoff": messages.VERSION[0],
-                "report": self.report(),
-            },
-            "agents": lambda args: self._pool.list_agents(
-                args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: self._pool.busiest(args.get("limit", 100)),
-            "connections": lambda args: self._pool.list_connections(
-                args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
-        }
+        reading = self._answers()
         self._queries = [QueryServer(rundir.shard_query(shard), reading)]
         if status_dir is not None:
             path = status_dir.shard_query(shard)
@@ -104,6 +93,7 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
+        self._budget = process.DescriptorBudget(expected=8)
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -121,7 +111,7 @@ class Shard:
         try:
             await self._ended
         finally:
-            self._proxies.stopping = True
+            self._proxies.stop()
             self._drain.close()
             self._kicks.close()
             self._configs.close()
@@ -156,11 +146,13 @@ class Shard:
 
     def report(self) -> ShardReport:
         """What this shard counts about itself."""
+        requests = self._pool.requests
+        ended = requests.answered + requests.failed.total()
         return ShardReport(
             connections=len(self._pool.connections),
             agents=len(self._pool.agents),
-            in_flight=self._pool.requests.in_flight,
-            requests_total=self._pool.requests.total,
+            in_flight=requests.in_flight + self._dispatch.waiting,
+            requests_total=ended,
             prepared=len(self._intake.prepared),
             adopted_total=self._pool.adopted_total,
             closed_total=self._pool.closed_total,
@@ -168,17 +160,42 @@ class Shard:
             cpu_percent=self._cpu.percent(),
             lag_ms=self._reporter.lag_ms,
             uptime_s=time.monotonic() - self._started,
-            answered_total=self._pool.requests.answered,
-            failed_total=dict(self._pool.requests.failed),
-            late_total=self._pool.requests.late,
-            relayed_total=self._relay.total,
+            answered_total=requests.answered,
+            failed_total=dict(requests.failed),
+            late_total=requests.late,
+            relayed_total=self._dispatch.relayed_total,
             moved_total=self._pool.moved_total,
-            requests_per_s=self._requests_rate.per_second(self._pool.requests.total),
+            requests_per_s=self._requests_rate.per_second(ended),
             rss_bytes=process.resident_bytes(),
             descriptors=process.open_descriptors(),
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
         )
+
+    def _answers(self) -> dict[str, Method]:
+        """What anybody may ask who reaches a query socket."""
+        pool = self._pool
+        return {
+            "status": lambda _: {
+                "shard": self._shard,
+                "pid": os.getpid(),
+                "epoch": self._epoch,
+                "handoff": messages.VERSION[0],
+                "report": self.report(),
+            },
+            "agents": lambda args: listing.agents(
+                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
+            ),
+            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
+            "connections": lambda args: listing.connections(
+                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
+            ),
+        }
+
+    def _room(self) -> int:
+        """How many more descriptors this process may hold, but for its reserve; below 0 that is being used up."""
+        agents = len(self._pool.connections) + len(self._intake.prepared) + len(self._intake.custody)
+        return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
     def _orphaned(self) -> None:
         self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
@@ -207,7 +224,7 @@ class Shard:
         elif isinstance(command, events.PushConfig):
             self._configs.push(command.config, command.agent_ids)
         elif isinstance(command, events.ListAgents):
-            self._reporter.agents(command.request, self._pool.list_agents(command.after, command.limit))
+            self._reporter.agents(command.request, listing.agents(self._pool, command.after, command.limit))
         elif isinstance(command, events.Kick):
             self._kicks.order(command)
         elif isinstance(command, events.SetLogLevel):

@@ -1,15 +1,13 @@
 """The agents of one process, their connections, and the choice among them."""
 
 import asyncio
-import heapq
 import itertools
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-from dialout import AgentEvent, Capabilities, Dialect
+from dialout import Capabilities, Dialect
 from dialout.proxy.errors import (
     AgentMoving,
     AgentNotFound,
@@ -21,17 +19,17 @@ from dialout.proxy.errors import (
     Overloaded,
     PoolError,
 )
-from ipc import peers
 from ipc.events import CloseCode, Gone
-from ipc.logs import get_logger
+from ipc.logs import Line, get_logger
 from ipc.messages import Offer
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
 from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
-from shards.calls import Call, Exchange, Outcome
-from shards.connection import Connection, Kind
+from shards.calls import Call
+from shards.connection import Agent, Connection
+from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
 from shards.stream import Stream
@@ -54,17 +52,6 @@ MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-
-
-class Agent:
-    """An agent with at least one connection here. *breaker* is None while it has not failed."""
-
-    __slots__ = ("agent_id", "breaker", "connections")
-
-    def __init__(self, agent_id: str) -> None:
-        self.agent_id = agent_id
-        self.connections: dict[int, Connection] = {}
-        self.breaker: Breaker | None = None
 
 
 class AgentPool(PoolApi):
@@ -101,7 +88,12 @@ class AgentPool(PoolApi):
         """Connections that are about to move to another shard."""
         self.moving: Counter[str] = Counter()
         """Agents of connections that are on their way, from here or to here: nobody serves these."""
-        self.log = get_logger()
+        self._log = get_logger()
+        self._config_line = Line(
+            "agent speaks about its configuration",
+            "agents speak about their configuration",
+            names=("agent_id", "connection_id", "kind"),
+        )
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._sessions: RecentTable[tuple[str, str], int] = RecentTable(
@@ -168,6 +160,12 @@ class AgentPool(PoolApi):
         if connection.on_closed is not None:
             connection.on_closed()
 
+    def note_config_update(self, connection: Connection, kind: str) -> None:
+        """Log that an agent speaks about its configuration."""
+        agent_id = connection.agent.agent_id
+        if self._config_line.allows(agent_id):
+            self._config_line.write(time.time(), agent_id, connection.connection_id, kind)
+
     def serves(self, agent_id: str) -> bool:
         """Whether the agent has a connection here that is not about to move to another shard."""
         agent = self.agents.get(agent_id)
@@ -212,23 +210,12 @@ class AgentPool(PoolApi):
         for connection in list(self.connections.values()):
             connection.close(CloseCode.SHARD_STOPPED, reason)
         self._upkeep_timer.cancel()
+        self._config_line.close()
         self.requests.close()
         if self._owns_readiness:
             self.readiness.close()
 
     # Requests.
-
-    def submit(
-        self,
-        exchange: Exchange,
-        event: AgentEvent,
-        on_done: Callable[[Call, Outcome], None],
-        timeout: float | None = None,
-        *,
-        final: bool = False,
-    ) -> Call:
-        """Send *event* to the exchange's agent; see `Requests.submit`."""
-        return self.requests.submit(exchange, event, on_done, timeout, final=final)
 
     def judge(self, agent: Agent, *, failed: bool) -> None:
         """Count an outcome for or against the agent."""
@@ -244,7 +231,7 @@ class AgentPool(PoolApi):
             breaker = agent.breaker = Breaker(self.options.breaker_threshold, self.options.breaker_open_for)
         self._breakers.put(agent.agent_id, breaker, now)
         if breaker.failed(now):
-            self.log.warning("circuit opened", agent_id=agent.agent_id, for_s=self.options.breaker_open_for)
+            self._log.warning("circuit opened", agent_id=agent.agent_id, for_s=self.options.breaker_open_for)
 
     def _select(self, call: Call, now: float) -> Connection | PoolError | float:
         """A connection for the first event of an exchange, the reason why there is none, or seconds to wait."""
@@ -293,49 +280,6 @@ class AgentPool(PoolApi):
             return FlowControlPaused("the agent asked for a pause", agent_id=agent_id, policy=policy)
         return Overloaded("the agent has all that it can work on", agent_id=agent_id)
 
-    # What is told.
-
-    def list_agents(self, after: str, limit: int, only: str | None = None) -> list[tuple[str, int, int, bool]]:
-        """At most *limit* agents, or *only* one, with an id above *after*, ascending.
-
-        Of each its id, connections, requests in flight, and whether it is healthy.
-        """
-        among: Iterable[str] = self.agents if only is None else {only} & self.agents.keys()
-        chosen = heapq.nsmallest(limit, (agent_id for agent_id in among if agent_id > after))
-        rows = []
-        for agent_id in chosen:
-            connections = self.agents[agent_id].connections.values()
-            rows.append(
-                (
-                    agent_id,
-                    len(connections),
-                    sum(connection.in_flight for connection in connections),
-                    any(connection.is_healthy for connection in connections),
-                )
-            )
-        return rows
-
-    def busiest(self, limit: int) -> list[tuple[str, int, int, int]]:
-        """At most *limit* agents with the most frames: id, connections, requests in flight, frames received.
-
-        Looks at every connection: 100,000 take 20 ms. Only somebody who watches asks.
-        """
-        rows = [
-            (agent_id, len(agent.connections), sum(c.in_flight for c in agent.connections.values()),
-             sum(c.frames for c in agent.connections.values()))
-            for agent_id, agent in self.agents.items()
-        ]  # fmt: skip
-        return heapq.nlargest(limit, rows, key=lambda row: (row[3], row[2]))
-
-    def list_connections(self, after: int, limit: int, agent_id: str | None) -> list[dict[str, Any]]:
-        """At most *limit* connections with a number above *after*, ascending, of one agent or of all."""
-        among: dict[int, Connection] = self.connections
-        if agent_id is not None:
-            agent = self.agents.get(agent_id)
-            among = {} if agent is None else agent.connections
-        chosen = sorted(number for number in among if number > after)[:limit]
-        return [_describe(among[number]) for number in chosen]
-
     # Inside.
 
     def _take_out(self, connection: Connection) -> None:
@@ -375,19 +319,3 @@ class AgentPool(PoolApi):
         self._sessions.sweep(now)
         self._breakers.sweep(now)
         self._departed.sweep(now)
-
-
-def _describe(connection: Connection) -> dict[str, Any]:
-    return {
-        "n": connection.number,
-        "connection_id": connection.connection_id,
-        "agent_id": connection.agent.agent_id,
-        "transport": connection.transport,
-        "peer": peers.describe(connection.fd, connection.transport),
-        "dialect": connection.dialect.value,
-        "connected_at": connection.connected_at,
-        "in_flight": connection.in_flight,
-        "metadata": connection.metadata,
-        "frames": connection.frames,
-        "frames_ignored": connection.frames_ignored,
-    }

@@ -221,11 +221,7 @@ class OpenExchange:
 
     def cancel(self, reason: CancelReason = CancelReason.MANUAL) -> None:
         """Give up the events that have no answer yet, and end the exchange. Again, it does nothing."""
-        exchange = self._exchange
-        for call in (exchange.current, *(exchange.waiting or ())):
-            if call is not None:
-                self._pool.requests.cancel(call, reason)
-        self._pool.requests.finish(exchange)
+        self._pool.requests.give_up(self._exchange, reason)
         self._end()
 
     def _end(self) -> None:

@@ -1,13 +1,19 @@
-"""The listening side of a shard's proxy socket."""
+"""The listening side of a shard's proxy socket: it lets proxies in, and tells them when the shard goes away."""
 
 import asyncio
-import os
 import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from ipc.rundir import RuntimeDir
-from shards.pool import AgentPool
+from ipc.options import PoolOptions
+from ipc.process import DescriptorBudget
+from ipc.sockets import bind_private
+from shards.dispatch import Dispatch
 from shards.proxies import ProxyConnection
-from shards.relay import Relay
+
+PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
+"""Descriptors of the process's reserve that proxies may use, where agents have all the rest."""
 
 FAREWELL_SECONDS = 1.0
 """Time for proxies to hear that the shard is going away; then it takes no new requests."""
@@ -17,17 +23,24 @@ SWEEP_SECONDS = 5.0
 
 
 class ProxyServer:
-    """Takes proxies' connections for one shard."""
+    """Takes proxies' connections for one shard, at the socket *path*, as far as *room* for descriptors goes."""
 
-    def __init__(self, shard: int, epoch: str, rundir: RuntimeDir, pool: AgentPool, relay: Relay) -> None:
-        self.shard = shard
-        self.epoch = epoch
-        self.pool = pool
-        self.relay = relay
-        self.going_away = False
-        self.stopping = False
+    def __init__(
+        self,
+        shard: int,
+        epoch: str,
+        path: Path,
+        options: PoolOptions,
+        dispatch: Dispatch,
+        room: Callable[[], int],
+    ) -> None:
         self.connections: set[ProxyConnection] = set()
-        self._path = rundir.shard_proxy(shard)
+        self._path = path
+        self._room = room
+        self._going_away = self._stopping = False
+        self._connection = partial(
+            ProxyConnection, shard, epoch, options, dispatch, self._made, self.connections.discard
+        )
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -39,42 +52,48 @@ class ProxyServer:
 
     async def start(self) -> None:
         """Listen, in place of a dead predecessor."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = bind_private(self._path, socket.SOCK_STREAM)
         try:
-            self._path.unlink(missing_ok=True)
-            previous = os.umask(0o177)
-            try:
-                sock.bind(os.fspath(self._path))
-            finally:
-                os.umask(previous)
-            self._server = await self._loop.create_unix_server(lambda: ProxyConnection(self), sock=sock)
+            self._server = await self._loop.create_unix_server(self._connection, sock=sock)
         except BaseException:
             sock.close()
             raise
 
     def go_away(self) -> None:
         """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
-        if self.going_away:
+        if self._going_away:
             return
-        self.going_away = True
+        self._going_away = True
         if self._server is not None:
             self._server.close()
         for connection in self.connections:
             connection.go_away()
         self._timer.cancel()
-        self._timer = self._loop.call_later(FAREWELL_SECONDS, self._refuse_new)
+        self._timer = self._loop.call_later(FAREWELL_SECONDS, self.stop)
+
+    def stop(self) -> None:
+        """Let no new request begin."""
+        self._stopping = True
+        for connection in self.connections:
+            connection.stopping = True
 
     def close(self) -> None:
         """Take no more connections and no more events, and close the connections after what they were told."""
-        self.stopping = True
+        self.stop()
         self._timer.cancel()
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.refuse("the shard stops")
 
-    def _refuse_new(self) -> None:
-        self.stopping = True
+    def _made(self, connection: ProxyConnection) -> None:
+        self.connections.add(connection)
+        # It may have been accepted before this shard was told to go.
+        connection.stopping = self._stopping
+        if self._going_away:
+            connection.go_away()
+        if self._room() < -PROXIES_SHARE:
+            connection.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)

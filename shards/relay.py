@@ -100,6 +100,10 @@ class Link(asyncio.Protocol):
         """Send what was asked for while connecting."""
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
+        if self._failed:
+            # What waited has been given up, and may have gone another way.
+            self._transport.abort()
+            return
         self._transport.write(b"".join([encode_hello(f"shard-{self._shard}", __version__), *self._early]))
         self._early.clear()
         self._early_bytes = 0
@@ -223,7 +227,11 @@ class Relay:
         self._connecting: set[asyncio.Task[None]] = set()
         self._next_id = 1
         self._missed: dict[str, float] = {}
-        self.total = 0
+
+    @property
+    def links(self) -> int:
+        """How many links there are, each with a descriptor."""
+        return len(self._links)
 
     def holder(self, agent_id: str, asked: Collection[int] = (), *, is_here: bool = False) -> int | None:
         """The sibling to hand a request for *agent_id* to; None when there is no one to ask.
@@ -266,9 +274,9 @@ class Relay:
     def begin(self, shard: int, agent_id: str) -> "RelayedExchange":
         """Hand an exchange on to *shard*."""
         request_id, self._next_id = self._next_id, self._next_id + 1
-        return RelayedExchange(self, shard, agent_id, request_id)
+        return RelayedExchange(self._link(shard), shard, agent_id, request_id)
 
-    def link(self, shard: int) -> Link:
+    def _link(self, shard: int) -> Link:
         """The link to a sibling, connected or on its way."""
         link = self._links.get(shard)
         if link is None:
@@ -298,14 +306,13 @@ class Relay:
 class RelayedExchange:
     """An exchange that another shard serves; its events follow the first one."""
 
-    __slots__ = ("agent_id", "link", "relay", "request_id", "shard")
+    __slots__ = ("agent_id", "link", "request_id", "shard")
 
-    def __init__(self, relay: Relay, shard: int, agent_id: str, request_id: int) -> None:
-        self.relay = relay
+    def __init__(self, link: Link, shard: int, agent_id: str, request_id: int) -> None:
+        self.link = link
         self.shard = shard
         self.agent_id = agent_id
         self.request_id = request_id
-        self.link = relay.link(shard)
 
     def submit(self, event: AgentEvent, on_done: OnRelayed, seconds: float, *, final: bool) -> None:
         """Send *event* with the time that is left for it."""
@@ -324,7 +331,6 @@ class RelayedExchange:
         except LocalProtocolError as error:
             on_done(BadRequest(str(error), agent_id=self.agent_id))
             return
-        self.relay.total += 1
         self.link.ask(self.request_id, frame, on_done, seconds)
 
     def cancel(self, reason: CancelReason) -> None:

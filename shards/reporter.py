@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from ipc import events
 from ipc.bus import Bus
 from ipc.logs import get_logger
@@ -29,14 +31,14 @@ class Reporter:
         latency: Callable[[], RequestLatency],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_command = on_command
+        self._on_command, self._on_counts = on_command, on_counts
         self._report, self._latency = report, latency
         self._sequence = 0
         self._closed: list[events.Gone] = []
         self._log = get_logger()
         self._bus = Bus.dealer(identity, self._on_message)
         self._bus.connect(rundir.bus)
-        self._counts = Bus.subscriber(lambda parts: on_counts(events.decode_counts(parts[-1])))
+        self._counts = Bus.subscriber(self._on_published)
         self._counts.connect(rundir.counts)
         self._due = self._loop.time()
         self.lag_ms = 0.0
@@ -108,4 +110,17 @@ class Reporter:
         self._bus.send(events.encode(event))
 
     def _on_message(self, parts: list[bytes]) -> None:
-        self._on_command(events.decode_command(parts[-1]))
+        try:
+            command = events.decode_command(parts[-1])
+        except msgspec.MsgspecError as error:
+            # A supervisor of a newer version has taken over. What it wants done is left undone, and nothing else.
+            self._log.warning("command not understood; is the supervisor of another version?", reason=str(error))
+            return
+        self._on_command(command)
+
+    def _on_published(self, parts: list[bytes]) -> None:
+        try:
+            counts = events.decode_counts(parts[-1])
+        except msgspec.MsgspecError:
+            return  # The next ones show that there is a gap.
+        self._on_counts(counts)

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from dialout import (
     ALLOW,
@@ -40,11 +39,8 @@ from dialout.proxy.errors import (
 from ipc.histogram import BOUNDS, Histogram
 from ipc.options import PoolOptions
 from ipc.status import RequestLatency
-from shards.calls import Call, Exchange, Outcome
+from shards.calls import Call, Carrier, Exchange, Outcome
 from shards.deadlines import Deadlines
-
-if TYPE_CHECKING:
-    from shards.connection import Connection
 
 TICK = 0.02
 """Seconds between looks at deadlines, while there are any."""
@@ -63,13 +59,16 @@ def first_request_id(shard: int, now_ms: int) -> int:
 
 
 class Requests:
-    """The calls in flight of one pool. *select* finds a connection for a call, or the error why there is none."""
+    """The calls in flight of one pool, and what became of those before them: *answered*, and *failed* by code.
+
+    *select* finds a connection for a call (the time, monotonic), or says why there is none, or how many seconds to wait
+    before it is asked again.
+    """
 
     def __init__(
-        self, shard: int, options: PoolOptions, select: "Callable[[Call, float], Connection | PoolError | float]"
+        self, shard: int, options: PoolOptions, select: Callable[[Call, float], Carrier | PoolError | float]
     ) -> None:
         self.options = options
-        self.total = 0
         self.answered = 0
         self.in_flight = 0
         self.late = 0
@@ -110,7 +109,6 @@ class Requests:
         now = monotonic()
         seconds = self.options.request_timeout if timeout is None else timeout
         call = Call(exchange, event, on_done, now, final=final)
-        self.total += 1
         self.in_flight += 1
         call.timeout = self._deadlines.put(call, seconds, now)
         if self._timer is None:
@@ -128,9 +126,9 @@ class Requests:
             self._send(call, now)
         return call
 
-    def begin_on(self, connection: "Connection") -> Exchange:
+    def begin_on(self, connection: Carrier, agent_id: str) -> Exchange:
         """An exchange of *connection* and no other; whoever chose it has seen that it has room."""
-        exchange = Exchange(connection.agent.agent_id)
+        exchange = Exchange(agent_id)
         exchange.connection = connection
         exchange.request_id = next(self._ids)
         exchange.correlation_id = f"#{exchange.request_id:x}"
@@ -149,6 +147,18 @@ class Requests:
             self._ended(exchange)
         else:
             last.final = True
+
+    def give_up(self, exchange: Exchange, reason: CancelReason) -> None:
+        """Cancel what has no outcome of *exchange*, and finish it. Again, it does nothing."""
+        for call in (exchange.current, *(exchange.waiting or ())):
+            if call is not None:
+                self.cancel(call, reason)
+        self.finish(exchange)
+
+    def count_failure(self, code: FailureCode | str, seconds: float) -> None:
+        """Count a request that has failed after *seconds*."""
+        self.failed[code] += 1
+        self._failures.observe(seconds)
 
     # For connections.
 
@@ -248,15 +258,13 @@ class Requests:
             self._send(call, self._loop.time())
 
     def _finish(self, call: Call, outcome: Outcome, *, over: bool = True) -> None:
-        """End *call*, count it, tell its caller, and go on with what waits behind it."""
+        """End *call*, tell its caller, count it, and go on with what waits behind it."""
         call.done = True
         self.in_flight -= 1
         self._deadlines.remove(call, call.timeout)
         exchange = call.exchange
         seconds = monotonic() - call.began
         if isinstance(outcome, PoolError):
-            self.failed[outcome.code] += 1
-            self._failures.observe(seconds)
             if over:
                 exchange.over = outcome
                 if exchange.counted:
@@ -274,6 +282,8 @@ class Requests:
             if call.final and not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
+        if isinstance(outcome, PoolError) and not call.handed_on:
+            self.count_failure(outcome.code, seconds)
         if exchange.waiting:
             self._go_on(exchange)
 

@@ -37,10 +37,10 @@ class Stream(ABC):
     when the stream has been closed, by either side (`_closed`).
     """
 
-    __slots__ = ("_host", "decoder", "fd", "offset", "out", "sending", "waiting_bytes", "wants_write")
+    __slots__ = ("decoder", "fd", "offset", "out", "pool", "sending", "waiting_bytes", "wants_write")
 
-    def __init__(self, host: Host, fd: int) -> None:
-        self._host = host
+    def __init__(self, pool: Host, fd: int) -> None:
+        self.pool = pool
         self.fd = fd
         self.decoder = FrameDecoder()
         # What waits to be written: the frames of this turn, and what an earlier write left over.
@@ -60,7 +60,7 @@ class Stream(ABC):
 
     def start(self, unsent: bytes, residue: bytes) -> None:
         """Write what is to be written first (the acceptance), serve what the agent sent early, and begin to read."""
-        self._host.readiness.watch(self.fd, self)
+        self.pool.readiness.watch(self.fd, self)
         try:
             sent = os.write(self.fd, unsent) if unsent else 0
         except BlockingIOError:
@@ -81,20 +81,20 @@ class Stream(ABC):
         if self.out is None:
             self.out = [frame]
             if self.sending is None:
-                self._host.write_soon(self)
+                self.pool.write_soon(self)
         else:
             self.out.append(frame)
         self.waiting_bytes += len(frame)
-        if self.waiting_bytes > self._host.options.close_at:
+        if self.waiting_bytes > self.pool.options.close_at:
             reason = f"the agent does not read: {self.waiting_bytes} bytes wait for it"
-            self._host.close_soon(self, CloseCode.NOT_READING, reason)
+            self.pool.close_soon(self, CloseCode.NOT_READING, reason)
 
     def close(self, code: CloseCode, reason: str) -> None:
         """Close the descriptor and clean up. Closing again does nothing."""
         fd = self.fd
         if fd < 0:
             return
-        self._host.readiness.forget(fd)
+        self.pool.readiness.forget(fd)
         self.fd = -1
         os.close(fd)
         self.out = self.sending = None
@@ -108,7 +108,7 @@ class Stream(ABC):
     def let_go(self) -> int:
         """Give the descriptor up and return it, open and unwatched. Nothing is cleaned up; the stream is over."""
         fd, self.fd = self.fd, -1
-        self._host.readiness.forget(fd)
+        self.pool.readiness.forget(fd)
         self.out = self.sending = None
         return fd
 
@@ -165,7 +165,7 @@ class Stream(ABC):
     def _want_write(self, *, wanted: bool) -> None:
         if self.wants_write != wanted:
             self.wants_write = wanted
-            self._host.readiness.change(self.fd, READ | WRITE if wanted else READ)
+            self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
 
     def _take(self, data: bytes) -> None:
         try:

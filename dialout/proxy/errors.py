@@ -56,7 +56,7 @@ class FailureCode(StrEnum):
     AGENT_NOT_FOUND = "agent_not_found"
     AGENT_UNAVAILABLE = "agent_unavailable"
     AGENT_MOVING = "agent_moving"
-    """Between shards only: whoever asked waits until it is there, so that a proxy hears of it after seconds only."""
+    """Between shards only: a proxy's request waits until it is there, and is ``agent_unavailable`` after seconds."""
     REQUEST_TIMEOUT = "request_timeout"
     FLOW_CONTROL_PAUSED = "flow_control_paused"
     CIRCUIT_OPEN = "circuit_open"

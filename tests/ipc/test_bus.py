@@ -6,9 +6,10 @@ import select
 import signal
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.child import StartChild
+from support.loop import Loop, scenario
 
 from ipc.bus import DRAIN_BUDGET, Bus, close_context, is_served, request
 
@@ -20,50 +21,45 @@ def nothing(_: list[bytes]) -> None:
 # ---- the edge trap
 
 
-def test_a_send_between_arrival_and_wake_up_loses_no_wake_up(loop: Any, folder: Path) -> None:
+@scenario
+async def test_a_send_between_arrival_and_wake_up_loses_no_wake_up(loop: Loop, folder: Path) -> None:
     """The descriptor is edge-triggered, and a send on the socket takes the edge of what has arrived by then."""
-
-    async def scenario() -> None:
-        heard: list[bytes] = []
-        router = Bus.router(lambda parts: heard.append(parts[-1]))
-        router.bind(folder / "bus")
-        dealer = Bus.dealer("shard-0/a", nothing)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b"first"), "a connection")
-        await loop.until(lambda: heard, "the first message")
-        for number in range(300):
-            heard.clear()
-            assert dealer.send(b"%d" % number)
-            # It has arrived, and the loop did not turn.
-            assert select.select([router._fd], [], [], 10)[0]
-            assert router.send(b"shard-0/a", b"takes the edge")
-            await loop.until(lambda: heard, f"message {number}")
-            assert heard == [b"%d" % number]
-        router.close()
-        dealer.close()
-
-    loop.run(scenario())
+    heard: list[bytes] = []
+    router = Bus.router(lambda parts: heard.append(parts[-1]))
+    router.bind(folder / "bus")
+    dealer = Bus.dealer("shard-0/a", nothing)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b"first"), "a connection")
+    await loop.until(lambda: heard, "the first message")
+    for number in range(300):
+        heard.clear()
+        assert dealer.send(b"%d" % number)
+        # It has arrived, and the loop did not turn.
+        assert select.select([router._fd], [], [], 10)[0]
+        assert router.send(b"shard-0/a", b"takes the edge")
+        await loop.until(lambda: heard, f"message {number}")
+        assert heard == [b"%d" % number]
+    router.close()
+    dealer.close()
 
 
-def test_a_send_to_nobody_between_arrival_and_wake_up_loses_no_wake_up(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        heard: list[bytes] = []
-        router = Bus.router(lambda parts: heard.append(parts[-1]))
-        router.bind(folder / "bus")
-        dealer = Bus.dealer("shard-0/a", nothing)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b"first"), "a connection")
-        await loop.until(lambda: heard, "the first message")
-        for number in range(100):
-            heard.clear()
-            assert dealer.send(b"%d" % number)
-            assert select.select([router._fd], [], [], 10)[0]
-            assert not router.send(b"shard-1/b", b"takes the edge as well")
-            await loop.until(lambda: heard, f"message {number}")
-        router.close()
-        dealer.close()
-
-    loop.run(scenario())
+@scenario
+async def test_a_send_to_nobody_between_arrival_and_wake_up_loses_no_wake_up(loop: Loop, folder: Path) -> None:
+    heard: list[bytes] = []
+    router = Bus.router(lambda parts: heard.append(parts[-1]))
+    router.bind(folder / "bus")
+    dealer = Bus.dealer("shard-0/a", nothing)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b"first"), "a connection")
+    await loop.until(lambda: heard, "the first message")
+    for number in range(100):
+        heard.clear()
+        assert dealer.send(b"%d" % number)
+        assert select.select([router._fd], [], [], 10)[0]
+        assert not router.send(b"shard-1/b", b"takes the edge as well")
+        await loop.until(lambda: heard, f"message {number}")
+    router.close()
+    dealer.close()
 
 
 ECHO_CLIENT = """
@@ -94,165 +90,153 @@ context.term()
 """
 
 
-def test_an_echoing_router_never_stalls(loop: Any, folder: Path, start: Any) -> None:
+@scenario
+async def test_an_echoing_router_never_stalls(loop: Loop, folder: Path, start: StartChild) -> None:
     total = 30_000
 
-    async def scenario() -> None:
-        echoed = 0
+    echoed = 0
 
-        def echo(parts: list[bytes]) -> None:
-            nonlocal echoed
-            echoed += router.send(*parts)
+    def echo(parts: list[bytes]) -> None:
+        nonlocal echoed
+        echoed += router.send(*parts)
 
-        router = Bus.router(echo)
-        router.bind(folder / "bus")
-        assert await start(ECHO_CLIENT, folder / "bus", total).told() == "all came back"
-        assert echoed == total
-        router.close()
-
-    loop.run(scenario())
+    router = Bus.router(echo)
+    router.bind(folder / "bus")
+    assert await start(ECHO_CLIENT, folder / "bus", total).told() == "all came back"
+    assert echoed == total
+    router.close()
 
 
-def test_draining_stops_at_its_budget_and_lets_others_run(loop: Any, folder: Path) -> None:
+@scenario
+async def test_draining_stops_at_its_budget_and_lets_others_run(loop: Loop, folder: Path) -> None:
     total = 5000
 
-    async def scenario() -> None:
-        running = asyncio.get_running_loop()
-        heard = in_a_row = longest = 0
+    running = asyncio.get_running_loop()
+    heard = in_a_row = longest = 0
 
-        def count(_: list[bytes]) -> None:
-            nonlocal heard, in_a_row, longest
-            heard += 1
-            in_a_row += 1
-            longest = max(longest, in_a_row)
+    def count(_: list[bytes]) -> None:
+        nonlocal heard, in_a_row, longest
+        heard += 1
+        in_a_row += 1
+        longest = max(longest, in_a_row)
 
-        def other() -> None:
-            nonlocal in_a_row
-            in_a_row = 0
-            handle[0] = running.call_soon(other)
+    def other() -> None:
+        nonlocal in_a_row
+        in_a_row = 0
+        handle[0] = running.call_soon(other)
 
-        handle = [running.call_soon(other)]
-        router = Bus.router(count)
-        router.bind(folder / "bus")
-        dealer = Bus.dealer("shard-0/a", nothing)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b""), "a connection")
-        # The loop does not turn meanwhile: they queue up.
-        for _ in range(total):
-            assert dealer.send(b"")
-        await loop.until(lambda: heard == total + 1, "all messages")
-        handle[0].cancel()
-        # Two drains fit into one turn: one that was scheduled and one for the descriptor.
-        assert longest <= 2 * DRAIN_BUDGET
+    handle = [running.call_soon(other)]
+    router = Bus.router(count)
+    router.bind(folder / "bus")
+    dealer = Bus.dealer("shard-0/a", nothing)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b""), "a connection")
+    # The loop does not turn meanwhile: they queue up.
+    for _ in range(total):
+        assert dealer.send(b"")
+    await loop.until(lambda: heard == total + 1, "all messages")
+    handle[0].cancel()
+    # Two drains fit into one turn: one that was scheduled and one for the descriptor.
+    assert longest <= 2 * DRAIN_BUDGET
+    router.close()
+    dealer.close()
+
+
+@scenario
+async def test_an_error_of_whoever_takes_messages_does_not_silence_the_bus(loop: Loop, folder: Path) -> None:
+    heard: list[bytes] = []
+
+    def take(parts: list[bytes]) -> None:
+        heard.append(parts[-1])
+        if parts[-1] == b"bad":
+            raise ZeroDivisionError
+
+    router = Bus.router(take)
+    router.bind(folder / "bus")
+    dealer = Bus.dealer("shard-0/a", nothing)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b"bad"), "a connection")
+    for word in (b"good", b"bad", b"bad", b"good"):
+        assert dealer.send(word)
+    await loop.until(lambda: len(heard) == 5, "the others")
+    assert heard == [b"bad", b"good", b"bad", b"bad", b"good"]
+    assert [type(context["exception"]) for context in loop.errors] == [ZeroDivisionError] * 3
+    loop.errors.clear()
+    router.close()
+    dealer.close()
+
+
+@scenario
+async def test_a_bus_closed_by_a_message_hears_no_more(loop: Loop, folder: Path) -> None:
+    heard: list[bytes] = []
+
+    def take(parts: list[bytes]) -> None:
+        heard.append(parts[-1])
         router.close()
-        dealer.close()
 
-    loop.run(scenario())
-
-
-def test_an_error_of_whoever_takes_messages_does_not_silence_the_bus(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        heard: list[bytes] = []
-
-        def take(parts: list[bytes]) -> None:
-            heard.append(parts[-1])
-            if parts[-1] == b"bad":
-                raise ZeroDivisionError
-
-        router = Bus.router(take)
-        router.bind(folder / "bus")
-        dealer = Bus.dealer("shard-0/a", nothing)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b"bad"), "a connection")
-        for word in (b"good", b"bad", b"bad", b"good"):
-            assert dealer.send(word)
-        await loop.until(lambda: len(heard) == 5, "the others")
-        assert heard == [b"bad", b"good", b"bad", b"bad", b"good"]
-        assert [type(context["exception"]) for context in loop.errors] == [ZeroDivisionError] * 3
-        loop.errors.clear()
-        router.close()
-        dealer.close()
-
-    loop.run(scenario())
-
-
-def test_a_bus_closed_by_a_message_hears_no_more(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        heard: list[bytes] = []
-
-        def take(parts: list[bytes]) -> None:
-            heard.append(parts[-1])
-            router.close()
-
-        router = Bus.router(take)
-        router.bind(folder / "bus")
-        dealer = Bus.dealer("shard-0/a", nothing)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b"0"), "a connection")
-        for number in range(1, 50):
-            dealer.send(b"%d" % number)
-        await loop.until(lambda: heard, "the first message")
-        await loop.turns(50)
-        assert heard == [b"0"]
-        router.close()
-        dealer.close()
-
-    loop.run(scenario())
+    router = Bus.router(take)
+    router.bind(folder / "bus")
+    dealer = Bus.dealer("shard-0/a", nothing)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b"0"), "a connection")
+    for number in range(1, 50):
+        dealer.send(b"%d" % number)
+    await loop.until(lambda: heard, "the first message")
+    await loop.turns(50)
+    assert heard == [b"0"]
+    router.close()
+    dealer.close()
 
 
 # ---- peers that are not there
 
 
-def test_a_dealer_without_a_router_sends_nothing_and_keeps_nothing_for_later(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        heard: list[bytes] = []
-        dealer = Bus.dealer("shard-0/a", nothing)
-        assert not dealer.send(b"not even connected")
-        dealer.connect(folder / "bus")
-        assert not dealer.send(b"stale")
+@scenario
+async def test_a_dealer_without_a_router_sends_nothing_and_keeps_nothing_for_later(loop: Loop, folder: Path) -> None:
+    heard: list[bytes] = []
+    dealer = Bus.dealer("shard-0/a", nothing)
+    assert not dealer.send(b"not even connected")
+    dealer.connect(folder / "bus")
+    assert not dealer.send(b"stale")
 
-        def take(parts: list[bytes]) -> None:
-            heard.extend(parts)
+    def take(parts: list[bytes]) -> None:
+        heard.extend(parts)
 
-        router = Bus.router(take)
-        router.bind(folder / "bus")
-        await loop.until(lambda: dealer.send(b"fresh"), "a connection")
-        await loop.until(lambda: heard, "a message")
-        assert heard == [b"shard-0/a", b"fresh"]
+    router = Bus.router(take)
+    router.bind(folder / "bus")
+    await loop.until(lambda: dealer.send(b"fresh"), "a connection")
+    await loop.until(lambda: heard, "a message")
+    assert heard == [b"shard-0/a", b"fresh"]
 
-        # The router's process ends; the next one is found without being told.
-        router.close()
-        await loop.until(lambda: not dealer.send(b"stale"), "the loss")
-        heard.clear()
-        router = Bus.router(take)
-        router.bind(folder / "bus")
-        await loop.until(lambda: dealer.send(b"fresh again"), "a new connection")
-        await loop.until(lambda: heard, "a message")
-        assert heard == [b"shard-0/a", b"fresh again"]
-        router.close()
-        dealer.close()
-
-    loop.run(scenario())
+    # The router's process ends; the next one is found without being told.
+    router.close()
+    await loop.until(lambda: not dealer.send(b"stale"), "the loss")
+    heard.clear()
+    router = Bus.router(take)
+    router.bind(folder / "bus")
+    await loop.until(lambda: dealer.send(b"fresh again"), "a new connection")
+    await loop.until(lambda: heard, "a message")
+    assert heard == [b"shard-0/a", b"fresh again"]
+    router.close()
+    dealer.close()
 
 
-def test_a_router_says_that_nobody_has_that_name(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        router = Bus.router(nothing)
-        router.bind(folder / "bus")
-        assert not router.send(b"shard-0/a", b"command")
-        heard: list[list[bytes]] = []
-        dealer = Bus.dealer("shard-0/a", heard.append)
-        dealer.connect(folder / "bus")
-        await loop.until(lambda: dealer.send(b"hello"), "a connection")
-        await loop.until(lambda: router.send(b"shard-0/a", b"command"), "a route")
-        assert not router.send(b"shard-0/b", b"command")
-        await loop.until(lambda: heard, "the command")
-        assert heard == [[b"command"]]
-        dealer.close()
-        await loop.until(lambda: not router.send(b"shard-0/a", b"command"), "the loss of the route")
-        router.close()
-
-    loop.run(scenario())
+@scenario
+async def test_a_router_says_that_nobody_has_that_name(loop: Loop, folder: Path) -> None:
+    router = Bus.router(nothing)
+    router.bind(folder / "bus")
+    assert not router.send(b"shard-0/a", b"command")
+    heard: list[list[bytes]] = []
+    dealer = Bus.dealer("shard-0/a", heard.append)
+    dealer.connect(folder / "bus")
+    await loop.until(lambda: dealer.send(b"hello"), "a connection")
+    await loop.until(lambda: router.send(b"shard-0/a", b"command"), "a route")
+    assert not router.send(b"shard-0/b", b"command")
+    await loop.until(lambda: heard, "the command")
+    assert heard == [[b"command"]]
+    dealer.close()
+    await loop.until(lambda: not router.send(b"shard-0/a", b"command"), "the loss of the route")
+    router.close()
 
 
 SHARD = """
@@ -273,124 +257,116 @@ asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
 """
 
 
-def test_a_restarted_peer_is_heard_under_its_new_name_while_the_old_one_lingers(
-    loop: Any, folder: Path, start: Any
+@scenario
+async def test_a_restarted_peer_is_heard_under_its_new_name_while_the_old_one_lingers(
+    loop: Loop, folder: Path, start: StartChild
 ) -> None:
-    async def scenario() -> None:
-        heard: list[list[bytes]] = []
-        router = Bus.router(heard.append)
-        router.bind(folder / "bus")
-        for life in ("shard-0/a", "shard-0/b", "shard-0/c"):
-            shard = start(SHARD, folder / "bus", life)
-            await loop.until(lambda: heard, life)
-            assert heard == [[life.encode(), life.encode()]]
-            heard.clear()
-            assert router.send(life.encode(), b"command")
-            assert await shard.told() == "command"
-            # Stuck, killed: the connection of the first lingers, that of the second does not.
-            if life == "shard-0/a":
-                os.kill(shard.pid, signal.SIGSTOP)
-            else:
-                shard.kill()
-        router.close()
-
-    loop.run(scenario())
+    heard: list[list[bytes]] = []
+    router = Bus.router(heard.append)
+    router.bind(folder / "bus")
+    for life in ("shard-0/a", "shard-0/b", "shard-0/c"):
+        shard = start(SHARD, folder / "bus", life)
+        await loop.until(lambda: heard, life)
+        assert heard == [[life.encode(), life.encode()]]
+        heard.clear()
+        assert router.send(life.encode(), b"command")
+        assert await shard.told() == "command"
+        # Stuck, killed: the connection of the first lingers, that of the second does not.
+        if life == "shard-0/a":
+            os.kill(shard.pid, signal.SIGSTOP)
+        else:
+            shard.kill()
+    router.close()
 
 
-def test_a_stopped_peer_makes_send_false_and_never_blocks(loop: Any, folder: Path, start: Any) -> None:
-    async def scenario() -> None:
-        heard: list[list[bytes]] = []
-        router = Bus.router(heard.append)
-        router.bind(folder / "bus")
-        shard = start(SHARD, folder / "bus", "shard-0/a")
-        await loop.until(lambda: heard, "the shard")
-        os.kill(shard.pid, signal.SIGSTOP)
-        sent = 0
-        while router.send(b"shard-0/a", bytes(100)):
-            sent += 1
-            assert sent < 200_000, "the queue has no end"
-        assert sent >= 10_000
-        router.close()
-
-    loop.run(scenario())
+@scenario
+async def test_a_stopped_peer_makes_send_false_and_never_blocks(loop: Loop, folder: Path, start: StartChild) -> None:
+    heard: list[list[bytes]] = []
+    router = Bus.router(heard.append)
+    router.bind(folder / "bus")
+    shard = start(SHARD, folder / "bus", "shard-0/a")
+    await loop.until(lambda: heard, "the shard")
+    os.kill(shard.pid, signal.SIGSTOP)
+    sent = 0
+    while router.send(b"shard-0/a", bytes(100)):
+        sent += 1
+        assert sent < 200_000, "the queue has no end"
+    assert sent >= 10_000
+    router.close()
 
 
 # ---- what is published
 
 
-def test_published_messages_reach_every_subscriber_of_the_moment_and_the_next_publisher_is_found(
-    loop: Any, folder: Path
+@scenario
+async def test_published_messages_reach_every_subscriber_of_the_moment_and_the_next_publisher_is_found(
+    loop: Loop, folder: Path
 ) -> None:
-    async def scenario() -> None:
-        heard: list[list[bytes]] = [[], []]
-        subscribers = [
-            Bus.subscriber(lambda parts: heard[0].append(parts[-1])),
-            Bus.subscriber(lambda parts: heard[1].append(parts[-1])),
-        ]
-        for subscriber in subscribers:
-            subscriber.connect(folder / "counts")
+    heard: list[list[bytes]] = [[], []]
+    subscribers = [
+        Bus.subscriber(lambda parts: heard[0].append(parts[-1])),
+        Bus.subscriber(lambda parts: heard[1].append(parts[-1])),
+    ]
+    for subscriber in subscribers:
+        subscriber.connect(folder / "counts")
 
-        async def publish(greeting: bytes) -> None:
-            publisher = Bus.publisher()
-            publisher.bind(folder / "counts")
-            assert stat.S_IMODE((folder / "counts").stat().st_mode) == 0o600
-            await loop.until(lambda: publisher.send(greeting) and all(greeting in got for got in heard), "subscribers")
-            # From now on nothing is missing and everything is in order.
-            for number in range(1000):
-                assert publisher.send(b"%d" % number)
-            await loop.until(lambda: all(b"999" in got for got in heard), "the last number")
-            for got in heard:
-                assert [int(word) for word in got if word != greeting] == list(range(1000))
-                got.clear()
-            publisher.close()
+    async def publish(greeting: bytes) -> None:
+        publisher = Bus.publisher()
+        publisher.bind(folder / "counts")
+        assert stat.S_IMODE((folder / "counts").stat().st_mode) == 0o600
+        await loop.until(lambda: publisher.send(greeting) and all(greeting in got for got in heard), "subscribers")
+        # From now on nothing is missing and everything is in order.
+        for number in range(1000):
+            assert publisher.send(b"%d" % number)
+        await loop.until(lambda: all(b"999" in got for got in heard), "the last number")
+        for got in heard:
+            assert [int(word) for word in got if word != greeting] == list(range(1000))
+            got.clear()
+        publisher.close()
 
-        await publish(b"first")
-        await publish(b"second")
-        for subscriber in subscribers:
-            subscriber.close()
-
-    loop.run(scenario())
+    await publish(b"first")
+    await publish(b"second")
+    for subscriber in subscribers:
+        subscriber.close()
 
 
 # ---- sockets and the end
 
 
-def test_bind_makes_a_private_socket_whatever_the_umask(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        previous = os.umask(0)
-        try:
-            router = Bus.router(nothing)
-            router.bind(folder / "bus")
-            assert stat.S_IMODE((folder / "bus").stat().st_mode) == 0o600
-            assert os.umask(0) == 0, "the umask is as it was"
-        finally:
-            os.umask(previous)
-        router.close()
-
-    loop.run(scenario())
-
-
-def test_the_context_ends_at_once_with_messages_that_nobody_will_take(loop: Any, folder: Path, start: Any) -> None:
-    async def scenario() -> None:
-        heard: list[list[bytes]] = []
-        router = Bus.router(heard.append)
+@scenario
+async def test_bind_makes_a_private_socket_whatever_the_umask(loop: Loop, folder: Path) -> None:
+    previous = os.umask(0)
+    try:
+        router = Bus.router(nothing)
         router.bind(folder / "bus")
-        shard = start(SHARD, folder / "bus", "shard-0/a")
-        await loop.until(lambda: heard, "the shard")
-        os.kill(shard.pid, signal.SIGSTOP)
-        for _ in range(100):
-            assert router.send(b"shard-0/a", bytes(100_000))
-        router.close()
-        # It would wait for ever.
-        close_context()
-        close_context()
-        # And the next one works.
-        again = Bus.router(heard.append)
-        again.bind(folder / "again")
-        assert is_served(folder / "again")
-        again.close()
+        assert stat.S_IMODE((folder / "bus").stat().st_mode) == 0o600
+        assert os.umask(0) == 0, "the umask is as it was"
+    finally:
+        os.umask(previous)
+    router.close()
 
-    loop.run(scenario())
+
+@scenario
+async def test_the_context_ends_at_once_with_messages_that_nobody_will_take(
+    loop: Loop, folder: Path, start: StartChild
+) -> None:
+    heard: list[list[bytes]] = []
+    router = Bus.router(heard.append)
+    router.bind(folder / "bus")
+    shard = start(SHARD, folder / "bus", "shard-0/a")
+    await loop.until(lambda: heard, "the shard")
+    os.kill(shard.pid, signal.SIGSTOP)
+    for _ in range(100):
+        assert router.send(b"shard-0/a", bytes(100_000))
+    router.close()
+    # It would wait for ever.
+    close_context()
+    close_context()
+    # And the next one works.
+    again = Bus.router(heard.append)
+    again.bind(folder / "again")
+    assert is_served(folder / "again")
+    again.close()
 
 
 # ---- questions without a loop
@@ -408,7 +384,7 @@ while True:
 """
 
 
-def test_request_collects_answers_and_leaves_out_who_is_not_there_or_silent(folder: Path, start: Any) -> None:
+def test_request_collects_answers_and_leaves_out_who_is_not_there_or_silent(folder: Path, start: StartChild) -> None:
     paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing", "file")}
     children = {name: start(ROUTER, paths[name]) for name in ("one", "two", "stopped", "dead")}
     for child in children.values():

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.child import StartChild
+from support.loop import Loop, scenario
 
 from ipc import bus, query
 from ipc.query import NoAnswer, NotReachable, QueryError, QueryServer, Refused, ask, ask_many
@@ -48,7 +50,7 @@ FOR_EVER = 3600.0
 
 
 @pytest.fixture
-def server(folder: Path, start: Any) -> Any:
+def server(folder: Path, start: StartChild) -> Any:
     """A process that answers at *folder*/server."""
     child = start(SERVER, folder / "server")
     assert child.line() == "serves"
@@ -136,7 +138,7 @@ while True:
 """
 
 
-def test_an_answer_that_cannot_be_read_is_a_query_error(folder: Path, start: Any) -> None:
+def test_an_answer_that_cannot_be_read_is_a_query_error(folder: Path, start: StartChild) -> None:
     assert start(NEWER, folder / "newer").line() == "serves"
     assert ask(folder / "newer", "newer", timeout=FOR_EVER) == 1
     for method in ("garbage", "text", "deep"):
@@ -185,7 +187,7 @@ def test_a_stopped_process_is_there_however_often_it_was_asked(path: Path, serve
             ask(path, "echo", timeout=0.1)
 
 
-def test_a_process_that_dies_while_asked_is_not_reachable(folder: Path, start: Any) -> None:
+def test_a_process_that_dies_while_asked_is_not_reachable(folder: Path, start: StartChild) -> None:
     child = start(
         """
 import sys, zmq
@@ -205,7 +207,7 @@ os._exit(1)
 # ---- several at once
 
 
-def test_ask_many_collects_who_answers_and_skips_the_dead_and_the_silent(folder: Path, start: Any) -> None:
+def test_ask_many_collects_who_answers_and_skips_the_dead_and_the_silent(folder: Path, start: StartChild) -> None:
     paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing")}
     children = {name: start(SERVER, path) for name, path in paths.items() if name != "missing"}
     for child in children.values():
@@ -221,11 +223,9 @@ def test_ask_many_collects_who_answers_and_skips_the_dead_and_the_silent(folder:
         ask_many([paths["one"], paths["two"]], "refuse", {"why": ""}, timeout=FOR_EVER)
 
 
-def test_a_closed_server_is_not_reachable(loop: Any, folder: Path) -> None:
-    async def scenario() -> None:
-        server = QueryServer(folder / "server", {})
-        assert bus.is_served(folder / "server")
-        server.close()
-        await loop.until(lambda: not bus.is_served(folder / "server"), "the end of the server")
-
-    loop.run(scenario())
+@scenario
+async def test_a_closed_server_is_not_reachable(loop: Loop, folder: Path) -> None:
+    server = QueryServer(folder / "server", {})
+    assert bus.is_served(folder / "server")
+    server.close()
+    await loop.until(lambda: not bus.is_served(folder / "server"), "the end of the server")

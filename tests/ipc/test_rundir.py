@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.child import StartChild
 from support.product import short_folder
 from support.waiting import wait_for
 
@@ -77,7 +77,7 @@ def test_create_mends_a_mode_that_lets_others_in(folder: Path, wrong: int) -> No
     assert mode(folder) == 0o700
 
 
-def test_an_ordinary_user_makes_and_mends_its_own_directory(folder: Path, start: Any) -> None:
+def test_an_ordinary_user_makes_and_mends_its_own_directory(folder: Path, start: StartChild) -> None:
     home = folder / "home"
     home.mkdir()
     mine = home / "wide"
@@ -90,7 +90,7 @@ def test_an_ordinary_user_makes_and_mends_its_own_directory(folder: Path, start:
     assert (mode(mine), mode(home / "new" / "run")) == (0o700, 0o700)
 
 
-def test_an_ordinary_user_is_told_which_directory_it_cannot_have(folder: Path, start: Any) -> None:
+def test_an_ordinary_user_is_told_which_directory_it_cannot_have(folder: Path, start: StartChild) -> None:
     if IS_ROOT:
         folder.chmod(0o755)
         theirs, closed = folder / "theirs", folder / "closed" / "run"
@@ -151,7 +151,7 @@ def test_create_refuses_a_path_that_is_too_long_for_its_sockets(folder: Path) ->
 
 
 def test_the_default_directory_follows_the_environment(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, start: Any
+    monkeypatch: pytest.MonkeyPatch, folder: Path, start: StartChild
 ) -> None:
     monkeypatch.setenv("SHARDGATE_RUNTIME_DIR", str(folder))
     assert default_runtime_dir() == folder
@@ -188,7 +188,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("recorded", ["recorded", "unrecorded"])
-def test_a_busy_directory_names_the_process_that_holds_it(folder: Path, start: Any, recorded: str) -> None:
+def test_a_busy_directory_names_the_process_that_holds_it(folder: Path, start: StartChild, recorded: str) -> None:
     holder = start(HOLDER, folder, recorded)
     assert holder.line() == "holds"
     directory = RuntimeDir(folder)
@@ -246,7 +246,7 @@ def record_of(pid: int) -> ProcessRecord:
     return ProcessRecord(pid, process.create_time(), "epoch", "1", process.create_time() - psutil.boot_time())
 
 
-def test_a_record_is_alive_as_long_as_its_process(start: Any) -> None:
+def test_a_record_is_alive_as_long_as_its_process(start: StartChild) -> None:
     child = start(SLEEPER)
     assert child.line() == "runs"
     record = record_of(child.pid)
@@ -285,7 +285,7 @@ def test_a_recycled_pid_is_not_the_process_of_the_record() -> None:
 
 @pytest.mark.parametrize("seconds", [-3600, -1, 1, 3600])
 def test_a_process_is_alive_although_the_system_clock_was_set(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, start: Any, seconds: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, start: StartChild, seconds: int
 ) -> None:
     child = start(SLEEPER)
     record, own = record_of(child.pid), record_of_this_process("epoch", "1")
@@ -372,7 +372,7 @@ print("ends", flush=True)
 """
 
 
-def test_a_record_is_replaced_in_one_step(folder: Path, start: Any) -> None:
+def test_a_record_is_replaced_in_one_step(folder: Path, start: StartChild) -> None:
     """Whoever reads while it is written finds the old one or the new one, never a part and never nothing."""
     directory = RuntimeDir(folder)
     writer = start(WRITER, folder)
@@ -388,6 +388,16 @@ def test_a_record_is_replaced_in_one_step(folder: Path, start: Any) -> None:
     writer.say("enough")
     assert writer.line() == "ends"
     assert [path.name for path in folder.iterdir()] == ["shard-0.json"]
+
+
+def test_a_record_can_be_read_by_whoever_may_enter_the_directory_whatever_the_umask(folder: Path) -> None:
+    """The status directory is for a group, and our systemd unit has UMask=0077."""
+    previous = os.umask(0o077)
+    try:
+        RuntimeDir(folder).write_shard(0, record_of_this_process("epoch", "1"))
+    finally:
+        os.umask(previous)
+    assert mode(folder / "shard-0.json") == 0o644
 
 
 # ---- numbers

@@ -84,9 +84,9 @@ def echoed(response: Decision) -> str:
 
 
 def sums_up(product: Product) -> bool:
-    """Whether every request of every shard is answered, failed with a code, or in flight."""
+    """Whether every request of every shard is answered or failed with a code."""
     return all(
-        row["requests_total"] == row["answered_total"] + sum(row["failed_total"].values()) + row["in_flight"]
+        row["requests_total"] == row["answered_total"] + sum(row["failed_total"].values()) and not row["in_flight"]
         for row in product.status()["shards"]
     )
 

@@ -25,24 +25,22 @@ def test_table_is_bounded_forgets_what_is_idle_and_drops_the_least_recently_used
     table: RecentTable[int, str] = RecentTable(CAPACITY, IDLE)
     model: dict[int, tuple[str, float]] = {}
     now = 0.0
-    dropped = 0
     for number, (deed, key, wait) in enumerate(steps):
         now += wait
         value = f"value {number}"
         if deed == "put":
+            dropped = None
             if key not in model and len(model) == CAPACITY:
                 # Insertion and use both move an entry to the end; times alone may be equal.
-                del model[next(iter(model))]
-                dropped += 1
+                dropped, _ = model.pop(next(iter(model)))
             model.pop(key, None)
             model[key] = (value, now)
-            table.put(key, value, now)
+            assert table.put(key, value, now) == dropped
         elif deed == "get":
-            found, used = model.pop(key, (None, now))
-            expected = found if now - used <= IDLE else None
-            if expected is not None:
-                model[key] = (expected, now)
-            assert table.get(key, now) == expected
+            found, _ = model.pop(key, (None, now))
+            if found is not None:
+                model[key] = (found, now)
+            assert table.get(key, now) == found
         elif deed == "pop":
             assert table.pop(key) == model.pop(key, (None, 0.0))[0]
         elif deed == "sweep":
@@ -52,7 +50,6 @@ def test_table_is_bounded_forgets_what_is_idle_and_drops_the_least_recently_used
             assert table.take_all() == [found for found, _ in model.values()]
             model.clear()
         assert len(table) == len(model) <= CAPACITY
-        assert table.dropped == dropped
 
 
 def test_use_keeps_an_entry_alive_beyond_its_idle_time() -> None:
@@ -60,5 +57,6 @@ def test_use_keeps_an_entry_alive_beyond_its_idle_time() -> None:
     table.put("a", 1, 0.0)
     for now in (8.0, 16.0, 24.0):
         assert table.get("a", now) == 1
+    assert table.sweep(34.0) == []
+    assert table.sweep(34.1) == [1]
     assert table.get("a", 34.1) is None
-    assert len(table) == 0

@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
+from support.engine import PAUSE, RESUME, PairedAgent, next_event, on_loop, pool_of_this_loop, turns
 from support.pools import pool_with, run, until
 from support.serving import EVERYTHING, ServingAgent, allow
 
@@ -85,3 +86,25 @@ def test_connection_without_room_does_not_hold_up_others_and_gets_the_newest_lat
             delivery.close()
 
     run(test)
+
+
+@on_loop
+async def test_connection_moves_behind_the_configuration_that_it_waits_for() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.CORE)
+        delivery = ConfigDelivery(pool)
+        agent.send(PAUSE)
+        await until(lambda: agent.connection.paused)
+        for version in (1, 2):
+            delivery.push(b'{"v":%d}' % version, ["waf"])
+        await turns()
+        assert not agent.connection.is_idle, "in the next shard nobody would bring it"
+        agent.send(RESUME)
+        seen = await next_event(agent)
+        assert isinstance(seen.event, Configure)
+        assert seen.event.config == {"v": 2}
+        assert not agent.connection.is_idle
+        agent.answer(seen)
+        await until(lambda: agent.connection.is_idle)
+        assert agent.connection.exchanges == 0
+        delivery.close()

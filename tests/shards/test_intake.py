@@ -1,97 +1,21 @@
-"""A real shard process, spoken to over its handoff channel as a supervisor does."""
+"""What a shard does with the connections that a supervisor hands it: prepared, committed, revoked, refused."""
 
-import array
 import contextlib
 import os
-import signal
+import select
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from support.product import environment, short_folder
+from support.shard_process import ACCEPTANCE, ShardProcess
 from support.waiting import wait_for
 
-from dialout import (
-    Capabilities,
-    Dialect,
-    FrameDecoder,
-    acceptance_frame,
-    encode_frame,
-    parse_registration_response,
-)
-from ipc import handoff, messages, query
-from ipc.messages import Commit, Declined, Hello, Message, Offer, Prepare, Prepared, Refuse, Revoke
+from dialout import Dialect, FrameDecoder, encode_frame, parse_registration_response
+from dialout.proxy.wire import Welcome, decode_from_shard, encode_hello
+from ipc.messages import Commit, Declined, Prepare, Prepared, Refuse, Revoke
 from ipc.process import DescriptorBudget
-from ipc.rundir import RuntimeDir
-
-ACCEPTANCE = acceptance_frame(0x04, "waf-conn-1", proxy_id="p", proxy_version="1")
 
 
-class Shard:
-    """A shard's process and the supervisor's end of its channel."""
-
-    def __init__(self, folder: Path) -> None:
-        self.rundir = RuntimeDir(folder)
-        self.rundir.create()
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "shards", "--shard", "0", "--epoch", "e1", "--runtime-dir", str(folder)],
-            env=environment(),
-        )
-        wait_for(lambda: self.rundir.read_shard(0), "the shard's record", timeout=20)
-        self.connect()
-
-    def connect(self) -> None:
-        """Connect as the next supervisor does."""
-        self.channel = handoff.connect(self.rundir.shard_handoff(0))
-        self.channel.setblocking(True)
-        self.channel.settimeout(10)
-        assert self.receive() == Hello(0, "e1", self.process.pid)
-
-    def receive(self) -> Message:
-        """The next message from the shard."""
-        return messages.decode(self.channel.recv(messages.MAX_MESSAGE))
-
-    def send(self, message: Message, *descriptors: int) -> None:
-        """Send a message with descriptors."""
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        self.channel.sendmsg([messages.encode(message)], ancillary)
-
-    def prepare(self, *numbers: int, residue: bytes = b"", dialect: Dialect = Dialect.SDK) -> list[socket.socket]:
-        """Prepare one connection for each number; returns the agents' ends. No copy of the others is kept."""
-        pairs = [socket.socketpair() for _ in numbers]
-        offers = [Offer(n, "waf", dialect, Capabilities(), "uds", b"", residue, ACCEPTANCE) for n in numbers]
-        self.send(Prepare(numbers[0], offers), *(theirs.fileno() for _, theirs in pairs))
-        for agent, theirs in pairs:
-            theirs.close()
-            agent.settimeout(10)
-        return [agent for agent, _ in pairs]
-
-    def report(self, name: str) -> int:
-        """A number of the shard's own status."""
-        from ipc.status import ShardReport
-
-        answer = query.ask(self.rundir.shard_query(0), "status", timeout=5)
-        return int(answer["report"][ShardReport.__struct_fields__.index(name)])
-
-
-@pytest.fixture
-def shard() -> Iterator[Shard]:
-    """A running shard; its end is orderly."""
-    with short_folder() as folder:
-        shard = Shard(folder)
-        try:
-            yield shard
-        finally:
-            shard.channel.close()
-            shard.process.send_signal(signal.SIGTERM)
-            assert shard.process.wait(15) == 0
-            assert [path.name for path in folder.iterdir() if path.is_socket()] == []
-
-
-def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard: Shard) -> None:
+def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard: ShardProcess) -> None:
     (agent,) = shard.prepare(1)
     agent.sendall(encode_frame(0xF0, b'{"timestamp":1}'))
     assert shard.receive() == Prepared(1)
@@ -111,7 +35,7 @@ def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard
     wait_for(lambda: shard.report("connections") == 0, "the close to be noticed")
 
 
-def test_shard_serves_the_residue_before_what_comes_later(shard: Shard) -> None:
+def test_shard_serves_the_residue_before_what_comes_later(shard: ShardProcess) -> None:
     (agent,) = shard.prepare(5, residue=encode_frame(0xF0, b'{"timestamp":1}')[:7])
     agent.sendall(encode_frame(0xF0, b'{"timestamp":1}')[7:])
     assert shard.receive() == Prepared(5)
@@ -125,7 +49,9 @@ def test_shard_serves_the_residue_before_what_comes_later(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize("dialect", Dialect)
-def test_shard_closes_a_revoked_connection_untouched_and_tells_a_refused_one(shard: Shard, dialect: Dialect) -> None:
+def test_shard_closes_a_revoked_connection_untouched_and_tells_a_refused_one(
+    shard: ShardProcess, dialect: Dialect
+) -> None:
     revoked, refused = shard.prepare(1, 2, dialect=dialect)
     assert shard.receive() == Prepared(1)
     shard.send(Revoke([1]))
@@ -141,7 +67,7 @@ def test_shard_closes_a_revoked_connection_untouched_and_tells_a_refused_one(sha
     refused.close()
 
 
-def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_them(shard: Shard) -> None:
+def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_them(shard: ShardProcess) -> None:
     (agent,) = shard.prepare(3)
     assert shard.receive() == Prepared(3)
     shard.channel.close()
@@ -152,11 +78,8 @@ def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_
     agent.close()
 
 
-def test_shard_declines_what_it_has_no_descriptors_for(shard: Shard) -> None:
-    import resource
-
-    limit = len(os.listdir(f"/proc/{shard.process.pid}/fd")) + DescriptorBudget.RESERVE - 16  # noqa: PTH208
-    resource.prlimit(shard.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+def test_shard_declines_what_it_has_no_descriptors_for(shard: ShardProcess) -> None:
+    shard.limit_descriptors(DescriptorBudget.RESERVE - 16)
     (agent,) = shard.prepare(9)
     declined = shard.receive()
     assert isinstance(declined, Declined)
@@ -165,7 +88,26 @@ def test_shard_declines_what_it_has_no_descriptors_for(shard: Shard) -> None:
     agent.close()
 
 
-def test_a_second_supervisor_replaces_the_first(shard: Shard) -> None:
+def test_agent_that_was_turned_away_is_not_reset_for_what_it_had_sent(shard: ShardProcess) -> None:
+    """A reset would take the answer away from an agent that has not read it yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        agent = socket.create_connection(listener.getsockname(), timeout=10)
+        connection, _ = listener.accept()
+    agent.sendall(encode_frame(0xF0, b'{"timestamp":1}'))
+    shard.send(Prepare(1, [shard.offer(1, transport="tcp")]), connection.fileno())
+    connection.close()
+    assert shard.receive() == Prepared(1)
+    shard.send(Refuse([1]))
+    assert select.select([agent], [], [], 10)[0]
+    assert shard.report("prepared") == 0
+    assert agent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    (frame,) = FrameDecoder().feed(agent.recv(4096))
+    assert parse_registration_response(*frame).error_code == "connection_limit"
+    assert agent.recv(1) == b""
+    agent.close()
+
+
+def test_a_second_supervisor_replaces_the_first(shard: ShardProcess) -> None:
     first = shard.channel
     shard.connect()
     assert first.recv(100) == b""
@@ -175,7 +117,40 @@ def test_a_second_supervisor_replaces_the_first(shard: Shard) -> None:
     agent.close()
 
 
-def test_garbage_on_the_channel_loses_the_channel_and_nothing_else(shard: Shard) -> None:
+def test_shard_refuses_proxies_that_would_take_its_last_descriptors_and_lives_on(shard: ShardProcess) -> None:
+    """At the limit libzmq would abort the process, at the next question of status, and every agent would be lost."""
+    shard.limit_descriptors(DescriptorBudget.RESERVE + 8)
+    (agent,) = shard.prepare(1)
+    assert shard.receive() == Prepared(1)
+    shard.send(Commit([1]))
+    assert agent.recv(4096) == ACCEPTANCE
+    with contextlib.ExitStack() as stack:
+        refusals = 0
+        for _ in range(2 * DescriptorBudget.RESERVE):
+            proxy = stack.enter_context(socket.socket(socket.AF_UNIX))
+            proxy.settimeout(10)
+            proxy.connect(os.fspath(shard.rundir.shard_proxy(0)))
+            with contextlib.suppress(BrokenPipeError):  # It may have been refused already.
+                proxy.sendall(encode_hello("test", "1"))
+            (frame,) = FrameDecoder().feed(proxy.recv(4096))
+            welcome = decode_from_shard(*frame)
+            assert isinstance(welcome, Welcome)
+            refusals += bool(welcome.error)
+        assert 0 < refusals < 2 * DescriptorBudget.RESERVE
+        for _ in range(8):
+            assert shard.report("connections") == 1
+        # Agents go elsewhere.
+        (late,) = shard.prepare(2)
+        assert isinstance(shard.receive(), Declined)
+        late.close()
+    wait_for(lambda: shard.report("descriptors") < DescriptorBudget.RESERVE, "the proxies' descriptors to be free")
+    (agent_again,) = shard.prepare(3)
+    assert shard.receive() == Prepared(3)
+    for sock in (agent, agent_again):
+        sock.close()
+
+
+def test_garbage_on_the_channel_loses_the_channel_and_nothing_else(shard: ShardProcess) -> None:
     (agent,) = shard.prepare(6)
     assert shard.receive() == Prepared(6)
     shard.send(Commit([6]))

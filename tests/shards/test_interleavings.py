@@ -17,6 +17,7 @@ from dialout import CancelReason, Decision, Dialect
 from dialout.proxy.errors import BadAnswer, ConnectionLost, PoolError
 from ipc.options import PoolOptions, Strategy
 from shards.calls import Exchange
+from shards.pending import Pending
 from shards.pool import AgentPool
 
 AGENTS = ("a", "b")
@@ -127,18 +128,17 @@ class World:
         requests = self.pool.requests
         undone = [asked for asked in self.asked if asked.outcome is None]
         assert requests.in_flight == len(undone)
-        assert requests.total == len(self.asked)
-        assert requests.total == requests.answered + sum(requests.failed.values()) + requests.in_flight
+        assert len(self.asked) == requests.answered + requests.failed.total() + requests.in_flight
         assert len(requests._deadlines) == len(undone)
         for asked in self.asked:
             if isinstance(asked.outcome, Decision):
                 assert answered_tag(asked.outcome) == tag_of(asked.event), "the answer to another event, or to none"
                 assert tag_of(asked.event) in self.tagged, "an answer that no agent gave"
         for connection in self.pool.connections.values():
-            calls = list((connection.pending or {}).values())
-            assert connection.in_flight == sum(not call.done for call in calls)
-            assert connection.abandoned == sum(call.done for call in calls)
-            assert all(call.connection is connection for call in calls)
+            pending = connection.pending or Pending(connection.kind.dialect)
+            assert connection.in_flight == sum(not call.done for call in pending.values())
+            assert pending.abandoned == sum(call.done for call in pending.values())
+            assert all(call.connection is connection for call in pending.values())
 
 
 async def step(world: World, deed: str, which: int, number: int, raw: bytes) -> None:
@@ -217,7 +217,7 @@ def answer_for_others(world: World, end: PairedAgent, other: PairedAgent) -> Non
 
     Callers may choose the same correlation id for requests to two agents: then it is this one's own request, too.
     """
-    own = end.connection.pending or {}
+    own = end.connection.pending or ()
     unanswered = [seen for seen in world.unanswered[other][:2] if seen.correlation_id not in own]
     for seen in unanswered or [Seen(12345, "12345", None)]:
         request_id, correlation_id = seen.request_id or 12345, seen.correlation_id or "12345"

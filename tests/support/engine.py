@@ -1,17 +1,20 @@
 """A pool in this process, and agents at the other ends of socket pairs: one loop, and every step in the test's hand."""
 
 import asyncio
+import functools
 import itertools
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec
 
 import uvloop
 
 from dialout import (
     ALLOW,
     AgentEvent,
+    Cancel,
     Capabilities,
     Decision,
     Dialect,
@@ -29,10 +32,17 @@ from ipc.messages import Offer
 from ipc.options import PoolOptions
 from shards.calls import Call, Exchange, Outcome
 from shards.pool import AgentPool
+from support.pools import until
 from support.serving import EVERYTHING
 
 LIMIT = 10.0
 """Seconds for the whole of a test."""
+
+PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')
+RESUME = encode_frame(0x33, b'{"correlation_id":null,"action":"resume","timestamp_ms":1}')
+"""Flow control of a core agent."""
+
+Arguments = ParamSpec("Arguments")
 
 
 class Seen:
@@ -157,6 +167,8 @@ def answered_tag(outcome: Outcome | None) -> str | None:
 class Asked:
     """One event that was submitted, and its outcome."""
 
+    submitted: ClassVar[Counter[AgentPool]] = Counter()
+
     def __init__(
         self,
         pool: AgentPool,
@@ -173,7 +185,8 @@ class Asked:
         self.exchange = exchange
         self.outcomes: list[Outcome] = []
         self._on_done = on_done
-        self.call = pool.submit(exchange, event, self._done, timeout, final=final)
+        self.submitted[pool] += 1
+        self.call = pool.requests.submit(exchange, event, self._done, timeout, final=final)
 
     def _done(self, _call: Call, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -194,6 +207,26 @@ class Asked:
         return outcome
 
 
+async def all_done(*asked: Asked) -> None:
+    """Wait until each has its outcome; the test has a limit."""
+    await until(lambda: all(one.outcome is not None for one in asked))
+
+
+def cancels(agent: PairedAgent) -> list[Cancel]:
+    """The cancels among what has come; everything else is thrown away."""
+    return [seen.event for seen in agent.read() if isinstance(seen.event, Cancel)]
+
+
+async def next_event(agent: PairedAgent) -> Seen:
+    """The next event of an agent that is asked for one thing at a time."""
+    seen: list[Seen] = []
+    while not seen:
+        await turns()
+        seen = [found for found in agent.read() if found.is_event]
+    (event,) = seen
+    return event
+
+
 async def turns() -> None:
     """Let the loop do all that it can do without waiting: reads, writes, and what follows from them."""
     for _ in range(4):
@@ -210,6 +243,7 @@ def pool_of_this_loop(options: PoolOptions | None = None, **keywords: Any) -> It
         pool.close()
         while PairedAgent.all_ends:
             PairedAgent.all_ends.pop().close()
+        Asked.submitted.clear()
     assert (pool.connections, pool.agents) == ({}, {})
 
 
@@ -227,12 +261,22 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     assert failures == []
 
 
+def on_loop(test: Callable[Arguments, Coroutine[Any, Any, None]]) -> Callable[Arguments, None]:
+    """Make a test of a coroutine function: it is `run`."""
+
+    @functools.wraps(test)
+    def test_on_loop(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
+        run(lambda: test(*arguments, **keywords))
+
+    return test_on_loop
+
+
 def assert_nothing_left(pool: AgentPool) -> None:
     """Nothing is in flight, and nothing of it is remembered."""
     requests = pool.requests
     assert requests.in_flight == 0
     assert len(requests._deadlines) == 0
-    assert requests.total == requests.answered + sum(requests.failed.values())
+    assert requests.answered + requests.failed.total() == Asked.submitted[pool], "each is counted, once"
     for connection in pool.connections.values():
         assert connection.in_flight == 0
         assert not [call for call in (connection.pending or {}).values() if not call.done]

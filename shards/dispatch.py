@@ -1,0 +1,285 @@
+"""Where a proxy's request is served: by this shard's pool, or by another shard that has its agent.
+
+An event for an agent that has no usable connection here goes to a shard that has one (`shards.relay`), once. As long as
+no agent has seen anything of a request, its first event may go elsewhere, and those behind it follow in their order. It
+is held for a moment when its agent is nowhere, or on its way between two shards: word of it may be on its way, too.
+"""
+
+import asyncio
+import time
+from functools import partial
+from operator import attrgetter
+from typing import Protocol
+
+from dialout import CancelReason, Decision
+from dialout.proxy.errors import AgentMoving, AgentUnavailable, FailureCode, PoolError, RequestCancelled
+from dialout.proxy.wire import FINAL, RELAYED, Answer, ProxyRequest
+from shards.calls import Call, Exchange, Outcome
+from shards.pool import AgentPool
+from shards.relay import Relay, RelayedExchange
+
+MOVING_LIMIT = 5.0
+"""Seconds that a request waits at most for an agent which is on its way to another shard; nearly all take milliseconds,
+and the supervisor gives up on a shard that does not take one after two seconds."""
+
+MOVED_WAIT = 0.5
+"""Seconds that word of an agent that has just moved may take from shard to shard, on a busy host too."""
+
+NEWS_PAUSE = 0.02
+"""Seconds after which a request for an unknown agent is tried again: an agent that has just been accepted by another
+shard may be asked for before the word of it is here."""
+
+_ELSEWHERE = frozenset(
+    {
+        FailureCode.AGENT_NOT_FOUND,
+        FailureCode.AGENT_UNAVAILABLE,
+        FailureCode.AGENT_MOVING,
+        FailureCode.OVERLOADED,
+        FailureCode.FLOW_CONTROL_PAUSED,
+    }
+)
+"""Failures of a first event that another shard's connections may not have."""
+
+_NOT_THERE = frozenset({FailureCode.AGENT_NOT_FOUND, FailureCode.AGENT_MOVING})
+"""Failures of a shard that does not have the agent: another one may, now or in a moment."""
+
+_NO_SHARDS: frozenset[int] = frozenset()
+
+
+class Asker(Protocol):
+    """Whoever asked: each event that is submitted gets one of the two, at once or later."""
+
+    def answer(
+        self, event: "Event", response: Decision, agent_id: str, connection_id: str, shard: int, flags: int = 0
+    ) -> None:
+        """Take the agent's answer; *flags* has RELAYED when it came from another *shard*."""
+
+    def fail(self, event: "Event", error: PoolError, flags: int = 0) -> None:
+        """Take the reason why there is no answer."""
+
+
+class Request:
+    """One request of a proxy: the exchange that serves it, here or elsewhere, and what is in flight of it.
+
+    Of its events *begun* have come, and the first *ended* of these have their answer or failure written; what is ready
+    before its turn waits in *early*. *held* are those that wait while the first one looks for its agent. Once an event
+    was not served the request is *broken*, and what follows fails for the same reason: no agent must see a body with a
+    hole in it. After the answer to a final event the request goes.
+    """
+
+    __slots__ = ("agent_id", "asker", "begun", "broken", "cancelled", "early", "ended", "exchange", "held", "is_final")
+
+    def __init__(self, asker: Asker, agent_id: str, exchange: Exchange | RelayedExchange) -> None:
+        self.asker = asker
+        self.agent_id = agent_id
+        self.exchange = exchange
+        self.begun = 0
+        self.ended = 0
+        self.early: dict[int, bytes] | None = None
+        self.held: list[Event] | None = None
+        self.broken: PoolError | None = None
+        self.cancelled = False
+        self.is_final = False
+
+
+class Event:
+    """Event number *index* of its request, with *seconds* of time since *started*; *frame* is what it came in.
+
+    *moving_at* is when a shard said last that the agent is on its way to another one, *asked* are shards that said they
+    do not have it.
+    """
+
+    __slots__ = ("asked", "frame", "index", "moving_at", "request", "seconds", "started")
+
+    def __init__(self, request: Request, frame: ProxyRequest, seconds: float) -> None:
+        self.request = request
+        self.frame = frame
+        self.index = request.begun
+        self.seconds = seconds
+        self.started = time.monotonic()  # uvloop's own clock has milliseconds.
+        self.moving_at = 0.0
+        self.asked = _NO_SHARDS
+
+    @property
+    def seconds_gone(self) -> float:
+        """How much of its time is over."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float:
+        """How much of its time is left; negative when it is over."""
+        return self.seconds - self.seconds_gone
+
+
+class Dispatch:
+    """Finds out for the proxies of one shard where their requests are served, and has them served there."""
+
+    def __init__(self, shard: int, pool: AgentPool, relay: Relay) -> None:
+        self.waiting = 0
+        """Events that are held: they are in flight, and in no pool."""
+        self.relayed_total = 0
+        """Events whose answer or failure another shard gave."""
+        self._shard = shard
+        self._pool = pool
+        self._requests = pool.requests
+        self._relay = relay
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self, asker: Asker, frame: ProxyRequest) -> Request:
+        """The request that begins with the event in *frame*, which is to be submitted."""
+        return Request(asker, frame.agent_id, self._exchange(frame, _NO_SHARDS))
+
+    def submit(self, event: Event, seconds: float) -> None:
+        """Have an event served within *seconds*, behind those of its request that came before it."""
+        request, frame = event.request, event.frame
+        if request.held is not None:
+            request.held.append(event)
+            self.waiting += 1
+            return
+        exchange = request.exchange
+        final = bool(frame.flags & FINAL)
+        if isinstance(exchange, RelayedExchange):
+            exchange.submit(frame.event, partial(self._relayed, event), seconds, final=final)
+        else:
+            self._requests.submit(exchange, frame.event, partial(self._done, event), seconds, final=final)
+
+    def finish(self, request: Request) -> None:
+        """Note that no further event of the request comes; what is in flight of it goes on."""
+        if isinstance(request.exchange, RelayedExchange):
+            request.exchange.finish()
+        else:
+            self._requests.finish(request.exchange)
+
+    def give_up(self, request: Request, reason: CancelReason) -> None:
+        """Cancel what has no outcome of the request, and end it."""
+        request.cancelled = True
+        held, request.held = request.held, None
+        for event in held or ():
+            self.waiting -= 1
+            error = RequestCancelled(f"cancelled: {reason.name.lower()}", agent_id=request.agent_id)
+            self._requests.count_failure(error.code, event.seconds_gone)
+            request.asker.fail(event, error)
+        if isinstance(request.exchange, RelayedExchange):
+            request.exchange.cancel(reason)
+        else:
+            self._requests.give_up(request.exchange, reason)
+
+    # Outcomes.
+
+    def _done(self, event: Event, call: Call, outcome: Outcome) -> None:
+        if isinstance(outcome, PoolError):
+            if self._goes_on(event, call, outcome):
+                call.handed_on = True
+                return
+            # The shard that asks for its proxy looks elsewhere, and counts what comes of it.
+            call.handed_on = bool(event.frame.flags & RELAYED) and outcome.code in _NOT_THERE
+            self._fail(event, outcome)
+            return
+        connection = call.connection
+        assert connection is not None
+        event.request.asker.answer(event, outcome, event.frame.agent_id, connection.connection_id, self._shard)
+
+    def _relayed(self, event: Event, result: Answer | PoolError) -> None:
+        request = event.request
+        if not isinstance(result, PoolError):
+            self.relayed_total += 1
+            request.asker.answer(event, result.response, result.agent_id, result.connection_id, result.shard, RELAYED)
+            return
+        if request.held is not None:
+            # It was behind the first one, which looks for its agent again, and comes back for the same reason.
+            self.submit(event, event.seconds_left)
+            return
+        if result.code in _NOT_THERE:
+            # The other shard may not have heard of it either, or the agent has moved on.
+            if isinstance(request.exchange, RelayedExchange):
+                event.asked |= {request.exchange.shard}
+            if self._may_begin_again(event) and self._hold(event, result):
+                return
+            self._requests.count_failure(result.code, event.seconds_gone)
+        self.relayed_total += 1
+        self._fail(event, result, RELAYED)
+
+    def _fail(self, event: Event, error: PoolError, flags: int = 0) -> None:
+        if isinstance(error, AgentMoving) and not event.frame.flags & RELAYED:
+            error = AgentUnavailable("the agent has been on its way to another shard for too long")
+        event.request.asker.fail(event, error, flags)
+
+    # Elsewhere, or later.
+
+    def _goes_on(self, event: Event, call: Call, error: PoolError) -> bool:
+        """Have an event that the pool has failed served elsewhere, or later; whether there is any sense in that."""
+        request = event.request
+        if event.frame.flags & RELAYED or request.cancelled or call.connection is not None:
+            return False
+        if request.held is not None or request.exchange is not call.exchange:
+            # It waited behind the first one, which goes on, and failed for the same reason.
+            self.submit(event, event.seconds_left)
+            return True
+        if error.code not in _ELSEWHERE or not self._may_begin_again(event):
+            return False
+        left = event.seconds_left
+        shard = self._holder(request.agent_id)
+        if left <= 0 or shard is None:
+            return self._hold(event, error)
+        request.exchange = self._relay.begin(shard, request.agent_id)
+        self.submit(event, left)
+        return True
+
+    @staticmethod
+    def _may_begin_again(event: Event) -> bool:
+        """Whether *event* is the first of its request, and nothing of what follows it has its outcome yet."""
+        return not event.index and not event.request.early and not event.request.cancelled
+
+    def _hold(self, event: Event, error: PoolError) -> bool:
+        """Look again in a moment where the agent is, if there is any sense in that after *error*; whether there is."""
+        request, now = event.request, time.monotonic()
+        if event.seconds_left <= 0:
+            return False
+        if isinstance(error, AgentMoving):
+            event.moving_at = now
+            if now - event.started > MOVING_LIMIT:
+                return False
+            if self._holder(request.agent_id, event.asked) in event.asked:
+                event.asked = _NO_SHARDS
+        elif error.code != FailureCode.AGENT_NOT_FOUND:
+            return False
+        else:
+            # Word of an agent that has just moved is on its way.
+            moved_at = max(event.moving_at, self._pool.left_at(request.agent_id) or 0.0)
+            is_expected = now - moved_at < MOVED_WAIT
+            following = self._holder(request.agent_id, event.asked)
+            if following is None or following in event.asked:
+                event.asked = _NO_SHARDS
+                if not is_expected and not self._relay.may_be_news(request.agent_id, now - event.started):
+                    return False
+        request.held = []
+        self.submit(event, event.seconds_left)
+        self._loop.call_later(NEWS_PAUSE, self._try_again, request)
+        return True
+
+    def _try_again(self, request: Request) -> None:
+        held = request.held
+        if held is None:
+            return
+        if len(held) + len(request.early or ()) < request.begun:
+            # What had been sent behind the first event has not come back yet.
+            self._loop.call_later(NEWS_PAUSE, self._try_again, request)
+            return
+        request.held = None
+        self.waiting -= len(held)
+        held.sort(key=attrgetter("index"))
+        request.exchange = self._exchange(held[0].frame, held[0].asked)
+        for event in held:
+            self.submit(event, max(0.001, event.seconds_left))
+
+    def _exchange(self, frame: ProxyRequest, asked: frozenset[int]) -> Exchange | RelayedExchange:
+        """Where a request goes: to this shard's pool, unless the agent is known to be elsewhere only."""
+        if not frame.flags & RELAYED and not self._pool.serves(frame.agent_id):
+            shard = self._holder(frame.agent_id, asked)
+            if shard is not None:
+                return self._relay.begin(shard, frame.agent_id)
+        return Exchange(frame.agent_id)
+
+    def _holder(self, agent_id: str, asked: frozenset[int] = _NO_SHARDS) -> int | None:
+        is_here = agent_id in self._pool.agents or agent_id in self._pool.moving
+        return self._relay.holder(agent_id, asked, is_here=is_here)

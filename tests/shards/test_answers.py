@@ -1,0 +1,200 @@
+"""Answers: each goes to the request that it is about, and none is an allow that no agent gave."""
+
+import msgspec
+import pytest
+from support.engine import (
+    Asked,
+    PairedAgent,
+    all_done,
+    answered_tag,
+    assert_nothing_left,
+    chunk,
+    headers,
+    on_loop,
+    pool_of_this_loop,
+    tag_of,
+    turns,
+)
+from support.pools import until
+
+from dialout import (
+    ALLOW,
+    AgentEvent,
+    Block,
+    BodyMutation,
+    CancelReason,
+    Decision,
+    Dialect,
+    GuardrailInspect,
+    RequestBodyChunk,
+    RequestComplete,
+    RequestHeaders,
+    ResponseBodyChunk,
+    ResponseHeaders,
+    WebSocketFrame,
+)
+from dialout.proxy.errors import BadAnswer
+from shards.calls import Exchange
+
+MORE = Decision(None, needs_more=True)
+LAST, NOT_LAST = RequestBodyChunk(0, b"c", True), RequestBodyChunk(0, b"c", False)
+
+
+@pytest.mark.parametrize(
+    ("event", "useful"),
+    [
+        (RequestHeaders("POST", "/", {}, True), True),
+        (RequestHeaders("GET", "/", {}, False), False),
+        (ResponseHeaders(200, {}, True), True),
+        (ResponseHeaders(200, {}, False), False),
+        (NOT_LAST, True),
+        (LAST, False),
+        (ResponseBodyChunk(0, b"c", False), True),
+        (ResponseBodyChunk(0, b"c", True), False),
+        (RequestComplete(200, 1), False),
+        (WebSocketFrame("text", b"", True, 0), False),
+        (GuardrailInspect("pii_detection", "x"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, msgspec.Struct) else str(value),
+)
+@on_loop
+async def test_needs_more_is_an_answer_only_where_more_will_come(event: AgentEvent, useful: bool) -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.CORE)
+        asked = Asked(pool, "waf", event)
+        await turns()
+        (seen,) = agent.read()
+        agent.answer(seen, MORE)
+        await all_done(asked)
+        assert isinstance(asked.outcome, Decision if useful else BadAnswer)
+        if useful:
+            assert asked.outcome == MORE
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (LAST, Decision(ALLOW, request_body_mutation=BodyMutation(b"new", 3))),
+        (ResponseBodyChunk(0, b"c", True), Decision(ALLOW, response_body_mutation=BodyMutation(b"new", 3))),
+        (headers(), None),
+        (ResponseHeaders(200, {}), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("dialect", [Dialect.SDK, Dialect.DOCS])
+@on_loop
+async def test_mutation_in_a_frame_of_its_own_answers_chunks_only(
+    dialect: Dialect, event: AgentEvent, expected: Decision | None
+) -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=dialect)
+        asked = Asked(pool, "waf", event)
+        await turns()
+        (seen,) = agent.read()
+        assert seen.request_id is not None
+        agent.frame(0x21, b'{"request_id":%d,"chunk_index":0,"data":"bmV3"}' % (seen.request_id + 64))
+        await turns()
+        assert (asked.outcome, pool.requests.late) == (None, 1), "it names another request"
+        agent.frame(0x21, b'{"request_id":%d,"chunk_index":3,"data":"bmV3"}' % seen.request_id)
+        await all_done(asked)
+        if expected is None:
+            assert isinstance(asked.outcome, BadAnswer)
+        else:
+            assert asked.outcome == expected
+
+
+@on_loop
+async def test_answer_for_request_0_fails_the_oldest_of_its_connection() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool)
+        PairedAgent(pool, "other")
+        foreign = Asked(pool, "other", headers())
+        asked = [Asked(pool, "waf", headers(str(n))) for n in range(3)]
+        for number, one in enumerate(asked):
+            agent.frame(0x20, b'{"request_id":0,"decision":"allow"}')
+            await all_done(one)
+            assert isinstance(one.outcome, BadAnswer)
+            assert [len(later.outcomes) for later in asked[number + 1 :]] == [0] * (2 - number)
+        agent.frame(0x20, b'{"request_id":0,"decision":"allow"}')
+        await until(lambda: pool.requests.late == 1)
+        assert foreign.outcome is None
+
+
+@on_loop
+async def test_answer_without_a_name_fails_a_core_request_only_when_there_is_no_doubt_which() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.CORE)
+        two = [Asked(pool, "waf", headers(str(n))) for n in range(2)]
+        await turns()
+        first, second = agent.read()
+        agent.frame(0x20, b'{"decision":"allow"}')
+        await until(lambda: pool.requests.late == 1)
+        assert [one.outcome for one in two] == [None, None]
+        agent.answer(second)
+        await all_done(two[1])
+        agent.frame(0x20, b'{"decision":"allow"}')
+        await all_done(two[0])
+        assert isinstance(two[0].outcome, BadAnswer)
+        agent.answer(first)
+        await until(lambda: pool.requests.late == 2)
+
+
+@on_loop
+async def test_answer_that_names_a_given_up_request_is_late_and_the_next_for_request_0_is_about_the_next() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool)
+        gone, kept = Asked(pool, "waf", headers("gone")), Asked(pool, "waf", headers("kept"))
+        pool.requests.cancel(gone.call, CancelReason.MANUAL)
+        agent.frame(0x20, b'{"request_id":0,"decision":"allow"}')
+        await until(lambda: pool.requests.late == 1)
+        assert kept.outcome is None, "it was about the cancelled one, which came first"
+        agent.frame(0x20, b'{"request_id":0,"decision":"allow"}')
+        await all_done(kept)
+
+
+@on_loop
+async def test_requests_by_one_correlation_id_never_get_each_others_answers() -> None:
+    """Clients may choose it, so that two requests may bear the same."""
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.CORE)
+        exchange = Exchange("waf")
+        first = Asked(pool, exchange, headers("post", has_body=True, correlation_id="x-1"))
+        await turns()
+        (post,) = agent.read()
+        agent.answer(post)
+        await all_done(first)
+        # Between its events nothing of the first is in flight. Made-up ids are no secret.
+        names = ["x-1", "x-1", post.correlation_id, exchange.correlation_id, f"{exchange.request_id:x}"]
+        others = [Asked(pool, "waf", headers(f"get {n}", correlation_id=name or "")) for n, name in enumerate(names)]
+        body = Asked(pool, exchange, chunk("body"))
+        await turns()
+        seen = agent.read()
+        assert len({found.correlation_id for found in seen}) == len(names) + 1
+        assert seen[0].correlation_id == "x-1", "as it is, where that is certain"
+        for found in seen:
+            agent.answer(found)
+        await all_done(body, *others)
+        assert answered_tag(body.outcome) == "body"
+        assert [answered_tag(other.outcome) for other in others] == [f"get {n}" for n in range(len(names))]
+        assert_nothing_left(pool)
+
+
+@on_loop
+async def test_docs_agent_that_repeats_the_correlation_id_alone_never_answers_another_request_by_that_name() -> None:
+    """A client that repeats the X-Request-Id of somebody else's request must not get its answer."""
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.DOCS)
+        asked = [Asked(pool, "waf", headers(f"/{n}", correlation_id="x-1")) for n in range(3)]
+        await turns()
+        seen = agent.read()
+        assert len({found.correlation_id for found in seen}) == 3
+        assert seen[0].correlation_id == "x-1", "as it is, where that is certain"
+        for found in reversed(seen):
+            answer = {
+                "correlation_id": found.correlation_id,
+                "decision": {"block": {"status": 403, "body": tag_of(found.event)}},
+            }
+            agent.frame(0x20, msgspec.json.encode(answer))
+        await all_done(*asked)
+        assert [one.outcome for one in asked] == [Decision(Block(403, f"/{n}")) for n in range(3)]
+        assert_nothing_left(pool)
