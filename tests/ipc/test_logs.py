@@ -68,8 +68,11 @@ def test_printable_escapes_what_is_not(text: str, shown: str) -> None:
 def restore() -> Iterator[None]:
     """Leave logging as it was."""
     before = structlog.get_config()
+    ours = {name: value for name, value in vars(logs._State).items() if not name.startswith("__")}
     yield
     structlog.configure(**before)
+    for name, value in ours.items():
+        setattr(logs._State, name, value)
 
 
 RESERVED = {"event", "level", "process", "timestamp", "exc_info", "stack_info", "self", "method_name"}
