@@ -14,19 +14,15 @@ decisions; its connection was lost) · 2 usage · 3 a budget was missed, with --
 """
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-import click
 import msgspec
 
-from bench.accounting import ProcessGoneError
 from bench.agent_measure import AgentRound, agent_target, measure_round
-from bench.measure import NotMeasuredError
-from bench.registration import EXIT_BUDGET_MISSED, EXIT_NOT_MEASURED, Machine
+from bench.command import Machine, benchmark, or_exit, request_options, say, show
 from bench.report import Budget, table
 
 IN_FLIGHT = (1, 64, 1000)
@@ -83,7 +79,7 @@ def run_rounds(rounds: int, requests: int, each_in_flight: Sequence[int]) -> lis
                     count = requests // ONE_BY_ONE_SHARE if in_flight == 1 else requests
                     found.append(measure_round(target, count, in_flight))
                     done = found[-1]
-                    _say(f"{done.agent}, {in_flight} in flight: {done.per_s:,.0f}/s, {done.cpu_us:.1f} µs CPU each")
+                    say(f"{done.agent}, {in_flight} in flight: {done.per_s:,.0f}/s, {done.cpu_us:.1f} µs CPU each")
                 targets = targets[1:] + targets[:1]
     return found
 
@@ -148,18 +144,8 @@ def as_text(figures: Figures) -> str:
     return f"{speed}\n\n{kept}"
 
 
-def _say(line: str) -> None:
-    """Progress goes to stderr, so that stdout can be pasted."""
-    click.echo(line, err=True)
-
-
-@click.command(help="\n\n".join(f"\b\n{part}" for part in (__doc__ or "").split("\n\n")))
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of each agent and number in flight. [default: 5]")
-@click.option("--requests", type=click.IntRange(256), help="Requests in a round. [default: 30000]")
-@click.option("--in-flight", type=click.IntRange(1, 10_000), multiple=True, help="Only so many; repeatable.")
-@click.option("--quick", is_flag=True, help="Defaults of 1 round, 4000 requests.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
-@click.option("--check", is_flag=True, help="Exit with 3 when a budget is missed.")
+@benchmark(__doc__)
+@request_options("agent", 10_000)
 def main(
     rounds: int | None,
     requests: int | None,
@@ -170,20 +156,13 @@ def main(
 ) -> None:
     """Runs the benchmark."""
     machine = Machine.this()
-    try:
+    with or_exit():
         done = run_rounds(
             rounds or (1 if quick else 5), requests or (4000 if quick else 30_000), in_flight or IN_FLIGHT
         )
-    except (NotMeasuredError, ProcessGoneError, OSError) as why:
-        _say(f"not measured: {why}")
-        sys.exit(EXIT_NOT_MEASURED)
     found = summaries(done)
     figures = Figures(machine, found, budgets(found), done)
-    click.echo(as_text(figures))
-    if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
-    if check and not all(budget.kept for budget in figures.budgets):
-        sys.exit(EXIT_BUDGET_MISSED)
+    show(as_text(figures), figures, json_file, check=check)
 
 
 if __name__ == "__main__":

@@ -19,23 +19,17 @@ counted other frames; a connection was lost; a process was replaced) · 2 usage 
 """
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
 import msgspec
 
-from bench import loadgen
-from bench.accounting import ProcessGoneError
+from bench.command import Machine, benchmark, or_exit, request_options, say, show
 from bench.dispatch_measure import DispatchRound, measure_round, warm_up
 from bench.dispatch_report import DispatchRatio, DispatchSummary, budgets, ratios, summaries
 from bench.dispatch_targets import Route, client_route, pool_route, streams_route
-from bench.measure import NotMeasuredError
-from bench.registration import EXIT_BUDGET_MISSED, EXIT_NOT_MEASURED, Machine
 from bench.report import Budget, table
-from bench.targets import TargetError
 
 IN_FLIGHT = (1, 16, 64)
 #: With one in flight a request takes several times as long, most of it waiting: fewer of them say as much.
@@ -116,25 +110,15 @@ def summarise(machine: Machine, done: Sequence[DispatchRound]) -> Figures:
     return Figures(machine, figures, ratios(done), budgets(figures), list(done))
 
 
-def _say(line: str) -> None:
-    """Progress goes to stderr, so that stdout can be pasted."""
-    click.echo(line, err=True)
-
-
 def _progress(done: DispatchRound) -> None:
-    _say(
+    say(
         f"{done.route}, {done.in_flight} in flight: {done.per_s:,.0f}/s, {done.cpu_us:.1f} µs CPU each, "
         f"p99 {done.p99_us / 1e3:.1f} ms"
     )
 
 
-@click.command(help="\n\n".join(f"\b\n{part}" for part in (__doc__ or "").split("\n\n")))
-@click.option("--rounds", type=click.IntRange(1), help="Rounds of each route and number in flight. [default: 5]")
-@click.option("--requests", type=click.IntRange(256), help="Requests in a round. [default: 30000]")
-@click.option("--in-flight", type=click.IntRange(1, 400), multiple=True, help="Only so many in flight; repeatable.")
-@click.option("--quick", is_flag=True, help="Defaults of 1 round, 4000 requests.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
-@click.option("--check", is_flag=True, help="Exit with 3 when a budget is missed.")
+@benchmark(__doc__)
+@request_options("route", 400)
 def main(
     rounds: int | None,
     requests: int | None,
@@ -145,21 +129,12 @@ def main(
 ) -> None:
     """Runs the benchmark."""
     machine = Machine.this()
-    if machine.load_before > machine.cpus / 4:
-        _say(f"the load was {machine.load_before:.1f} before the start: ratios will hold better than figures")
-    try:
+    with or_exit():
         done = run_rounds(
             rounds or (1 if quick else 5), requests or (4000 if quick else 30_000), in_flight or IN_FLIGHT
         )
-    except (NotMeasuredError, ProcessGoneError, TargetError, loadgen.LoadGeneratorError) as why:
-        _say(f"not measured: {why}")
-        sys.exit(EXIT_NOT_MEASURED)
     figures = summarise(machine, done)
-    click.echo(as_text(figures))
-    if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
-    if check and not all(budget.kept for budget in figures.budgets):
-        sys.exit(EXIT_BUDGET_MISSED)
+    show(as_text(figures), figures, json_file, check=check)
 
 
 if __name__ == "__main__":

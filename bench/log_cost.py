@@ -18,7 +18,7 @@ from bench.measure import NotMeasuredError, Round, measure_round, warm_up
 from bench.report import Budget, table
 from bench.targets import PER_AGENT, Shardgate, shardgate
 
-__all__ = ["LogCost", "as_text", "budgets", "log_cost", "measure"]
+__all__ = ["LogCost", "LogCosts", "as_text", "budgets", "log_cost", "measure"]
 
 #: The part of the CPU that log lines may take.
 MOST = 0.15
@@ -33,6 +33,13 @@ class LogCost(msgspec.Struct, frozen=True):
     with_us: float
     without_us: float
     part: float
+
+
+class LogCosts(msgspec.Struct, frozen=True):
+    """All that one run found."""
+
+    costs: list[LogCost]
+    budgets: list[Budget]
 
 
 def measure(rounds: int, registrations: int, in_handshake: Sequence[int]) -> list[Round]:

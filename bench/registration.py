@@ -19,43 +19,21 @@ acceptance, a process was replaced, a shard was not used) · 2 usage · 3 a budg
 """
 
 import contextlib
-import os
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 import msgspec
 
 from bench import loadgen, log_cost
-from bench.accounting import ProcessGoneError
-from bench.measure import Memory, NotMeasuredError, Round, measure_memory, measure_round, warm_up
+from bench.command import Machine, benchmark, or_exit, say, show
+from bench.measure import Memory, Round, measure_memory, measure_round, warm_up
 from bench.report import Budget, Ratio, Summary, budgets, ratios, summaries, table
-from bench.targets import PER_AGENT, Target, TargetError, shardgate, streams
+from bench.targets import PER_AGENT, Target, shardgate, streams
 
 IN_HANDSHAKE = (16, 128)
-_NOT_MEASURED = (NotMeasuredError, ProcessGoneError, TargetError, loadgen.LoadGeneratorError)
-EXIT_NOT_MEASURED, EXIT_BUDGET_MISSED = 1, 3
-
-
-class Machine(msgspec.Struct, frozen=True):
-    """Where the figures come from, and how busy it was before."""
-
-    cpus: int
-    kernel: str
-    python: str
-    uvloop: str
-    load_before: float
-
-    @classmethod
-    def this(cls) -> "Machine":
-        """The machine and interpreter that run this."""
-        load, _, _ = os.getloadavg()
-        return cls(os.cpu_count() or 1, platform.release(), platform.python_version(), version("uvloop"), load)
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -106,7 +84,7 @@ def run_memory(connections: int) -> list[Memory]:
             loadgen.start(target.address, per_id=PER_AGENT) as generator,
         ):
             found.append(measure_memory(target, generator, connections))
-        _say(f"{found[-1].target}: {found[-1].bytes_per_connection:.0f} bytes for an idle connection")
+        say(f"{found[-1].target}: {found[-1].bytes_per_connection:.0f} bytes for an idle connection")
     return found
 
 
@@ -147,26 +125,19 @@ def as_text(figures: Figures) -> str:
     return f"{speed}\n\n{against}\n\n{idle}\n\n{kept}"
 
 
-def _say(line: str) -> None:
-    """Progress goes to stderr, so that stdout can be pasted."""
-    click.echo(line, err=True)
-
-
 def _progress(done: Round) -> None:
-    _say(
+    say(
         f"{done.target}, {done.in_handshake} in handshake: {done.per_s:,.0f}/s, {done.cpu_us:.0f} µs CPU each, "
         f"p99 {done.p99_ms:.1f} ms"
     )
 
 
-@click.command(help="\n\n".join(f"\b\n{part}" for part in (__doc__ or "").split("\n\n")))
+@benchmark(__doc__)
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of each target and number in handshake. [default: 5]")
 @click.option("--registrations", type=click.IntRange(8), help="Registrations in a round. [default: 6000]")
 @click.option("--idle", type=click.IntRange(8), help="Idle connections to measure memory with. [default: 10000]")
 @click.option("--quick", is_flag=True, help="Defaults of 1 round, 1000 registrations, 2000 idle connections.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there.")
 @click.option("--logs", is_flag=True, help="Measure the cost of log lines instead, with and without.")
-@click.option("--check", is_flag=True, help="Exit with 3 when a budget is missed.")
 def main(
     rounds: int | None,
     registrations: int | None,
@@ -178,34 +149,23 @@ def main(
 ) -> None:
     """Runs the benchmark."""
     machine = Machine.this()
-    if machine.load_before > machine.cpus / 4:
-        _say(f"the load was {machine.load_before:.1f} before the start: ratios will hold better than figures")
     if logs:
-        sys.exit(
-            _measure_logs(rounds or (1 if quick else 20), registrations or (1000 if quick else 10_000), check=check)
+        measure_logs(
+            rounds or (1 if quick else 20), registrations or (1000 if quick else 10_000), json_file, check=check
         )
-    try:
+        return
+    with or_exit():
         done = run_rounds(rounds or (1 if quick else 5), registrations or (1000 if quick else 6000))
         memory = run_memory(idle or (2000 if quick else 10_000))
-    except _NOT_MEASURED as why:
-        _say(f"not measured: {why}")
-        sys.exit(EXIT_NOT_MEASURED)
     figures = summarise(machine, done, memory)
-    click.echo(as_text(figures))
-    if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
-    if check and not all(budget.kept for budget in figures.budgets):
-        sys.exit(EXIT_BUDGET_MISSED)
+    show(as_text(figures), figures, json_file, check=check)
 
 
-def _measure_logs(rounds: int, registrations: int, *, check: bool) -> int:
-    try:
+def measure_logs(rounds: int, registrations: int, json_file: Path | None, *, check: bool) -> None:
+    """Measure what log lines cost, and print it."""
+    with or_exit():
         costs = log_cost.log_cost(log_cost.measure(rounds, registrations, IN_HANDSHAKE))
-    except _NOT_MEASURED as why:
-        _say(f"not measured: {why}")
-        return EXIT_NOT_MEASURED
-    click.echo(log_cost.as_text(costs))
-    return EXIT_BUDGET_MISSED if check and not all(budget.kept for budget in log_cost.budgets(costs)) else 0
+    show(log_cost.as_text(costs), log_cost.LogCosts(costs, log_cost.budgets(costs)), json_file, check=check)
 
 
 def summarise(machine: Machine, done: Sequence[Round], memory: Sequence[Memory]) -> Figures:
