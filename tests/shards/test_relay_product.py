@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.engine import headers, on_loop
 from support.pools import until
-from support.product import Product, short_folder
+from support.product import Product, shared_product
 from support.proxying import RawProxy, failure, raw_proxy
 from support.serving import ServingAgent
 
@@ -20,13 +20,8 @@ from ipc.rundir import RuntimeDir
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     """A shardgate with two shards."""
-    with short_folder() as folder:
-        product = Product(folder / "p")
-        try:
-            yield product
-        finally:
-            leftovers = product.end()
-    assert leftovers == []
+    with shared_product() as product:
+        yield product
 
 
 @on_loop
