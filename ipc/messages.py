@@ -28,6 +28,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
 
     *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`ipc.tickets`).
+    No request id above *last_id* was written on it.
     """
 
     left_at: float
@@ -41,6 +42,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pinged_at: float
     ping_mark: int
     answers_pings: bool
+    last_id: int = 0
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
