@@ -403,7 +403,7 @@ def test_metadata_that_other_readers_would_choke_on_is_refused(value: bytes) -> 
         (b'{"x":' + b"[" * 60_000, "nested too deeply"),
         (b'{"protocol_version":' + b'{"a":' * 10_000, "nested too deeply"),
         (b'{"capabilities":' + b"[" * 60_000, "nested too deeply"),
-        (b'{"agent_id":' + b"9" * 60_000 + b"}", "out of range"),
+        (b'{"protocol_version":2,"agent_id":' + b"9" * 60_000 + b"}", "must be a string"),
     ],
 )
 @pytest.mark.parametrize("frame_type", [0x01, 0x03])
