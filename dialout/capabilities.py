@@ -148,8 +148,9 @@ def read_flags(raw: bytes | Raw) -> tuple[Capabilities, bool]:
 
 
 def read_core(raw: bytes | Raw) -> tuple[Capabilities, str | None] | None:
-    """Read the core schema, with the ``agent_id`` inside it as the second value (None when absent, empty when
-    it is no string).
+    """Read the core schema, with the ``agent_id`` inside it as the second value.
+
+    That is None when absent, and empty when it is no string.
 
     None when the object has neither ``supported_events`` nor ``features``, so is not of this schema. The
     crate's own reader insists on every key of features and limits; here an absent one is false or 0, and

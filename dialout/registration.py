@@ -40,7 +40,8 @@ from dialout.claims import (
 from dialout.dialects import Dialect, answer_type_for
 from dialout.errors import ErrorCode, LocalProtocolError, NotAgentProtocol, Rejection
 from dialout.frames import MAX_FRAME_LENGTH, encode_frame
-from dialout.nesting import MAX_DEPTH, is_too_deep
+from dialout.nesting import MAX_DEPTH
+from dialout.scan import why_costly
 
 __all__ = [
     "MAX_METADATA_DEPTH",
@@ -61,6 +62,15 @@ __all__ = [
 
 MAX_METADATA_DEPTH: Final = MAX_DEPTH
 """Levels of nesting in metadata; serde_json gives up at 128, Python's readers at their recursion limit."""
+
+MAX_CAPABILITIES: Final = 4096
+"""Bytes of capabilities. Agents write up to 700; unknown keys are ignored, but not for nothing."""
+
+_COSTS_LITTLE: Final = 1024
+"""Bytes of capabilities that are decoded as they are: 30 µs at most. The look at what they hold takes 1 µs."""
+
+_FLAT: Final = 2 * MAX_METADATA_DEPTH
+"""Bytes of metadata that cannot be nested too deeply, and hold no more than 20 numbers."""
 
 _SDK, _CORE, _DOCS = Dialect.SDK, Dialect.CORE, Dialect.DOCS
 _LENGTH: Final = Packing(">I")
@@ -162,11 +172,21 @@ def parse_registration(frame_type: int, payload: bytes) -> Registration:
     Raises Rejection, ready to be answered with: version_mismatch unless ``protocol_version`` is the integer
     2, bad_registration for everything else.
     """
-    return read_registration(read_claim(frame_type, payload))
+    registration = read_registration(read_claim(frame_type, payload))
+    try:
+        if registration.metadata:
+            _decode_any(registration.metadata)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise bad_registration(f"metadata cannot be read: {error}", registration.answer_type) from None
+    return registration
 
 
 def read_registration(claim: Claim) -> Registration:
-    """Read the rest of a registration whose claim was found good. Raises Rejection: bad_registration."""
+    """Read the rest of a registration whose claim was found good. Raises Rejection: bad_registration.
+
+    Metadata is not decoded. It is JSON that costs its reader little for each byte; a number in it may be too large for
+    some readers, as 1e999 is, which ``parse_registration`` refuses.
+    """
     answer_type = claim.answer_type
     try:
         dialect, capabilities, warnings = _read_capabilities(claim, answer_type)
@@ -185,20 +205,24 @@ def read_registration(claim: Claim) -> Registration:
 
 
 def _read_capabilities(claim: Claim, answer_type: int) -> tuple[Dialect, Capabilities, tuple[str, ...]]:
+    raw = bytes(claim.capabilities)
+    if len(raw) > _COSTS_LITTLE:
+        reason = f"more than {MAX_CAPABILITIES} bytes" if len(raw) > MAX_CAPABILITIES else why_costly(raw)
+        if reason is not None:
+            raise bad_registration(f"capabilities have {reason}", answer_type)
     try:
         if claim.frame_type == 0x03:
-            raw = bytes(claim.capabilities)
             # Agents of one kind declare the same, byte for byte, and there are few kinds. Never so for whole
             # registrations: they hold tokens.
-            read = _read_flags_again if len(raw) <= 1024 else read_flags
+            read = _read_flags_again if len(raw) <= _COSTS_LITTLE else read_flags
             return _SDK, read(raw)[0], ()
-        core = read_core(claim.capabilities)
+        core = read_core(raw)
         if core is not None:
             capabilities, inner_id = core
             if inner_id is None or inner_id == claim.agent_id:
                 return _CORE, capabilities, ()
             return _CORE, capabilities, ("capabilities.agent_id differs from agent_id, which is the one used",)
-        capabilities, named = read_flags(claim.capabilities)
+        capabilities, named = read_flags(raw)
     except msgspec.ValidationError as error:
         raise bad_registration(f"capabilities do not fit: {error}", answer_type) from None
     if named:
@@ -208,12 +232,14 @@ def _read_capabilities(claim: Claim, answer_type: int) -> tuple[Dialect, Capabil
 
 
 def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None:
-    """Prove that whoever gets the raw text can read it: skipping over it, as msgspec did, proves less."""
+    """Prove that the raw text costs little to read; that it is JSON, skipping over it has proved."""
     if dialect is not _CORE and metadata[:1] != b"{":
         raise bad_registration("metadata must be an object", answer_type)
-    value = _decode_any(metadata)
-    if is_too_deep(metadata, value):
-        raise bad_registration(f"metadata is nested more than {MAX_METADATA_DEPTH} levels deep", answer_type)
+    if len(metadata) <= _FLAT:
+        return
+    reason = why_costly(metadata, max_levels=MAX_METADATA_DEPTH)
+    if reason is not None:
+        raise bad_registration(f"metadata has {reason}", answer_type)
 
 
 # --- the agent's side --------------------------------------------------------------------------------

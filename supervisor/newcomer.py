@@ -25,7 +25,8 @@ class Newcomer:
     *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are
     monotonic time. Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to
     go on; later it has a *claim*, a *registration* once that is found good, then a *number* (its reserved slot) and an
-    *offer*. *waits_as* is the key by which an unfinished handshake was counted. *wanted_by* is the shard that it should go to, if that takes it.
+    *offer*. *waits_as* is the key by which an unfinished handshake was counted. *wanted_by* is the shard that it should
+    go to, if that takes it.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """

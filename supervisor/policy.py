@@ -55,6 +55,4 @@ class Policy:
                 claim.answer_type,
             )
         if self._uids is not None and uid is not None and uid not in self._uids:
-            raise Rejection(
-                ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", claim.answer_type
-            )
+            raise Rejection(ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", claim.answer_type)

@@ -372,7 +372,7 @@ def test_metadata_may_be_as_deep_as_the_limit_and_no_deeper(opening: str, inside
         return b"{%b}" % fields.encode()
 
     assert json.loads(parse_registration(0x01, payload(MAX_METADATA_DEPTH)).metadata)
-    assert "nested" in refusal(0x01, payload(MAX_METADATA_DEPTH + 1)).message
+    assert "levels of nesting" in refusal(0x01, payload(MAX_METADATA_DEPTH + 1)).message
 
 
 def test_wide_metadata_is_not_mistaken_for_deep() -> None:
