@@ -1,6 +1,7 @@
 """Who may register: token, allowlist, uid. Pure; the limit is the ledger's."""
 
 from dialout import ErrorCode, Registration, Rejection
+from dialout.claims import Claim
 from supervisor.config.model import Config
 from supervisor.config.patterns import AgentPatterns
 from supervisor.config.tokens import TokenTable, load_tokens
@@ -34,24 +35,24 @@ class Policy:
         """Whether the uid of a Unix socket's peer matters."""
         return self._uids is not None
 
-    def check(self, registration: Registration, uid: int | None) -> None:
+    def check(self, claim: Claim | Registration, uid: int | None) -> None:
         """Raise Rejection when the agent may not register; *uid* is that of a Unix socket's peer.
+
+        Looks at the agent id and the token alone.
 
         The token comes before the allowlist, so that nobody without one can find out which ids exist.
         """
-        if self._tokens is not None and not self._tokens.check(registration.agent_id, registration.auth_token):
+        if self._tokens is not None and not self._tokens.check(claim.agent_id, claim.auth_token):
             raise Rejection(
                 ErrorCode.AUTH_FAILED,
                 "authentication failed: the token is missing, or not one for this agent id",
-                registration.answer_type,
+                claim.answer_type,
             )
-        if self._allowed is not None and not self._allowed.matches(registration.agent_id):
+        if self._allowed is not None and not self._allowed.matches(claim.agent_id):
             raise Rejection(
                 ErrorCode.NOT_ALLOWED,
                 "not allowed: the agent id is not in allowed-agents",
-                registration.answer_type,
+                claim.answer_type,
             )
         if self._uids is not None and uid is not None and uid not in self._uids:
-            raise Rejection(
-                ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", registration.answer_type
-            )
+            raise Rejection(ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", claim.answer_type)

@@ -102,7 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     socket_group: int | str | None = None
     tcp_addresses: tuple[TcpAddress, ...] = ()
     limits: ReverseConnectionConfig = ReverseConnectionConfig()
-    max_registration_bytes: int = 65_536
+    max_registration_bytes: int = 16_384
     max_handshakes: int = 4096
     max_handshakes_per_peer: int = 256
     allow_uids: tuple[int, ...] | None = None
