@@ -27,6 +27,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from ipc.folders import make_private
+
 ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
 
 UNIX_PATH_MAX = 107
@@ -159,7 +161,7 @@ class RuntimeDir:
                 f" ({UNIX_PATH_MAX} at most); choose a shorter --runtime-dir"
             )
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path)
             info = self.path.lstat()
         except OSError as error:
             raise RuntimeDirError(f"{self.path}: {error.strerror}; choose another --runtime-dir") from error

@@ -506,7 +506,7 @@ class Supervisor:
             before = self._settings()
             if arguments.get("dry_run"):
                 config = self._config if self._load is None else self._load()
-                after = settings(config, tokens=Policy(config).tokens)
+                after = settings(config, tokens=self._policy_of(config).tokens)
             else:
                 self._reload()
                 after = self._settings()
@@ -518,6 +518,10 @@ class Supervisor:
             "restart_needed": [change.node for change in found if change.needs_restart],
             "changes": found,
         }
+
+    def _policy_of(self, config: Config) -> Policy:
+        """The rules of another configuration, for the listeners that there are until a restart."""
+        return Policy(config, [listener.address for listener in self.listeners if listener.kind == "tcp"])
 
     def _settings(self) -> list[Setting]:
         return settings(self._config, tokens=self._admission.policy.tokens)
@@ -551,7 +555,7 @@ class Supervisor:
         before = self._settings()
         try:
             config = self._config if self._load is None else self._load()
-            policy = Policy(config)
+            policy = self._policy_of(config)
         except ConfigError as error:
             self._config_error = str(error)
             self._reloads["failure"] += 1

@@ -93,7 +93,8 @@ class _Life:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
         self._status_dir: RuntimeDir | None = None
-        self._policy = Policy(config)
+        inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
+        self._policy = Policy(config, inherited)
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
 

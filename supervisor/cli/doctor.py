@@ -81,7 +81,9 @@ def _config_in_use(rundir: RuntimeDir) -> Config | None:
         found = msgspec.convert(query.ask(rundir.supervisor_query, "config")["settings"], list[Setting])
     except (query.QueryError, msgspec.ValidationError):
         return None
-    plain = [setting for setting in found if setting.top not in ("auth", "agent-config", "require-auth")]
+    # Rules that are about tokens make no sense without them.
+    left_out = ("auth", "agent-config", "require-auth", "allow-uid")
+    plain = [setting for setting in found if setting.top not in left_out]
     config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
     requires = Setting("require-auth", ("true",)) in found
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, require_auth=requires))

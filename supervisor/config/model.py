@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -174,6 +174,7 @@ def validate(config: Config) -> list[Problem]:
             "an empty list would refuse every agent",
             "name the agents, or leave the node out to allow all",
         )
+    problems += uid_problems(config, map(str, config.tcp_addresses))
     rules = [(rule.patterns, rule.config) for rule in config.agent_config]
     if len(rules) > MAX_AGENT_CONFIG_RULES:
         report("agent-config", f"{len(rules)} blocks are too many: there may be {MAX_AGENT_CONFIG_RULES}")
@@ -192,6 +193,15 @@ def validate(config: Config) -> list[Problem]:
             'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
         )
     return problems
+
+
+def uid_problems(config: Config, tcp_addresses: Iterable[str]) -> Iterator[Problem]:
+    """Object to `allow-uid` as the only rule of a listener on *tcp_addresses*, whose peers have no uid."""
+    address = next(iter(tcp_addresses), None)
+    if address is not None and config.allow_uids is not None and not config.limits.require_auth:
+        message = f"agents at {address} have no uid, since it is a TCP address: any of them could register"
+        hint = "add require-auth true and a token for them, or listen on a path alone"
+        yield Problem(config.source, None, f"{BLOCK} > allow-uid", message, hint)
 
 
 def _status_problems(config: Config) -> list[Problem]:
