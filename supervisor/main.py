@@ -18,7 +18,8 @@ from ipc import process
 from ipc.bus import close_context
 from ipc.events import Command, ListAgents
 from ipc.logs import get_logger, level_name, log_loop_errors
-from ipc.query import Method, QueryServer, Refused
+from ipc.query import Refused, typed
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
@@ -71,6 +72,10 @@ RECORD_SECONDS = 0.5
 
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
+
+
+class _Reload(msgspec.Struct):
+    dry_run: bool = False
 
 
 class Supervisor:
@@ -155,7 +160,8 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=0 if admin is None else http.MOST_CONNECTIONS,
+            spare=(0 if admin is None else http.MOST_CONNECTIONS)
+            + (0 if status_dir is None else LOOKERS.limits.connections),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
@@ -183,7 +189,7 @@ class Supervisor:
         self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
         if status_dir is not None:
             path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
 
     async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
@@ -479,10 +485,7 @@ class Supervisor:
         """Start an operation; what becomes of it, the query "operation" tells."""
         if self.successor is not None:
             raise Refused("a new supervisor takes over; ask that one in a moment")
-        try:
-            order = msgspec.convert(arguments, Operate)
-        except msgspec.ValidationError as error:
-            raise Refused(f"not an operation: {error}") from error
+        order = typed(arguments, Operate)
         operations, seconds, placement = self._operations, order.seconds, self._config.placement
         try:
             match order.what:
@@ -502,9 +505,10 @@ class Supervisor:
         return operation.row
 
     def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked = typed(arguments, _Reload)
         try:
             before = self._settings()
-            if arguments.get("dry_run"):
+            if asked.dry_run:
                 config = self._config if self._load is None else self._load()
                 after = settings(config, tokens=self._policy_of(config).tokens)
             else:

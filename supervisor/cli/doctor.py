@@ -11,9 +11,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from ipc import bus, query
+from ipc import query
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
+from ipc.sockets import is_served
 from ipc.version import __version__
 from supervisor import words
 from supervisor.cli import output
@@ -117,7 +118,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         clock_offset_change=_clock_change(),
         clock_synchronised=_is_synchronised(),
         strangers=_strangers(),
-        running=bus.is_served(rundir.supervisor_query),
+        running=is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
@@ -152,7 +153,7 @@ def _stale_sockets(rundir: RuntimeDir) -> list[str]:
         return []
     # A handoff socket is SOCK_SEQPACKET: a stream cannot connect to it, whether it is served or not.
     return [
-        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not bus.is_served(entry)
+        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not is_served(entry)
     ]
 
 
