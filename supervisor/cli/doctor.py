@@ -6,13 +6,16 @@ import os
 import resource
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import msgspec
 
 from ipc import bus, query
-from ipc.rundir import RuntimeDir
+from ipc.capacity import default_shards
+from ipc.process import descriptor_limit_of
+from ipc.rundir import ProcessRecord, RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.version import __version__
 from supervisor import words
@@ -100,7 +103,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
     status = _status(rundir.path)
     return Facts(
         config=config,
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=default_shards(),
         nofile_soft=soft,
         nofile_hard=1_048_576 if hard == resource.RLIM_INFINITY else hard,
         file_max=_number("/proc/sys/fs/file-max"),
@@ -115,10 +118,16 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         clock_offset_change=_clock_change(),
         clock_synchronised=_is_synchronised(),
         strangers=_strangers(),
+        limits=_limits(records),
         running=bus.is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
+
+
+def _limits(records: Mapping[str, ProcessRecord]) -> dict[str, int]:
+    found = {name: descriptor_limit_of(record.pid) for name, record in records.items() if record.is_alive()}
+    return {name: limit for name, limit in found.items() if limit is not None}
 
 
 def _status(path: Path) -> os.stat_result | None:
