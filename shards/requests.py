@@ -36,6 +36,7 @@ from dialout.proxy.errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from ipc.capacity import MAX_SHARDS, SHARD_BITS
 from ipc.histogram import BOUNDS, Histogram
 from ipc.options import PoolOptions
 from ipc.status import RequestLatency
@@ -53,13 +54,14 @@ _EPOCH_2025_MS = 1_735_689_600_000
 
 
 def first_request_id(shard: int, now_ms: int) -> int:
-    """The first of this life's request ids; the next ones are 64 apart.
+    """The first of this life's request ids; the next ones are `MAX_SHARDS` apart.
 
     An agent's process keeps requests by their id over reconnects, and may be connected to several shards: so ids start
-    from the clock and carry the shard in their lowest six bits. 256 ids a millisecond and shard are fewer than can be
-    used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until 2042.
+    from the clock and carry the shard in their lowest `SHARD_BITS` bits. 256 ids a millisecond and shard are fewer
+    than can be used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until
+    2042.
     """
-    return ((now_ms - _EPOCH_2025_MS) << 8) << 6 | shard
+    return ((now_ms - _EPOCH_2025_MS) << 8) << SHARD_BITS | shard
 
 
 class Requests:
@@ -84,7 +86,7 @@ class Requests:
         self._shard = shard
         self._select = select
         self._loop = asyncio.get_running_loop()
-        self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), 64)
+        self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), MAX_SHARDS)
         self._deadlines: Deadlines[Call] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._now_text, self._now_text_until = "", 0.0

@@ -16,6 +16,7 @@ import msgspec
 from dialout import ErrorCode, Rejection
 from ipc import process
 from ipc.bus import close_context
+from ipc.capacity import default_shards
 from ipc.events import Command, ListAgents
 from ipc.logs import get_logger, level_name, log_loop_errors
 from ipc.query import Refused, typed
@@ -25,7 +26,7 @@ from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor
+from supervisor.acceptor import Acceptor, TooFewDescriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -110,7 +111,7 @@ class Supervisor:
         self._over = asyncio.Event()
         self._left: Estate | None = None
         self._cpu = process.CpuMeter()
-        self.shards = config.shards or len(os.sched_getaffinity(0))
+        self.shards = config.shards or default_shards()
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
         self._journal = Journal(self._ledger)
@@ -496,11 +497,13 @@ class Supervisor:
                 case "restart":
                     operation = operations.restart(order.shards, seconds)
                 case "scale":
+                    self._acceptor.check_room_for(order.number)
                     operation = operations.scale(order.number, seconds, placement)
                     self.shards = order.number
+                    self._acceptor.expect_shards(order.number)
                 case "rebalance":
                     operation = operations.rebalance(seconds, placement)
-        except CannotOperate as error:
+        except (CannotOperate, TooFewDescriptors) as error:
             raise Refused(str(error)) from error
         return operation.row
 

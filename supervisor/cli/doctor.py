@@ -6,13 +6,16 @@ import os
 import resource
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import msgspec
 
 from ipc import query
-from ipc.rundir import RuntimeDir
+from ipc.capacity import default_shards
+from ipc.process import descriptor_limit_of
+from ipc.rundir import ProcessRecord, RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.sockets import is_served
 from ipc.version import __version__
@@ -103,7 +106,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
     status = _status(rundir.path)
     return Facts(
         config=config,
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=default_shards(),
         nofile_soft=soft,
         nofile_hard=1_048_576 if hard == resource.RLIM_INFINITY else hard,
         file_max=_number("/proc/sys/fs/file-max"),
@@ -119,9 +122,15 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         clock_synchronised=_is_synchronised(),
         strangers=_strangers(),
         running=is_served(rundir.supervisor_query),
+        limits=_limits(records),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
+
+
+def _limits(records: Mapping[str, ProcessRecord]) -> dict[str, int]:
+    found = {name: descriptor_limit_of(record.pid) for name, record in records.items() if record.is_alive()}
+    return {name: limit for name, limit in found.items() if limit is not None}
 
 
 def _status(path: Path) -> os.stat_result | None:
