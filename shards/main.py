@@ -1,20 +1,20 @@
 """A shard's process: wiring, and the start and end of it."""
 
 import asyncio
-import faulthandler
 import os
 import signal
 import time
 
 import uvloop
 
-from ipc import events, handoff, messages, process
+from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
 from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
+from ipc.stacks import stacks
 from ipc.status import ShardReport
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
@@ -100,7 +100,7 @@ class Shard:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
-        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        signals.on(loop, signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
@@ -267,9 +267,8 @@ def main(
     status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
-    # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
-    faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
@@ -286,5 +285,6 @@ def main(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
     finally:
+        signals.over()
         close_context()
         flush()

@@ -9,16 +9,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from dialout import ErrorCode, Rejection
-from ipc import process
+from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.events import Command, ListAgents
-from ipc.logs import get_logger, level_name, log_loop_errors
+from ipc.logs import get_logger, level_name, log_loop_errors, say
 from ipc.query import Refused, typed
 from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
@@ -206,7 +207,7 @@ class Supervisor:
             (signal.SIGHUP, self._reload_for_signal),
             (signal.SIGUSR2, self._replace_for_signal),
         ):
-            self._loop.add_signal_handler(number, act)
+            signals.on(self._loop, number, act)
         self._entrust()
         if self._admin is not None:
             await self._admin.start()
@@ -341,7 +342,7 @@ class Supervisor:
         self._state = "handing over"
         self._journal.supervisor("handing over", f"to pid {successor.process.pid}")
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            self._loop.add_signal_handler(number, self._log.warning, "a new supervisor takes over; signal ignored")
+            signals.on(self._loop, number, partial(self._log.warning, "a new supervisor takes over; signal ignored"))
         status = f"handing over to pid {successor.process.pid}"
         self._manager.begin(lambda: status, time.monotonic_ns)
         self._handoffs.flush()
@@ -436,12 +437,11 @@ class Supervisor:
         if not sys.stderr.isatty():
             return
         option = "" if self._rundir.path == default_runtime_dir() else f" --runtime-dir {self._rundir.path}"
-        print(
+        say(
             f"shardgate {__version__}: agents register at {', '.join(addresses)}\n"
             f"  shardgate status{option}         shows this supervisor and its {self.shards} shards\n"
             f"  shardgate connections{option}    shows who is connected\n"
-            f"  Ctrl-C stops it",
-            file=sys.stderr,
+            f"  Ctrl-C stops it"
         )
 
     # Queries.

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import uvloop
 
-from ipc import process
+from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.handoff import close_all
 from ipc.logs import configure, flush, get_logger
 from ipc.messages import KeptListener
 from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
 from supervisor.acceptor import TooFewDescriptors, check_descriptors
 from supervisor.activation import take_passed
@@ -57,6 +58,7 @@ def serve(
     runs, if one does.
     """
     configure("supervisor", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
         passed = take_passed()
@@ -80,6 +82,7 @@ def serve(
         print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
+        signals.over()
         close_context()
         flush()
         rundir.unlock()
