@@ -190,8 +190,11 @@ class ProxyConnection(asyncio.Protocol):
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
-        if request is None and (self.stopping or type(frame.event) is not RequestHeaders):
-            error = self._why_not_begun(frame, now)
+        if type(frame.event) is not RequestHeaders or self.stopping:
+            error = None if request is not None else self._why_not_begun(frame, now)
+        elif request is not None:
+            # Another request by this id would share the ids of the first one on the agent's connection.
+            error = BadRequest("the request has begun: its headers come once", agent_id=frame.agent_id)
         if error is None and self._in_flight >= MOST_IN_FLIGHT:
             error = Overloaded("too many in flight")
         if error is not None:
