@@ -40,7 +40,10 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     flow_control_wait: float = 0.1
     breaker_threshold: int = 5
     breaker_open_for: float = 30.0
-    affinity_idle: float = 300.0
+    affinity_idle: float = 3600.0
+    """For so long a request may send no event; its next one then fails. A slow upload or a WebSocket pauses for
+    minutes, and what a request without events costs is some hundred bytes."""
+
     most_affinities: int = 100_000
     sticky_idle: float = 300.0
     most_sticky: int = 100_000

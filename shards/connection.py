@@ -24,7 +24,6 @@ from dialout import (
     Ping,
     Pong,
     RequestBodyChunk,
-    RequestHeaders,
     ResponseBodyChunk,
     Unreadable,
     pong_for,
@@ -39,7 +38,7 @@ from shards.breaker import Breaker
 from shards.calls import Call, Outcome
 from shards.kind import Kind
 from shards.pending import Pending
-from shards.requests import Requests
+from shards.requests import Requests, may_be_about
 from shards.spending import ANSWER, BURST, Spending
 from shards.stream import Host, Stream
 
@@ -97,7 +96,6 @@ class Connection(Stream):
 
     __slots__ = (
         "agent",
-        "answers_by_name",
         "answers_pings",
         "codec",
         "connected_at",
@@ -137,7 +135,6 @@ class Connection(Stream):
         self.receivable = kind.receivable
         self.limit = kind.limit
         self.is_core = kind.dialect is Dialect.CORE
-        self.answers_by_name = kind.dialect is not Dialect.SDK
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
@@ -189,24 +186,6 @@ class Connection(Stream):
         """Set *open* anew, after anything that it depends on has changed."""
         self.open = self.is_healthy and not self.paused and not self.leaving
 
-    def correlation_id_for(self, call: Call, request_id: int) -> str:
-        """The correlation id of a new request, which no other request that lives bears on this connection.
-
-        The caller's own where that is certain, so that logs match: of a request of one event, while no other by that
-        name is in flight. Clients may choose it (X-Request-Id): whoever repeats the id of another's request must not
-        get that one's answers. What we make up has a ``#`` in it, and what we take over has none.
-        """
-        event = call.event
-        wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
-        if (
-            wanted
-            and call.final
-            and "#" not in wanted
-            and not (self.answers_by_name and self.pending is not None and self.pending.bears(wanted))
-        ):
-            return wanted
-        return f"{wanted}#{request_id:x}"
-
     # Serving.
 
     def carry(self, call: Call, now: str) -> None:
@@ -230,11 +209,9 @@ class Connection(Stream):
         """Note the outcome of a call that this connection carried."""
         self.in_flight -= 1
         if isinstance(outcome, Decision):
-            if self.errors:
-                self._forgive()
-            if self.agent.breaker is not None:
-                self.pool.judge(self.agent, failed=False)
-        elif outcome.code in _AGENTS_FAULT and type(call.event) is not Configure:
+            if self.errors or self.agent.breaker is not None:
+                self.forgive()
+        elif outcome.code in _AGENTS_FAULT and not call.excused and type(call.event) is not Configure:
             # An agent that takes no word of its configuration decides as well as before.
             self.errors += 1
             self._look_whether_open()
@@ -248,6 +225,13 @@ class Connection(Stream):
     def _waits_for_body(self) -> bool:
         """Whether a chunk of a body is without an answer: one that was given up may still get one."""
         return self.pending is not None and any(type(call.event) in _BODIES for call in self.pending.values())
+
+    def forgive(self) -> None:
+        """Forget what speaks against the connection and its agent: it has answered."""
+        if self.errors:
+            self._forgive()
+        if self.agent.breaker is not None:
+            self.pool.judge(self.agent, failed=False)
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
         """Tell the agent that a request is over, if it wants to know."""
@@ -342,6 +326,7 @@ class Connection(Stream):
                 self.pinged_at,
                 self.ping_mark,
                 self.answers_pings,
+                self.pool.requests.reserve_id(),
             ),
         )
 
@@ -350,6 +335,7 @@ class Connection(Stream):
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
         self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self.pool.requests.begin_above(state.last_id)
         self._look_whether_open()
 
     # Frames from the agent.
@@ -393,10 +379,12 @@ class Connection(Stream):
     def _serve_other(self, frame_type: int, payload: bytes, inbound: Inbound) -> None:
         match inbound:
             case MutationAnswer(request_id, mutation):
-                call = self._call_about(request_id, None)
-                if call is None:
+                call = None if self.pending is None else self.pending.get(request_id)
+                if call is None or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
+                    self.useless += 1
                 else:
+                    self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
             case Unreadable(_, reason, request_id, correlation_id):
                 self._bad_answer(self._call_about(request_id, correlation_id), reason)

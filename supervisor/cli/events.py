@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from ipc.query import MAX_PAGE
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -13,7 +14,7 @@ from supervisor.cli.event_text import COLUMNS, event_cells, event_row
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.history_rows import Event, Page
 
-_PAGE = 1000
+_PAGE = MAX_PAGE
 _LOOK_EVERY = 0.25
 _WIDTHS = (18, 10, 24, 12, 5, 0)
 

@@ -14,7 +14,8 @@ import signal
 import sys
 from typing import Any
 
-from ipc.query import QueryServer, Refused
+from ipc.query import Refused
+from ipc.query_server import QueryServer
 from ipc.rundir import RuntimeDir, record_of_this_process
 
 
