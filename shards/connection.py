@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from dialout import (
@@ -22,9 +23,13 @@ from dialout import (
     NotUnderstood,
     Ping,
     Pong,
+    RequestBodyChunk,
+    ResponseBodyChunk,
     Unreadable,
     pong_for,
 )
+from dialout.dialects import MAX_PING
+from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
@@ -34,6 +39,7 @@ from shards.calls import Call, Outcome
 from shards.kind import Kind
 from shards.pending import Pending
 from shards.requests import Requests, may_be_about
+from shards.spending import ANSWER, BURST, Spending
 from shards.stream import Host, Stream
 
 MOST_CARRIED = 64 * 1024
@@ -43,10 +49,18 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
+_ANSWERS = frozenset({0x20, 0x21})
+_BODIES = frozenset({RequestBodyChunk, ResponseBodyChunk})
+
+SLOW_READ = 0.25
+"""Seconds for one read of one connection, from which on the log names it: all others have waited."""
+
+
 class Pool(Host, Protocol):
     """What a connection needs of the pool that it is in."""
 
     requests: Requests
+    spending: Spending
     frames_total: int
     leaving: int
 
@@ -58,6 +72,9 @@ class Pool(Host, Protocol):
 
     def note_config_update(self, connection: "Connection", kind: str) -> None:
         """Log that an agent speaks about its configuration."""
+
+    def note_slow_read(self, connection: "Connection", seconds: float) -> None:
+        """Log that serving what an agent sent has held everything else up."""
 
 
 class Agent:
@@ -182,6 +199,9 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
+        if type(call.event) in _BODIES:
+            # Its answer may hold the body, changed. In JSON it may be larger than the event, but not than a frame.
+            self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
         call.end_offset = self.offset + self.waiting_bytes
 
@@ -199,6 +219,12 @@ class Connection(Stream):
         if self.pending is not None and self.pending.get(call.key) is call:
             # Given up: its answer may still come.
             self.pending.abandon()
+        if self.decoder.limit == MAX_FRAME_LENGTH and not self._waits_for_body():
+            self.decoder.limit = self.pool.options.max_answer_bytes
+
+    def _waits_for_body(self) -> bool:
+        """Whether a chunk of a body is without an answer: one that was given up may still get one."""
+        return self.pending is not None and any(type(call.event) in _BODIES for call in self.pending.values())
 
     def forgive(self) -> None:
         """Forget what speaks against the connection and its agent: it has answered."""
@@ -319,16 +345,36 @@ class Connection(Stream):
             return
         self.frames += 1
         self.pool.frames_total += 1
+        if frame_type in _ANSWERS and not self.pending:
+            # Decoding is for what somebody waits for.
+            self.pool.requests.late += 1
+            self.useless += 1
+            return
         inbound = self.codec.decode(frame_type, payload)
         if type(inbound) is not Answer:
+            self.useless += type(inbound) is not MutationAnswer
             self._serve_other(frame_type, payload, inbound)
             return
         pending = self.pending
         call = None if pending is None else pending.take(inbound.request_id, inbound.correlation_id)
         if call is None:
             self.pool.requests.late += 1
+            self.useless += 1
         else:
             self.pool.requests.answer(call, inbound.response)
+
+    def _spent(self, seconds: float, frames: int) -> None:
+        """Close the connection when its frames cost more than they are worth, and name it when one stops all others."""
+        if seconds > SLOW_READ:
+            self.pool.note_slow_read(self, seconds)
+        if not self.useless:
+            return
+        seconds -= (frames - self.useless) * ANSWER
+        if seconds > 0 and self.fd >= 0:
+            spending = self.pool.spending
+            if spending.charge(self.number, self.agent.agent_id, seconds, monotonic()):
+                reason = f"its frames that answer nothing took more than {BURST * 1000:.0f} ms of the processor"
+                self.close(CloseCode.BAD_FRAME, reason)
 
     def _serve_other(self, frame_type: int, payload: bytes, inbound: Inbound) -> None:
         match inbound:
@@ -336,6 +382,7 @@ class Connection(Stream):
                 call = None if self.pending is None else self.pending.get(request_id)
                 if call is None or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
+                    self.useless += 1
                 else:
                     self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
@@ -346,9 +393,7 @@ class Connection(Stream):
             case Pong(mark):
                 self._ponged(mark)
             case Ping():
-                pong = pong_for(self.kind.dialect, frame_type, payload)
-                if pong is not None:
-                    self.send(pong)
+                self._pinged(frame_type, payload)
             case Health(state):
                 self.health = state
                 self._look_whether_open()
@@ -377,6 +422,13 @@ class Connection(Stream):
             self.pool.requests.late += 1
         else:
             self.pool.requests.bad_answer(call, reason)
+
+    def _pinged(self, frame_type: int, payload: bytes) -> None:
+        pong = pong_for(self.kind.dialect, frame_type, payload)
+        if pong is None:
+            self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
+        else:
+            self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dialout.frames import MAX_FRAME_LENGTH
 from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
 from ipc.options import PoolOptions
 from ipc.rundir import excess_length
@@ -245,6 +246,8 @@ def _out_of_range(config: Config) -> list[Problem]:
         ("pool > max-concurrent-per-connection", pool.max_concurrent_per_connection, 1, 100_000),
         ("pool > unhealthy-after", pool.unhealthy_after, 1, 1000),
         ("pool > breaker-threshold", pool.breaker_threshold, 1, 1000),
+        ("pool > max-answer-bytes", pool.max_answer_bytes, 65_536, MAX_FRAME_LENGTH),
+        ("pool > max-held-bytes", pool.max_held_bytes, 16_777_216, 1_099_511_627_776),
     )
     for node, value, low, high in ranges:
         if not low <= value <= high:
@@ -260,6 +263,7 @@ def _out_of_range(config: Config) -> list[Problem]:
         ("pool > sticky-idle", pool.sticky_idle, 3600),
         ("pool > ping-interval", pool.ping_interval, 3600),
         ("pool > ping-timeout", pool.ping_timeout, 3600),
+        ("pool > frame-timeout", pool.frame_timeout, 3600),
     ):
         if not 0.01 <= seconds <= most:
             got = format_duration(seconds)
