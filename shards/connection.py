@@ -34,6 +34,7 @@ from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
 from ipc.messages import Established, Offer
+from ipc.peers import owner
 from shards.breaker import Breaker
 from shards.calls import Call, Outcome
 from shards.kind import Kind
@@ -114,6 +115,7 @@ class Connection(Stream):
         "number",
         "on_closed",
         "open",
+        "owner",
         "paused",
         "pending",
         "ping_mark",
@@ -138,6 +140,8 @@ class Connection(Stream):
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
+        # One object for all that have the same owner: 100,000 of them weigh.
+        self.owner = owner(*offer.owner)
         self.connected_at = time.time()
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
@@ -328,6 +332,7 @@ class Connection(Stream):
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
             ),
+            self.owner,
         )
 
     def _restore(self, state: Established) -> None:

@@ -11,6 +11,7 @@ from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
+from ipc.peers import Owner
 from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
@@ -171,6 +172,7 @@ class Shard:
             descriptors=process.open_descriptors(),
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
+            capacity=len(self._pool.connections) + len(self._intake.prepared) + max(0, self._room()),
         )
 
     def _answers(self) -> dict[str, Method]:
@@ -212,6 +214,7 @@ class Shard:
                 [(n, offer.agent_id) for n, (offer, _) in self._intake.prepared.items() if offer.state is None],
                 self._intake.moving,
                 self._intake.let_go,
+                self._owned(),
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)
@@ -226,6 +229,15 @@ class Shard:
             self._log.error("log level set", log_level=command.level)
         elif isinstance(command, events.Stop):
             self._stop_by(asyncio.get_running_loop().time() + command.seconds)
+
+    def _owned(self) -> list[tuple[str, str, list[int]]]:
+        """Whose connections this shard holds: the numbers of each rule and peer."""
+        found: dict[Owner, list[int]] = {}
+        for number, connection in self._pool.connections.items():
+            found.setdefault(connection.owner, []).append(number)
+        for number, (offer, _) in self._intake.prepared.items():
+            found.setdefault(offer.owner, []).append(number)
+        return [(owner.rule, owner.peer, numbers) for owner, numbers in found.items()]
 
     def _stop_by(self, deadline: float) -> None:
         """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""

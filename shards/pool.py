@@ -52,6 +52,9 @@ DEPARTED_KEPT = 2.0
 LEAVING_PAUSE = 0.005
 """Seconds between looks at an agent whose connections are all about to move, and have something in flight."""
 
+MOST_GONE = 1024
+"""Connections that one probe closes; for the others there is the loop."""
+
 MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
 
@@ -194,7 +197,12 @@ class AgentPool(PoolApi):
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
-        """Close those connections of the agent that are at their end, or dead; whether there were any."""
+        """Close those connections of the agent that are at their end, or dead; whether there were any.
+
+        Without an agent: those of any agent of which the kernel says so, at most `MOST_GONE`.
+        """
+        if not agent_id:
+            return self._close_gone()
         agent = self.agents.get(agent_id)
         if agent is None:
             return True
@@ -210,6 +218,13 @@ class AgentPool(PoolApi):
         for connection in by_fd.values():
             if connection.fd >= 0 and connection.is_dead(now):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
+        return self.closed_total > before
+
+    def _close_gone(self) -> bool:
+        before = self.closed_total
+        for owner in self.readiness.gone(MOST_GONE):
+            if isinstance(owner, Connection) and owner.fd >= 0:
+                self._read_to_the_end(owner)
         return self.closed_total > before
 
     def write_soon(self, stream: Stream) -> None:

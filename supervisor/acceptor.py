@@ -178,7 +178,7 @@ class Acceptor:
         deadline = now + self.handshake_timeout
         for _ in range(most):
             try:
-                fd, _address = accept()
+                fd, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -190,9 +190,11 @@ class Acceptor:
                 return
             newcomer = Newcomer(fd, kind, deadline)
             newcomer.accepted_at = now
-            if is_tcp and not tune_tcp(fd):
-                newcomer.close()
-                continue
+            if is_tcp:
+                newcomer.host = address[0]
+                if not tune_tcp(fd):
+                    newcomer.close()
+                    continue
             self._begin(newcomer)
 
     def _pause(self) -> None:

@@ -28,10 +28,11 @@ from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, Toke
 from supervisor.config.tokens import hash_token, read_token_file
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.listeners import ListenError, open_all
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
+from supervisor.quotas import LimitReached
 
 __all__ = [
     "AcceptError",

@@ -13,7 +13,7 @@ from ipc.logs import get_logger
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState
-from supervisor.care import Care
+from supervisor.care import Care, capacity_of
 from supervisor.handoffs import Handoffs
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
@@ -334,6 +334,7 @@ class Fleet:
         census = self.lines.census
         if not census.is_complete:
             return
+        self._look_at_capacity()
         if not self.known.is_set():
             self.known.set()
             self.lines.publisher.open()
@@ -347,7 +348,12 @@ class Fleet:
         for member in self._members.values():
             if member.process is not None and not self._stopping:
                 self._look_after(member, member.process, now)
+        self._look_at_capacity()
         self.turns += 1
+
+    def _look_at_capacity(self) -> None:
+        """Have the ledger admit what descriptors allow, before a shard has to decline connections."""
+        self._ledger.quotas = self._ledger.quotas.with_capacity(capacity_of(self.cares, self._ledger.load))
 
     def _look_after(self, member: Member, process: Process, now: float) -> None:
         care, shard = member.care, member.shard

@@ -186,7 +186,7 @@ class Lines:
 
     def _beats(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
-        care.report, care.latency = event.report, event.latency
+        care.hears_of(event.report, event.latency)
         if care.state is ShardState.UNHEALTHY:
             care.answers_again()
             member.note("answers", "answers again")

@@ -51,6 +51,7 @@ from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
+from supervisor.quotas import Quotas
 from supervisor.sd import ServiceManager
 from supervisor.takeover import (
     FINISH_LIMIT,
@@ -115,6 +116,7 @@ class Supervisor:
         self.shards = config.shards or default_shards()
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._set_quotas(config, policy)
         self._journal = Journal(self._ledger)
         self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
@@ -277,6 +279,16 @@ class Supervisor:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
             with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
                 self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
+
+    def _set_quotas(self, config: Config, policy: Policy) -> None:
+        """Have these limits hold for whoever comes from now on."""
+        self._ledger.limit = config.limits.max_connections_per_agent
+        self._ledger.quotas = Quotas(
+            max_connections=config.max_connections,
+            per_peer=config.max_connections_per_peer,
+            rules=policy.rules,
+            capacity=self._ledger.quotas.capacity,
+        )
 
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""
@@ -473,6 +485,8 @@ class Supervisor:
                 shards_wanted=self.shards,
                 cpu_seconds=round(time.process_time(), 3),
                 lag_ms=round(self._lag_ms, 1),
+                connections=self._ledger.owned.total,
+                max_connections=self._ledger.quotas.most,
             ),
             shards=self._fleet.rows(),
         )
@@ -579,7 +593,7 @@ class Supervisor:
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
-        self._ledger.limit = config.limits.max_connections_per_agent
+        self._set_quotas(config, policy)
         self._entrust()
         found = changes(before, self._settings())
         at_once = [change.node for change in found if not change.needs_restart]
