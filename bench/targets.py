@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -199,11 +199,13 @@ class Shardgate:
 
 
 @contextlib.contextmanager
-def shardgate(directory: Path, shards: int = 2, *, log_level: str = "info") -> Iterator[Shardgate]:
-    """The product with `shards` shards, listening in `directory`, all of its processes ended on leaving."""
+def shardgate(
+    directory: Path, shards: int = 2, *, log_level: str = "info", more: Sequence[str] = ()
+) -> Iterator[Shardgate]:
+    """The product with `shards` shards and `more` options, listening in `directory`; all is ended on leaving."""
     options = ["--uds", str(directory / "agents.sock"), "--runtime-dir", str(directory / "run")]
     options += ["--shards", str(shards), "--max-connections-per-agent", str(PER_AGENT)]
-    options += ["--log-level", log_level]
+    options += ["--log-level", log_level, *more]
     log = directory / "shardgate.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
