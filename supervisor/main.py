@@ -415,11 +415,13 @@ class Supervisor:
         self._log.info("stopped")
 
     def _make_admin(self, listener: Listener) -> Admin:
+        turns = http.admin_turns()
         agents = AgentLists(
             lambda: self._fleet.shards,
             lambda shard, *question: self._fleet.lines.send(shard, ListAgents(*question)),
             lambda: self._ledger.agent_total,
             lambda: self._ledger.limit,
+            turns,
         )
         self._fleet.lines.on_agents = agents.answered
         observer = Observer(
@@ -434,7 +436,7 @@ class Supervisor:
             ledger=self._ledger,
             history=self._journal.history,
         )
-        return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
+        return Admin(listener, observer, agents, turns, allow_remote=self._config.admin_allow_remote)
 
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
