@@ -61,7 +61,13 @@ class QueryServer:
         self._methods = methods
         self._refusal = refusal
         self._bus = bus.Bus.router(self._answer)
-        self._bus.bind(path, mode)
+        self.path = path
+        self._mode = mode
+        self.bind()
+
+    def bind(self) -> None:
+        """Listen, or listen again where the socket's file is gone; OSError when that is not possible."""
+        self._bus.bind(self.path, self._mode)
 
     def close(self) -> None:
         """Stop answering."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ipc.logs import get_logger
+from ipc.places import CannotMend, Places
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.happened import Happened, happened
 from supervisor.admin.http import TEXT, Handler, HttpServer, Request, Response
@@ -18,7 +19,7 @@ from supervisor.admin.observer import Observer
 from supervisor.admin.page import page
 from supervisor.admin.readiness import NOT_READY, Readiness
 from supervisor.config.model import Config, TcpAddress
-from supervisor.listeners import Listener, open_all
+from supervisor.listeners import Listener, ListenError, open_again, open_all
 from supervisor.merge import Status
 
 JSON = "application/json"
@@ -64,6 +65,7 @@ class Admin:
         # Else a page in an operator's browser could read all this under a name of its own that leads to 127.0.0.1.
         self._checks_host = listener.kind == "tcp" and not allow_remote
         self._http = HttpServer(self._answer)
+        self._again: asyncio.Task[None] | None = None
         self._live = Live(self._snapshot, self._state)
         self._routes: dict[str, Handler] = {
             "/": self._page,
@@ -79,6 +81,18 @@ class Admin:
         """Answer from now on."""
         await self._http.listen(self._listener.sock)
         get_logger().info("admin endpoint", address=self._listener.address)
+
+    def look_after(self, places: Places) -> None:
+        """Have its Unix socket, where it is one, opened again when the file is gone."""
+        if self._listener.path is not None:
+            places.add(self._listener.path, "the socket of the admin endpoint", self._listen_again)
+
+    def _listen_again(self) -> None:
+        try:
+            self._listener = open_again(self._listener)
+        except ListenError as error:
+            raise CannotMend(str(error)) from error
+        self._again = asyncio.get_running_loop().create_task(self._http.listen(self._listener.sock))
 
     def close(self) -> None:
         """Answer no more."""
