@@ -54,6 +54,9 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
     committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
     their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
+    committed, and refused connections that are being closed. At rest it is 0. *problems* are what the process needs on
+    disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to remove a
+    file that failed, *mended_total* what was removed by others and made again.
     """
 
     pid: int
@@ -81,6 +84,9 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     lag_ms: float = 0.0
     connections: int = 0
     max_connections: int | None = None
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
@@ -95,6 +101,8 @@ class ShardRow(msgspec.Struct, kw_only=True):
     none yet. What another shard served for this one is in *relayed_total* instead. All totals are the present process's
     own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. *capacity* is how
     many agents' connections these allow, 0 when that is unknown.
+    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. What it has on disk
+    is told as by the supervisor, in *problems* and the two totals behind it.
     """
 
     id: int
@@ -125,6 +133,9 @@ class ShardRow(msgspec.Struct, kw_only=True):
     descriptor_limit: int = 0
     capacity: int = 0
     stale_s: float = 0.0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
     last_event: str | None = None
     last_event_at: str | None = None
 
@@ -154,6 +165,9 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     descriptor_limit: int = 0
     cpu_seconds: float = 0.0
     capacity: int = 0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class RequestLatency(msgspec.Struct, array_like=True):

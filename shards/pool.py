@@ -26,6 +26,7 @@ from ipc.logs import Line, get_logger
 from ipc.messages import Offer
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
+from ipc.timers import Every
 from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
@@ -120,7 +121,7 @@ class AgentPool(PoolApi):
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
         self._to_write: list[Stream] = []
         self._sequence = itertools.count(1)
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
+        self._upkeep_timer = Every(UPKEEP_SECONDS, self._upkeep)
         self._upkeep_round = 0
 
     # Connections.
@@ -340,7 +341,6 @@ class AgentPool(PoolApi):
 
     def _upkeep(self) -> None:
         """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
         now = self._loop.time()
         shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
         self._upkeep_round = (self._upkeep_round + 1) % shares

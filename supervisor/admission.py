@@ -191,12 +191,14 @@ class Admission:
 
     def _expire(self) -> None:
         self._timer = None
-        if self._early is not None:
-            self._expire_early(self._early)
-        for done in self._probes.expired(self._loop.time()):
-            self._decide(done)
-        if len(self):
-            self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)
+        try:
+            if self._early is not None:
+                self._expire_early(self._early)
+            for done in self._probes.expired(self._loop.time()):
+                self._decide(done)
+        finally:
+            if len(self) and self._timer is None:
+                self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)
 
 
 def _over_limit(newcomer: Newcomer, reached: LimitReached) -> Rejection:

@@ -322,10 +322,12 @@ class ReverseConnectionListener:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        for newcomer in list(self._held.values()):
-            if newcomer.deadline <= now:
-                self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
-        self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
+        try:
+            for newcomer in list(self._held.values()):
+                if newcomer.deadline <= now:
+                    self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
+        finally:
+            self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
 
     def _end_when_quiet(self) -> None:
         if len(self._farewell):

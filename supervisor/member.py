@@ -20,9 +20,12 @@ class Fate(Enum):
 
 
 class Member:
-    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start."""
+    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start.
 
-    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard")
+    *why_not_started* is said once, while the same keeps a process from being started.
+    """
+
+    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
 
     def __init__(self, shard: int, journal: Journal) -> None:
         self.shard = shard
@@ -31,6 +34,7 @@ class Member:
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
         self.fate = Fate.RESPAWN
+        self.why_not_started = ""
         self._journal = journal
 
     @property
