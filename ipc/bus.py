@@ -211,8 +211,11 @@ def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Pa
             poller.register(peer, zmq.POLLIN)
             waiting[peer] = path
         deadline = time.monotonic() + timeout
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for peer, _ in poller.poll(int(left * 1000) + 1):
+        left = timeout
+        while waiting and left > 0:
+            left = deadline - time.monotonic()
+            # Once more at the end: a process that was stopped until then has not read what came.
+            for peer, _ in poller.poll(max(0, int(left * 1000) + 1)):
                 answers[waiting.pop(peer)] = peer.recv_multipart()[-1]
                 poller.unregister(peer)
                 peer.close()

@@ -26,6 +26,7 @@ from dialout import (
     Unreadable,
     pong_for,
 )
+from dialout.awake import AwakeClock
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
@@ -48,6 +49,7 @@ class Pool(Host, Protocol):
     """What a connection needs of the pool that it is in."""
 
     requests: Requests
+    clock: AwakeClock
     frames_total: int
     leaving: int
 
@@ -313,7 +315,8 @@ class Connection(Stream):
                 self.errors,
                 self.health,
                 self.paused,
-                self.pinged_at,
+                # In the other shard's process other times were slept through.
+                self.pinged_at and self.pinged_at + self.pool.clock.slept,
                 self.ping_mark,
                 self.answers_pings,
             ),
@@ -323,7 +326,8 @@ class Connection(Stream):
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
-        self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
+        self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self._look_whether_open()
 
     # Frames from the agent.

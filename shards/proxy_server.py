@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from dialout import awake
 from ipc.options import PoolOptions
 from ipc.process import DescriptorBudget
 from ipc.sockets import bind_private
@@ -97,6 +98,6 @@ class ProxyServer:
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-        now = self._loop.time()
+        now = awake.clock().time()
         for connection in self.connections:
             connection.sweep(now)

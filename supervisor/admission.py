@@ -8,7 +8,7 @@ come on top of the agent's connections.
 import asyncio
 from collections.abc import Callable
 
-from dialout import ErrorCode, Registration, Rejection
+from dialout import ErrorCode, Registration, Rejection, awake
 from ipc.events import Command, Probe
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
@@ -48,6 +48,7 @@ class Admission:
         self._send = send
         self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._timer: asyncio.TimerHandle | None = None
         # Those who wait for `open`; None once it was called.
         self._early: list[tuple[Newcomer, Registration]] | None = []
@@ -116,7 +117,7 @@ class Admission:
         self._handoffs.offer(newcomer)
 
     def _probe_first(self, newcomer: Newcomer, agent_id: str) -> None:
-        opened = self._probes.wait(agent_id, newcomer, self._loop.time())
+        opened = self._probes.wait(agent_id, newcomer, self._clock.time())
         if opened is not None:
             if self._timer is None:
                 self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
@@ -156,13 +157,13 @@ class Admission:
                 )
             else:
                 self._offer(newcomer, registration, number)
-        following = self._probes.next_round(done.agent_id, self._loop.time())
+        following = self._probes.next_round(done.agent_id, self._clock.time())
         if following is not None:
             self._ask(following)
 
     def _expire_early(self, early: list[tuple[Newcomer, Registration]]) -> None:
         """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
-        now = self._loop.time()
+        now = self._clock.time()
         self._early = [entry for entry in early if entry[0].deadline > now]
         for newcomer, _ in early:
             if newcomer.deadline <= now:
@@ -174,7 +175,7 @@ class Admission:
         self._timer = None
         if self._early is not None:
             self._expire_early(self._early)
-        for done in self._probes.expired(self._loop.time()):
+        for done in self._probes.expired(self._clock.time()):
             self._decide(done)
         if len(self):
             self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)

@@ -5,7 +5,6 @@ Decides nothing: `supervisor.handoffs` says who goes where, and keeps the ledger
 
 from collections import deque
 from collections.abc import Sequence
-from time import monotonic
 from typing import NamedTuple
 
 from ipc.handoff import HandoffChannel
@@ -101,7 +100,7 @@ class ShardLink:
             self.custody = None
         return True
 
-    def send_offers(self) -> bool:
+    def send_offers(self, now: float) -> bool:
         """Send the offers that have gathered; False when the shard takes no more now."""
         while self.unsent:
             newcomers, offers = next_batch(self.unsent)
@@ -109,7 +108,7 @@ class ShardLink:
                 return False
             for _ in newcomers:
                 self.unsent.popleft()
-            self.offered[self.next_batch] = Batch(monotonic(), newcomers)
+            self.offered[self.next_batch] = Batch(now, newcomers)
             self.next_batch += 1
         return True
 

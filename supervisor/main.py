@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc import process, signals
 from ipc.bus import close_context
 from ipc.events import Command, ListAgents
@@ -258,7 +258,7 @@ class Supervisor:
         # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
         await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_LIMIT):
+            async with awake.clock().timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
@@ -309,9 +309,10 @@ class Supervisor:
     async def _hand_over(self, successor: Successor) -> None:
         """Accept no more, finish what is under way, and leave; or go on as before."""
         self._acceptor.stop()
-        deadline = self._loop.time() + FINISH_LIMIT
+        clock = awake.clock()
+        deadline = clock.time() + FINISH_LIMIT
         while not (self._state == "running" and self._is_quiet()):
-            if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
+            if self.stop_asked or successor.lost.is_set() or clock.time() > deadline:
                 self.successor = None
                 if not self.stop_asked:
                     self._acceptor.start()
