@@ -21,7 +21,6 @@ from ipc import signals
 from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
 
-
 IMPORT_PATH = "SHARDGATE_IMPORT_PATH"
 """The variable in a shard's environment that says where it imports from; ``shards/__main__.py`` reads it."""
 
