@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
@@ -277,7 +277,7 @@ class Supervisor:
         # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
         await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_LIMIT):
+            async with awake.clock().timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
@@ -375,9 +375,10 @@ class Supervisor:
     async def _finishes(self, successor: Successor) -> bool:
         """Accept no more, and finish what is under way; whether that is done in time."""
         self._acceptor.stop()
-        deadline = self._loop.time() + FINISH_LIMIT
+        clock = awake.clock()
+        deadline = clock.time() + FINISH_LIMIT
         while not (self._state == "running" and self._is_quiet()):
-            if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
+            if self.stop_asked or successor.lost.is_set() or clock.time() > deadline:
                 return False
             await asyncio.sleep(PAUSE)
         return True
