@@ -148,18 +148,32 @@ class RuntimeDir:
         """The socket on which a shard takes events from proxies."""
         return self.path / f"shard-{shard}.proxy"
 
-    def create(self) -> None:
-        """Make the directory 0700, or check that the one that is there is a private one of ours.
+    def is_ours(self, path: Path) -> bool:
+        """Whether *path* is one that the processes of this directory use."""
+        ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (
+            "lock",
+            "bus",
+            "counts",
+            "numbers",
+        )
+        return ours and path.parent == self.path
 
-        Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
-        when somebody else could put files into it.
-        """
+    def check_length(self) -> None:
+        """Raise `RuntimeDirError` when a socket in the directory would have too long a path."""
         longest = len(os.fsencode(self.path / _LONGEST_NAME))
         if longest > UNIX_PATH_MAX:
             raise RuntimeDirError(
                 f"{self.path}: the path is {longest - UNIX_PATH_MAX} bytes too long for Unix sockets"
                 f" ({UNIX_PATH_MAX} at most); choose a shorter --runtime-dir"
             )
+
+    def create(self) -> None:
+        """Make the directory 0700, or check that the one that is there is a private one of ours.
+
+        Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
+        when somebody else could put files into it.
+        """
+        self.check_length()
         try:
             make_private(self.path)
             info = self.path.lstat()

@@ -215,7 +215,7 @@ class _Reader:
             self.check_plain(node, where)
             if not node.args:
                 self.report(node, where, "expected at least one file, got none")
-            self.token_files += map(self.resolved, self.converted(node, where, values.text, node.args) or ())
+            self.token_files += map(self.resolved, self.converted(node, where, values.path, node.args) or ())
             return
         how = 'write token "PATTERN" sha256="…"; "shardgate token" prints such a line'
         self.check_annotations(node, where)

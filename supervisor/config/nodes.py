@@ -13,7 +13,7 @@ Convert = Callable[[object], T]
 
 # node -> field of Config, conversion of its one value; in the order of the documentation
 SINGLE: dict[str, tuple[str, Convert[Any]]] = {
-    "path": ("path", values.text),
+    "path": ("path", values.socket_path),
     "socket-mode": ("socket_mode", values.octal_mode),
     "socket-owner": ("socket_owner", values.owner),
     "socket-group": ("socket_group", values.owner),
@@ -25,9 +25,9 @@ SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "require-auth": ("require_auth", values.boolean),
     "shards": ("shards", values.integer),
     "placement": ("placement", values.placement),
-    "runtime-dir": ("runtime_dir", values.text),
+    "runtime-dir": ("runtime_dir", values.path),
     "orphan-timeout": ("orphan_timeout", values.duration),
-    "status-dir": ("status_dir", values.text),
+    "status-dir": ("status_dir", values.path),
     "status-mode": ("status_mode", values.octal_mode),
     "status-group": ("status_group", values.owner),
 }
