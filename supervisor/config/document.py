@@ -106,7 +106,7 @@ def _locate(text: str, scanned: Scan, error: str, judge: Judge) -> tuple[int, st
         found = bad.start, _reworded(error), advice
         begin, end, depth = bad.start, bad.end, bad.depth
     elif scanned.broken is not None:
-        found = *scanned.broken, _foreign_block(text, scanned.broken[0])
+        found = *scanned.broken, _block_hint(text, *scanned.broken)
         begin, end, depth = (points[-1].end, found[0], points[-1].depth) if points else (0, found[0], 0)
     else:
         return len(text.rstrip()), _reworded(error), None
@@ -127,10 +127,12 @@ def _reworded(error: str) -> str:
     return "this is not KDL" if error == "Parse error" else error[:1].lower() + error[1:]
 
 
-def _foreign_block(text: str, offset: int) -> str | None:
+def _block_hint(text: str, offset: int, message: str) -> str | None:
+    if "needs a name" not in message:
+        return None
     if text[offset] == "{" and not text[:offset].strip():
         return "this looks like JSON: a block of KDL is its name, and its nodes between { and }"
-    return None
+    return "the brace stands on the line of the name"
 
 
 def _build(

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from supervisor.config.document import Document, Node
 from supervisor.config.errors import printable, quoted
 from supervisor.config.model import BLOCK
-from supervisor.config.nodes import ALL_NAMES, Convert
+from supervisor.config.nodes import ALL_NAMES, Convert, begins_comment
 from supervisor.config.paths import VARIABLE
 from supervisor.config.repair import spelled
-from supervisor.config.values import BadValue, integer, octal_mode
+from supervisor.config.values import BadValue, duration, integer, octal_mode
 
 _AROUND = " \t,;'\"`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 _SIZE = re.compile(r"([0-9]{1,6})\s*([kmg])(i?b)?", re.IGNORECASE)
@@ -97,6 +97,18 @@ def next_node(document: Document, node: Node) -> str | None:
     return None
 
 
+def several_hint(document: Document, node: Node, convert: Convert[object]) -> str | None:
+    """Say what several values were meant to be where one is expected."""
+    name = next_node(document, node)
+    if name is not None:
+        return next_node_hint(name)
+    if any(isinstance(value, str) and begins_comment(value) for value in node.args):
+        return "a comment begins with //"
+    if convert is duration and (meant := _taken(convert, "".join(map(str, node.args)))) is not None:
+        return f"did you mean {meant}?"
+    return None
+
+
 def next_node_hint(name: str) -> str:
     """Say how nodes are kept apart."""
     return f"end each node with a line break or a semicolon, also in front of {name}"
@@ -127,11 +139,11 @@ def missing_block_hint(
         above, node = inside
         return node, f'move "{BLOCK}" out of "{printable(above.name)}", to the top of the file'
     names = {node.name for node in document.nodes if node.children or node.args}
-    ours = [node for node in document.nodes if node.name in ALL_NAMES]
+    ours = document.nodes if all(node.name in ALL_NAMES for node in document.nodes) else ()
     if "include" in names or "import" in names:
         word = "include" if "include" in names else "import"
         return None, f"{word} is not read: {default}"
-    if ours and not names & set(_PROXY_BLOCKS):
+    if ours:
         return ours[0], f'put "{ours[0].name}" and the other nodes into {BLOCK} {{ … }}'
     if names & set(_PROXY_BLOCKS):
         read = ", ".join(printable(name) for name in _PROXY_BLOCKS if name in names)

@@ -25,6 +25,7 @@ from supervisor.config.hints import (
     missing_block_hint,
     next_node,
     next_node_hint,
+    several_hint,
     spellings,
     value_hint,
 )
@@ -49,6 +50,7 @@ from supervisor.config.nodes import (
     SINGLE,
     Convert,
     T,
+    begins_comment,
     looks_like_block,
     meant,
 )
@@ -148,7 +150,8 @@ class _Reader:
         for node in self.document.nodes:
             if node.name != BLOCK and looks_like_block(node.name):
                 yaml = " A block stands between { and }" if node.name.endswith(":") else ""
-                self.report(node, "", f"unknown block {quoted(node.name)}", f'did you mean "{BLOCK}"?{yaml}')
+                hint = "a comment begins with //" if begins_comment(node.name) else f'did you mean "{BLOCK}"?{yaml}'
+                self.report(node, "", f"unknown block {quoted(node.name)}", hint)
         for node in found[1:]:
             self.report(node, BLOCK, f"there is a block already{_on_line(found[0])}", "join the two")
         if not found and not self.problems:
@@ -209,6 +212,8 @@ class _Reader:
         seen: dict[str, Node] = {}
         for node in block.children:
             path = step(where, node)
+            if node.span is not None and node.span[0] in self.document.after_semicolon:
+                continue
             if node.name not in known:
                 self.report(node, path, "unknown node", meant(node.name, known))
             elif node.name in seen and node.name not in repeatable:
@@ -227,7 +232,9 @@ class _Reader:
             field, convert = SEVERAL[node.name]
             self.check_plain(node, where)
             # An empty list of agents has an error of its own, which tells what it would do.
-            if not node.args and field != "allowed_agents":
+            if not node.args and (node.properties or node.children):
+                pass
+            elif not node.args and field != "allowed_agents":
                 self.report(node, where, "expected at least one value, got none")
             elif (name := next_node(self.document, node)) is not None:
                 self.report(node, where, f"{name} among its values is the name of another node", next_node_hint(name))
@@ -252,7 +259,7 @@ class _Reader:
             before = len(self.problems)
             self.read_nodes(node, where, tuple(known), (), read)
             has_listen = node.name == "pool" or any(child.name == "listen" for child in node.children)
-            if not has_listen and len(self.problems) == before:
+            if not has_listen and not node.properties and len(self.problems) == before:
                 self.report(node, where, "has no listen", 'write listen "127.0.0.1:9180" into it, or remove it')
         else:
             self.read_agent_config(node, where)
@@ -343,8 +350,7 @@ class _Reader:
             return self.converted(node, where, convert, node.args)
         # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
         if node.args or not (node.properties or node.children):
-            name = next_node(self.document, node)
-            hint = None if name is None else next_node_hint(name)
+            hint = several_hint(self.document, node, convert)
             self.report(node, where, f"expected one value, got {len(node.args) or 'none'}", hint)
         return None
 

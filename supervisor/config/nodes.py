@@ -67,8 +67,9 @@ PATHS = ("path", "runtime_dir", "status_dir", "admin_listen")
 
 PLAIN = frozenset((*SINGLE, *SEVERAL))
 ALL_NAMES = frozenset((*KNOWN, *IN_AUTH, *IN_POOL, *IN_ADMIN))
+_ADDRESSES = "agents' addresses are path and tcp-address"
 _OTHER_WORDS = {
-    "agents' addresses are path and tcp-address": (
+    _ADDRESSES: (
         "address", "addr", "bind", "listen-address", "listener", "listeners", "endpoint", "host", "port", "tcp",
         "tcp-listen", "unix-socket", "socket", "socket-path", "uds", "unix", "grpc", "http",
     ),
@@ -99,7 +100,7 @@ _OTHER_WORDS = {
     f"it is admin {{ listen … }} in {BLOCK}": ("metrics", "prometheus", "health", "observability", "metrics-address"),
 }  # fmt: skip
 _MEANT = {word: hint for hint, words in _OTHER_WORDS.items() for word in words}
-_COMMENTS = ("--", "#", "%", "rem", "<!--", "'")
+_COMMENTS = ("--", "#", "%", "<!--", "'", "!", "*")
 
 
 def meant(name: str, known: tuple[str, ...]) -> str | None:
@@ -112,16 +113,25 @@ def meant(name: str, known: tuple[str, ...]) -> str | None:
             return f"it belongs into {BLOCK} > {block}{more}"
     plain = name[:64].lower().replace("_", "-").strip(":=,")
     plain = re.sub(r"[^\x20-\x7e]", "", plain)
-    if name.startswith(_COMMENTS) or not plain:
+    if begins_comment(name) or not plain:
         return "a comment begins with //"
     if looks_like_block(plain):
         return f"it is inside {BLOCK} already"
     if plain in known:
         return f'did you mean "{plain}"?{_odd(name)}'
     if plain in _MEANT:
-        return _MEANT[plain]
+        return 'it is listen, as in listen "127.0.0.1:9180"' if _is_place(plain, known) else _MEANT[plain]
     found = values.closest(re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name), known) or values.closest(plain, known)
     return f'did you mean "{found}"?{_odd(name)}' if found else None
+
+
+def begins_comment(name: str) -> bool:
+    """Whether the name of a node begins a comment in another language."""
+    return name.startswith(_COMMENTS)
+
+
+def _is_place(word: str, known: tuple[str, ...]) -> bool:
+    return known == tuple(IN_ADMIN) and word in _OTHER_WORDS[_ADDRESSES]
 
 
 def _odd(name: str) -> str:

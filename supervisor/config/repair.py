@@ -18,6 +18,7 @@ _SIZE = re.compile(r"(?<![\w\".])\d+\s*[kKmMgG](?:i?[bB])?(?![\w\"])")
 _TYPOGRAPHIC = re.compile("[\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb]")
 _LIST = re.compile(r"[^\[\]{}]{0,100}\[([^\[\]{}]{0,4000})\]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s",;\[\]]+')
+_GOES_ON = re.compile(r"[ \t]*\r?\n[ \t]*\"")
 _MAX_LINE = 1000
 
 
@@ -32,7 +33,7 @@ def advise(node: str, rest: str, error: str, judge: Judge, *, mixed: bool = Fals
         return "a comment begins with //; text that begins with # stands in double quotes"
     if mixed:
         return "KDL 1 writes true and KDL 2 writes #true: use one of them in the whole file"
-    for look in (_foreign, _list, _assignment, _comma, _name, _brace, _quotes, _number):
+    for look in (_foreign, _list, _assignment, _comma, _name, _case, _brace, _quotes, _number):
         hint = look(node, rest, judge)
         if hint is not None:
             return hint
@@ -68,7 +69,7 @@ def _list(_: str, rest: str, judge: Judge) -> str | None:
 
 
 def _assignment(node: str, _: str, judge: Judge) -> str | None:
-    found = re.match(r"([A-Za-z_][\w.-]*)\s*(?:=|:=|:)\s*(.*)", node)
+    found = re.match(r'("?[A-Za-z_][\w.-]*"?)\s*(?:=|:=|:)\s*(.*)', node)
     if found is None:
         return None
     name, value = found.groups()
@@ -76,18 +77,38 @@ def _assignment(node: str, _: str, judge: Judge) -> str | None:
     return _proposed(lines, judge) or "the value stands behind the name and a space, without = or :"
 
 
-def _comma(node: str, _: str, judge: Judge) -> str | None:
+def _comma(node: str, rest: str, judge: Judge) -> str | None:
     found = words(node)
     if not any(word.kind == "bare" and "," in word.text for word in found):
         return None
-    line = " ".join(word.text.strip(",") if word.kind == "bare" else word.text for word in found)
-    plain = " ".join(line.split())
-    return _proposed([plain, *_quoted_words(plain)], judge) or "values have a space between them, and no comma"
+    if node.endswith(",") and _GOES_ON.match(rest, len(node)):
+        return "values stand on one line with a space between them, or behind a backslash at the end of the line"
+    lines = [
+        " ".join(" ".join(change(word.text) if word.kind == "bare" else word.text for word in found).split())
+        for change in (_without_thousands, lambda text: text.replace(",", " "))
+    ]
+    return _proposed([*lines, *_quoted_words(lines[-1])], judge) or "values have a space between them, and no comma"
 
 
-def _name(node: str, _: str, __: Judge) -> str | None:
-    found = re.match(r"\d+(?=[\s{;]|$)", node)
-    return f'a name that begins with a digit stands in double quotes: "{found[0]}"' if found else None
+def _without_thousands(text: str) -> str:
+    return text.replace(",", "") if re.fullmatch(r"\d{1,3}(?:,\d{3})+", text) else text
+
+
+def _name(node: str, rest: str, _: Judge) -> str | None:
+    found = re.match(r"\d+(?=[\s{;}]|$)", node)
+    if found is None:
+        return None
+    if "{" in rest.partition("\n")[0]:
+        return f'a name that begins with a digit stands in double quotes: "{found[0]}"'
+    return "a value stands behind the name of its node, on the same line and without braces"
+
+
+def _case(node: str, _: str, judge: Judge) -> str | None:
+    found = words(node)
+    if all(word.text in KDL2_WORDS or word.text.lower() not in KDL2_WORDS for word in found if word.kind == "bare"):
+        return None
+    line = " ".join(word.text.lower() if word.text.lower() in KDL2_WORDS else word.text for word in found)
+    return _proposed([line], judge) or "#true, #false and #null have small letters"
 
 
 def _brace(node: str, _: str, __: Judge) -> str | None:

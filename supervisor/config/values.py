@@ -18,6 +18,18 @@ from supervisor.config.patterns import pattern_problem
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TIME_WORDS = {
+    word: size
+    for size, words in (
+        (1, "ms msec msecs millis millisecond milliseconds"),
+        (1000, "s sec secs second seconds"),
+        (60_000, "m min mins minute minutes"),
+        (3_600_000, "h hr hrs hour hours"),
+        (86_400_000, "d day days"),
+    )
+    for word in words.split()
+}
+"""Milliseconds of what people call a time. A capital M is taken for minutes: no time here is as long as a month."""
 _OCTAL = re.compile(r"(?:0o)?([0-7]{1,5})")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?")
@@ -126,9 +138,24 @@ def duration(value: object) -> float:
     else:
         number = str(value) if describe(value).startswith("the number") else ""
     hint = 'write a number and ms, s, m or h, such as "10s"'
+    meant = _duration_in(number) if isinstance(value, str) else None
+    if meant is not None:
+        hint = f'did you mean "{meant}"? {hint[0].upper()}{hint[1:]}'
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", number):
         hint = f'did you mean "{number}s"?'
     raise BadValue(f"expected a time with its unit, got {describe(value)}", hint)
+
+
+def _duration_in(text: str) -> str | None:
+    """A time in other words ("10 sec", "1m30s", "10S", "2 days") as it is written here; None when it is none."""
+    parts = re.findall(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", text.lower(), re.ASCII)
+    if not parts or re.sub(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", "", text.lower(), flags=re.ASCII):
+        return None
+    if any(word not in _TIME_WORDS for _, word in parts):
+        return None
+    total = sum(int(number) * _TIME_WORDS[word] for number, word in parts)
+    unit = next(unit for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)) if total % size == 0)
+    return f"{total // round(_SECONDS[unit] * 1000)}{unit}"
 
 
 def octal_mode(value: object) -> int:
