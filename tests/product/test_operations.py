@@ -103,6 +103,8 @@ def test_busy_connection_stays_or_goes_with_its_request_failed(start_product: St
             assert "connection_lost" in results[0].stdout + results[0].stderr
         else:
             assert (done.returncode, "1 left" in done.stdout) == (6, True), done.stdout
+            [told] = [line for line in product.log.read_text().splitlines() if '"operation done"' in line]
+            assert '"level":"warning"' in told, "not all was done that was asked for"
             # It is not chosen any less for that.
             assert product.counts()[shard] == 1
         may_answer.set()
