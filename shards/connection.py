@@ -26,6 +26,7 @@ from dialout import (
     Unreadable,
     pong_for,
 )
+from dialout.dialects import says_draining
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
@@ -359,9 +360,7 @@ class Connection(Stream):
             case Pong(mark):
                 self._ponged(mark)
             case Ping():
-                pong = pong_for(self.kind.dialect, frame_type, payload)
-                if pong is not None:
-                    self.send(pong)
+                self._pinged(frame_type, payload)
             case Health(state):
                 self.health = state
                 self._look_whether_open()
@@ -390,6 +389,15 @@ class Connection(Stream):
             self.pool.requests.late += 1
         else:
             self.pool.requests.bad_answer(call, reason)
+
+    def _pinged(self, frame_type: int, payload: bytes) -> None:
+        if says_draining(payload):
+            # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
+            self.health = HealthState.DRAINING
+            self._look_whether_open()
+        pong = pong_for(self.kind.dialect, frame_type, payload)
+        if pong is not None:
+            self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

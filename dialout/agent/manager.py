@@ -17,8 +17,10 @@ from dialout.agent.agent import Agent
 from dialout.agent.backoff import Backoff
 from dialout.agent.connection import ProxyConnection
 from dialout.agent.errors import NotConnected, RegistrationError
+from dialout.agent.hooks import Hooks
 from dialout.agent.lifecycle import Course, Ending, Kind, after
 from dialout.agent.registering import connect
+from dialout.agent.serving import check_agent
 from dialout.agent.states import ConnectionState, Phase
 from dialout.capabilities import Capabilities
 from dialout.codec import codec_for
@@ -46,7 +48,7 @@ class AgentConnectionManager:
     ``capabilities`` are the agent's own where they are not given. ``timeout`` bounds dialling and registering,
     ``drain_timeout`` the end; all times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must
     not block; the same lines go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no
-    registration, and for an agent whose failure answer the dialect cannot carry.
+    registration, for an agent without any hook, and for one whose failure answer the dialect cannot carry.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class AgentConnectionManager:
         )
         # What makes no registration, or no answer, in this dialect shows now.
         self._request.encode(dialect)
-        codec_for(dialect).encode_answer(agent.failure, request_id=1, correlation_id="1")
+        check_agent(agent, codec_for(dialect), Hooks(agent))
         self._timeout = timeout
         self._backoff = backoff or Backoff()
         self._proven_after = proven_after

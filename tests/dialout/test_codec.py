@@ -65,6 +65,8 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 request_ids = st.integers(1, 2**64 - 1)
 maybe = st.none() | texts
+names = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=12)
+values = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=12)
 blobs = st.binary(max_size=40)
 headers = st.dictionaries(texts, st.lists(texts, max_size=3), max_size=4)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -98,7 +100,8 @@ def first_events(dialect: Dialect, correlation_id: str) -> st.SearchStrategy[Age
         timestamp=st.just("") if sdk else ids,
         request_id=st.just("") if sdk else ids,
     )
-    has_body = st.just(False) if core else st.booleans()
+    # A core frame says it only where it is so, and the headers do not tell.
+    has_body = st.sampled_from([None, True]) if core else st.booleans()
     sizes = (st.none(), st.just(0)) if sdk else (st.none() | u64, u64)
     return st.one_of(
         st.builds(RequestHeaders, texts, texts, headers, has_body, metadata),
@@ -142,7 +145,7 @@ def events(draw: st.DrawFn) -> tuple[Dialect, str, AgentEvent]:
 
 statuses = st.integers(100, 599)
 header_ops = st.lists(
-    st.builds(HeaderOp.set, texts, texts) | st.builds(HeaderOp.add, texts, texts) | st.builds(HeaderOp.remove, texts),
+    st.builds(HeaderOp.set, names, values) | st.builds(HeaderOp.add, names, values) | st.builds(HeaderOp.remove, names),
     max_size=3,
 ).map(tuple)
 tags = st.lists(texts, max_size=3).map(tuple)
@@ -157,8 +160,8 @@ def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
     dialect = draw(dialects)
     params = st.dictionaries(texts, texts if dialect is Dialect.CORE else json_values, max_size=3)
     final = st.one_of(
-        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(texts, texts, max_size=3)),
-        st.builds(Redirect, texts, statuses),
+        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(names, values, max_size=3)),
+        st.builds(Redirect, values, statuses),
         st.builds(Challenge, texts, params),
     )
     decision = draw(st.none() | st.just(ALLOW) | final)

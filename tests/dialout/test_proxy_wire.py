@@ -67,8 +67,10 @@ EVENTS: st.SearchStrategy[AgentEvent] = st.one_of(
     st.builds(Configure, JSON, MAYBE),
 )
 STATUS = st.integers(100, 599)
+NAME = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=8)
+VALUE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8)
 CHANGES = st.lists(
-    st.builds(HeaderOp.set, TEXT, TEXT) | st.builds(HeaderOp.add, TEXT, TEXT) | st.builds(HeaderOp.remove, TEXT),
+    st.builds(HeaderOp.set, NAME, VALUE) | st.builds(HeaderOp.add, NAME, VALUE) | st.builds(HeaderOp.remove, NAME),
     max_size=3,
 ).map(tuple)
 CUSTOM = st.dictionaries(TEXT, JSON, max_size=2)
@@ -88,8 +90,8 @@ RESPONSES = st.one_of(
     st.builds(Decision, st.just(Allow()), **REST),
     st.builds(
         Decision,
-        st.builds(Block, STATUS, MAYBE, st.none() | st.dictionaries(TEXT, TEXT, max_size=2))
-        | st.builds(Redirect, TEXT, STATUS)
+        st.builds(Block, STATUS, MAYBE, st.none() | st.dictionaries(NAME, VALUE, max_size=2))
+        | st.builds(Redirect, VALUE, STATUS)
         | st.builds(Challenge, TEXT, CUSTOM),
         needs_more=st.booleans(),
         **REST,
