@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from dialout import Capabilities, Dialect, HealthState
+from ipc.peers import NOBODY, Owner
 
 VERSION = b"\x02"
 
@@ -38,6 +39,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
 
     *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`ipc.tickets`).
+    No request id above *last_id* was written on it.
     """
 
     left_at: float
@@ -51,6 +53,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pinged_at: float
     ping_mark: int
     answers_pings: bool
+    last_id: int = 0
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -59,7 +62,8 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent and nobody
     has taken for a frame yet: the first that the shard's decoder gets. *unsent* are the first bytes that the shard
     writes, at commit and not a moment earlier: the acceptance, the whole frame that makes an agent a member, or what
-    the shard that had the connection could not write any more. *state* is None for a newcomer.
+    the shard that had the connection could not write any more. *state* is None for a newcomer. *owner* is whose
+    connection it is, for the counts of the supervisor after this one.
     """
 
     number: int
@@ -71,6 +75,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     residue: bytes
     unsent: bytes
     state: Established | None = None
+    owner: Owner = NOBODY
 
     @property
     def weight(self) -> int:

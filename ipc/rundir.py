@@ -31,6 +31,7 @@ import psutil
 
 from ipc import names
 from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
+from ipc.folders import make_private
 from ipc.replacing import replace
 
 if TYPE_CHECKING:
@@ -178,6 +179,16 @@ class RuntimeDir:
         """The socket on which a shard takes events from proxies."""
         return self.path / f"shard-{shard}.proxy"
 
+    def is_ours(self, path: Path) -> bool:
+        """Whether *path* is one that the processes of this directory use."""
+        ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (
+            "lock",
+            "bus",
+            "counts",
+            "numbers",
+        )
+        return ours and path.parent == self.path
+
     def create(self) -> None:
         """Make the directory 0700, or check that the one that is there is a private one of ours.
 
@@ -186,7 +197,7 @@ class RuntimeDir:
         """
         self.check_length()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path)
             info = self.path.lstat()
         except OSError as error:
             raise RuntimeDirError(f"{self.path}: {error.strerror}; choose another --runtime-dir") from error

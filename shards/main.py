@@ -1,7 +1,6 @@
 """A shard's process: wiring, and the start and end of it."""
 
 import asyncio
-import faulthandler
 import os
 import signal
 import time
@@ -10,15 +9,18 @@ from functools import partial
 
 import uvloop
 
-from ipc import events, handoff, messages, process
+from dialout import awake
+from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
-from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
+from ipc.logs import Line, change_level, configure, flush, get_logger, log_loop_errors
 from ipc.options import PoolOptions
+from ipc.peers import Owner
 from ipc.places import LOOK_SECONDS, CannotMend, Places
-from ipc.query import Method, QueryServer
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, RuntimeDirError, record_of_this_process
 from ipc.side_files import SideFiles
+from ipc.stacks import stacks
 from ipc.status import ShardReport
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.timers import Every, all_of
@@ -95,7 +97,7 @@ class Shard:
         if status_dir is not None:
             path = status_dir.shard_query(shard)
             mode = socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -104,13 +106,14 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
-        self._budget = process.DescriptorBudget(expected=8)
+        looking = 0 if status_dir is None else LOOKERS.limits.connections
+        self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
-        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        signals.on(loop, signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
@@ -219,6 +222,7 @@ class Shard:
             descriptors=process.open_descriptors(),
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
+            capacity=len(self._pool.connections) + len(self._intake.prepared) + max(0, self._room()),
             problems=[*self._places.problems, *self._files.problems],
             write_failures_total=self._files.failures_total,
             mended_total=self._places.mended_total,
@@ -226,7 +230,6 @@ class Shard:
 
     def _answers(self) -> dict[str, Method]:
         """What anybody may ask who reaches a query socket."""
-        pool = self._pool
         return {
             "status": lambda _: {
                 "shard": self._shard,
@@ -235,13 +238,7 @@ class Shard:
                 "handoff": messages.VERSION[0],
                 "report": self.report(),
             },
-            "agents": lambda args: listing.agents(
-                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
-            "connections": lambda args: listing.connections(
-                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
+            **listing.methods(self._pool),
         }
 
     def _room(self) -> int:
@@ -250,7 +247,7 @@ class Shard:
         return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
     def _orphaned(self) -> None:
-        self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
+        self._log.error("no supervisor has come, ending; 'shardgate run' starts everything again")
         self.drain()
 
     def _closed(self, gone: events.Gone) -> None:
@@ -270,6 +267,7 @@ class Shard:
                 [(n, offer.agent_id) for n, (offer, _) in self._intake.prepared.items() if offer.state is None],
                 self._intake.moving,
                 self._intake.let_go,
+                self._owned(),
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)
@@ -280,16 +278,24 @@ class Shard:
         elif isinstance(command, events.Kick):
             self._kicks.order(command)
         elif isinstance(command, events.SetLogLevel):
-            set_level(command.level)
-            self._log.error("log level set", log_level=command.level)
+            change_level(command.level)
         elif isinstance(command, events.Stop):
-            self._stop_by(asyncio.get_running_loop().time() + command.seconds)
+            self._stop_by(awake.clock().time() + command.seconds)
+
+    def _owned(self) -> list[tuple[str, str, list[int]]]:
+        """Whose connections this shard holds: the numbers of each rule and peer."""
+        found: dict[Owner, list[int]] = {}
+        for number, connection in self._pool.connections.items():
+            found.setdefault(connection.owner, []).append(number)
+        for number, (offer, _) in self._intake.prepared.items():
+            found.setdefault(offer.owner, []).append(number)
+        return [(owner.rule, owner.peer, numbers) for owner, numbers in found.items()]
 
     def _stop_by(self, deadline: float) -> None:
-        """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""
+        """End when no proxy waits for anything or has a request on its way; *deadline* is of `dialout.awake`."""
         loop = asyncio.get_running_loop()
         self._places.clear()
-        if loop.time() < deadline:
+        if awake.clock().time() < deadline:
             self._proxies.go_away()
             if self._proxies.is_busy:
                 loop.call_later(STOP_PAUSE, self._stop_by, deadline)
@@ -326,9 +332,8 @@ def main(
     status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
-    # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
-    faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
@@ -349,5 +354,6 @@ def main(
         get_logger().error("the shard cannot begin", reason=reason)
         raise SystemExit(CANNOT_BEGIN) from None
     finally:
+        signals.over()
         close_context()
         flush()

@@ -63,10 +63,11 @@ class Reporter:
         prepared: list[tuple[int, str]],
         moving: list[tuple[int, str]],
         let_go: list[int],
+        owned: list[tuple[str, str, list[int]]],
     ) -> None:
         """Tell all that the shard holds, after every close that was not reported yet."""
         self._flush()
-        self._send(events.Snapshot(self._next(), request, live, prepared, moving, let_go))
+        self._send(events.Snapshot(self._next(), request, live, prepared, moving, let_go, owned))
 
     def probed(self, probe: int) -> None:
         """Answer a probe, after every close that was not reported yet."""

@@ -16,7 +16,9 @@ from typing import Any, Self
 
 import msgspec
 
-from dialout import ErrorCode, Registration, Rejection
+from dialout import ErrorCode, Registration, Rejection, awake
+from dialout.claims import Claim
+from dialout.registration import read_registration
 from ipc.client import AcceptedClient, ClientGone, Probe
 from ipc.readiness import Readiness
 from supervisor.acceptor import Acceptor
@@ -26,10 +28,11 @@ from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, Toke
 from supervisor.config.tokens import hash_token, read_token_file
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.listeners import ListenError, open_all
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
+from supervisor.quotas import LimitReached
 
 __all__ = [
     "AcceptError",
@@ -84,11 +87,12 @@ class ReverseConnectionListener:
 
     def __init__(self, config: Config) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._policy = Policy(config)
         (self._listener,) = open_all(config, Path())
         self._readiness = Readiness()
         self._farewell = Farewell(self._readiness)
-        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._registered)
+        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._claimed)
         self._ledger = Ledger(config.limits.max_connections_per_agent)
         self._connections = 0
         # Registered and in no pool, by number; those that accept has not returned yet are queued as well.
@@ -254,9 +258,10 @@ class ReverseConnectionListener:
 
     # Inside.
 
-    def _registered(self, newcomer: Newcomer, registration: Registration) -> None:
+    def _claimed(self, newcomer: Newcomer, claim: Claim) -> None:
         try:
-            self._policy.check(registration, None)
+            self._policy.check(claim, None)
+            registration = read_registration(claim)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return
@@ -317,7 +322,7 @@ class ReverseConnectionListener:
         self._farewell.reject(newcomer, Rejection(code, message, newcomer.answer_type, retry_after_ms))
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now = self._clock.time()
         try:
             for newcomer in list(self._held.values()):
                 if newcomer.deadline <= now:

@@ -9,19 +9,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from dialout import ErrorCode, Rejection
-from ipc import process
+from dialout import ErrorCode, Rejection, awake
+from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.events import Command, ListAgents
 from ipc.handoff import close_all
-from ipc.logs import get_logger, level_name, log_loop_errors
+from ipc.logs import get_logger, level_name, log_loop_errors, say
 from ipc.messages import KeptListener
-from ipc.query import Method, QueryServer, Refused
+from ipc.query import Refused, typed
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
@@ -43,6 +45,7 @@ from supervisor.config_push import ConfigPush
 from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
 from supervisor.footing import Footing
+from supervisor.gathered import Gathered
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.journal import Journal
@@ -53,6 +56,7 @@ from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
+from supervisor.quotas import Quotas
 from supervisor.sd import ServiceManager
 from supervisor.takeover import (
     FINISH_LIMIT,
@@ -76,6 +80,10 @@ RECORD_SECONDS = 0.5
 
 NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
+
+
+class _Reload(msgspec.Struct):
+    dry_run: bool = False
 
 
 class Supervisor:
@@ -106,6 +114,7 @@ class Supervisor:
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._reloads = {"success": 0, "failure": 0}
+        self._reloads_for_signals = Gathered(self._reload_for_signals)
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -116,6 +125,7 @@ class Supervisor:
         self.shards = config.shards or default_shards()
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._set_quotas(config, policy)
         self._journal = Journal(self._ledger)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
         self._footing = Footing(self._directories, self._journal)
@@ -165,7 +175,8 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=0 if admin is None else http.MOST_CONNECTIONS,
+            spare=(0 if admin is None else http.MOST_CONNECTIONS)
+            + (0 if status_dir is None else LOOKERS.limits.connections),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
@@ -193,7 +204,7 @@ class Supervisor:
         self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
         if status_dir is not None:
             path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
         self._look_after_sockets()
 
@@ -207,10 +218,10 @@ class Supervisor:
         for number, act in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
-            (signal.SIGHUP, self._reload_for_signal),
+            (signal.SIGHUP, self._reloads_for_signals.ask),
             (signal.SIGUSR2, self._replace_for_signal),
         ):
-            self._loop.add_signal_handler(number, act)
+            signals.on(self._loop, number, act)
         self._entrust()
         if self._admin is not None:
             await self._admin.start()
@@ -268,7 +279,7 @@ class Supervisor:
         # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
         await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_LIMIT):
+            async with awake.clock().timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
@@ -280,6 +291,16 @@ class Supervisor:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
             with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
                 self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
+
+    def _set_quotas(self, config: Config, policy: Policy) -> None:
+        """Have these limits hold for whoever comes from now on."""
+        self._ledger.limit = config.limits.max_connections_per_agent
+        self._ledger.quotas = Quotas(
+            max_connections=config.max_connections,
+            per_peer=config.max_connections_per_peer,
+            rules=policy.rules,
+            capacity=self._ledger.quotas.capacity,
+        )
 
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""
@@ -356,9 +377,10 @@ class Supervisor:
     async def _finishes(self, successor: Successor) -> bool:
         """Accept no more, and finish what is under way; whether that is done in time."""
         self._acceptor.stop()
-        deadline = self._loop.time() + FINISH_LIMIT
+        clock = awake.clock()
+        deadline = clock.time() + FINISH_LIMIT
         while not (self._state == "running" and self._is_quiet()):
-            if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
+            if self.stop_asked or successor.lost.is_set() or clock.time() > deadline:
                 return False
             await asyncio.sleep(PAUSE)
         return True
@@ -390,6 +412,7 @@ class Supervisor:
         all_of(
             lambda: self._journal.supervisor("handing over", f"to pid {successor.process.pid}"),
             self._ignore_signals,
+            self._reloads_for_signals.close,
             lambda: self._manager.begin(lambda: status, time.monotonic_ns),
             self._handoffs.flush,
             self._fleet.leave,
@@ -409,7 +432,7 @@ class Supervisor:
 
     def _ignore_signals(self) -> None:
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            self._loop.add_signal_handler(number, self._log.warning, "a new supervisor takes over; signal ignored")
+            signals.on(self._loop, number, partial(self._log.warning, "a new supervisor takes over; signal ignored"))
 
     def _summary(self) -> str:
         fleet = self._fleet
@@ -418,6 +441,7 @@ class Supervisor:
     async def _end(self) -> None:
         self._manager.stopping("stopping")
         self._state = "stopping"
+        self._reloads_for_signals.close()
         self._journal.supervisor("stopping")
         self._log.info("stopping", connections=self._ledger.live_total)
 
@@ -454,11 +478,13 @@ class Supervisor:
         self._log.info("stopped")
 
     def _make_admin(self, listener: Listener) -> Admin:
+        turns = http.admin_turns()
         agents = AgentLists(
             lambda: self._fleet.shards,
             lambda shard, *question: self._fleet.lines.send(shard, ListAgents(*question)),
             lambda: self._ledger.agent_total,
             lambda: self._ledger.limit,
+            turns,
         )
         self._fleet.lines.on_agents = agents.answered
         observer = Observer(
@@ -473,7 +499,7 @@ class Supervisor:
             ledger=self._ledger,
             history=self._journal.history,
         )
-        return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
+        return Admin(listener, observer, agents, turns, allow_remote=self._config.admin_allow_remote)
 
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
@@ -488,12 +514,11 @@ class Supervisor:
         if not sys.stderr.isatty():
             return
         option = "" if self._rundir.path == default_runtime_dir() else f" --runtime-dir {self._rundir.path}"
-        print(
+        say(
             f"shardgate {__version__}: agents register at {', '.join(addresses)}\n"
             f"  shardgate status{option}         shows this supervisor and its {self.shards} shards\n"
             f"  shardgate connections{option}    shows who is connected\n"
-            f"  Ctrl-C stops it",
-            file=sys.stderr,
+            f"  Ctrl-C stops it"
         )
 
     # Queries.
@@ -525,6 +550,8 @@ class Supervisor:
                 shards_wanted=self.shards,
                 cpu_seconds=round(time.process_time(), 3),
                 lag_ms=round(self._lag_ms, 1),
+                connections=self._ledger.owned.total,
+                max_connections=self._ledger.quotas.most,
                 problems=self._footing.problems,
                 write_failures_total=self._footing.files.failures_total,
                 mended_total=self._footing.places.mended_total,
@@ -541,10 +568,7 @@ class Supervisor:
         """Start an operation; what becomes of it, the query "operation" tells."""
         if self.successor is not None:
             raise Refused("a new supervisor takes over; ask that one in a moment")
-        try:
-            order = msgspec.convert(arguments, Operate)
-        except msgspec.ValidationError as error:
-            raise Refused(f"not an operation: {error}") from error
+        order = typed(arguments, Operate)
         operations, seconds, placement = self._operations, order.seconds, self._config.placement
         try:
             match order.what:
@@ -566,11 +590,12 @@ class Supervisor:
         return operation.row
 
     def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked = typed(arguments, _Reload)
         try:
             before = self._settings()
-            if arguments.get("dry_run"):
+            if asked.dry_run:
                 config = self._config if self._load is None else self._load()
-                after = settings(config, tokens=Policy(config).tokens)
+                after = settings(config, tokens=self._policy_of(config).tokens)
             else:
                 self._reload()
                 after = self._settings()
@@ -582,6 +607,10 @@ class Supervisor:
             "restart_needed": [change.node for change in found if change.needs_restart],
             "changes": found,
         }
+
+    def _policy_of(self, config: Config) -> Policy:
+        """The rules of another configuration, for the listeners that there are until a restart."""
+        return Policy(config, [listener.address for listener in self.listeners if listener.kind == "tcp"])
 
     def _settings(self) -> list[Setting]:
         return settings(self._config, tokens=self._admission.policy.tokens)
@@ -599,7 +628,9 @@ class Supervisor:
             "runtime_dir": str(self._rundir.path),
         }
 
-    def _reload_for_signal(self) -> None:
+    def _reload_for_signals(self, asked: int) -> None:
+        if asked > 1:
+            self._log.info("reloads are asked for too often, one stands for all", n=asked)
         with contextlib.suppress(ConfigError):  # It has been logged.
             self._reload()
 
@@ -615,7 +646,7 @@ class Supervisor:
         before = self._settings()
         try:
             config = self._config if self._load is None else self._load()
-            policy = Policy(config)
+            policy = self._policy_of(config)
         except ConfigError as error:
             self._config_error = str(error)
             self._reloads["failure"] += 1
@@ -632,7 +663,7 @@ class Supervisor:
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
-        self._ledger.limit = config.limits.max_connections_per_agent
+        self._set_quotas(config, policy)
         self._entrust()
         found = changes(before, self._settings())
         at_once = [change.node for change in found if not change.needs_restart]

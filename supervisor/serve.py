@@ -11,13 +11,14 @@ from pathlib import Path
 
 import uvloop
 
-from ipc import process
+from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.handoff import close_all
 from ipc.logs import configure, flush, get_logger
 from ipc.messages import KeptListener
 from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
 from supervisor.acceptor import TooFewDescriptors, check_descriptors
 from supervisor.activation import take_passed
@@ -60,6 +61,7 @@ def serve(
     runs, if one does.
     """
     configure("supervisor", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
         passed = take_passed()
@@ -87,6 +89,7 @@ def serve(
         print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
+        signals.over()
         close_context()
         flush()
         rundir.unlock()
@@ -107,8 +110,14 @@ class _Life:
     ) -> None:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
+        for path in (config.path, config.admin_listen):
+            if isinstance(path, str) and rundir.is_ours(Path(path).absolute()):
+                raise ListenError(
+                    f"{path} is a name that shardgate itself uses; choose another name, or another folder"
+                )
         self._status_dir: RuntimeDir | None = None
-        self._policy = Policy(config)
+        inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
+        self._policy = Policy(config, inherited)
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from ipc import bus, query
+from ipc import query
 from ipc.capacity import default_shards
 from ipc.process import descriptor_limit_of
 from ipc.rundir import ProcessRecord, RuntimeDir
 from ipc.schema import SCHEMA
+from ipc.sockets import is_served
 from ipc.version import __version__
 from supervisor import words
 from supervisor.cli import asking, output
@@ -85,7 +86,9 @@ def _config_in_use(rundir: RuntimeDir) -> Config | None:
         found = msgspec.convert(query.ask(rundir.supervisor_query, "config")["settings"], list[Setting])
     except (query.QueryError, msgspec.ValidationError):
         return None
-    plain = [setting for setting in found if setting.top not in ("auth", "agent-config", "require-auth")]
+    # Rules that are about tokens make no sense without them.
+    left_out = ("auth", "agent-config", "require-auth", "allow-uid")
+    plain = [setting for setting in found if setting.top not in left_out]
     config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
     requires = Setting("require-auth", ("true",)) in found
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, require_auth=requires))
@@ -122,7 +125,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         limits=_limits(records),
         problems=_problems(rundir),
         held_by=rundir.holder(),
-        running=bus.is_served(rundir.supervisor_query),
+        running=is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
@@ -170,7 +173,7 @@ def _stale_sockets(rundir: RuntimeDir) -> list[str]:
         return []
     # A handoff socket is SOCK_SEQPACKET: a stream cannot connect to it, whether it is served or not.
     return [
-        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not bus.is_served(entry)
+        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not is_served(entry)
     ]
 
 

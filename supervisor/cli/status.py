@@ -91,4 +91,5 @@ def _text(rundir: RuntimeDir, collected: asking.Collected) -> str:
         held_by=collected.held_by,
         width=output.terminal_width(),
         colour=output.use_colour(),
+        now=time.time(),
     )
