@@ -65,7 +65,7 @@ def run_pairs(rounds: int, registrations: int, path: str) -> list[Pair]:
     """All rounds. Raises `NotMeasuredError`."""
     with (
         tempfile.TemporaryDirectory(prefix="shardgate-bench-") as directory,
-        shardgate(Path(directory), more=("--admin", "127.0.0.1:0")) as target,
+        shardgate(Path(directory), options=("--admin", "127.0.0.1:0")) as target,
         loadgen.start(target.address, per_id=PER_AGENT) as generator,
         Child.start("admin clients", [sys.executable, "-m", "bench.admin_clients", admin_address(target)]) as clients,
     ):

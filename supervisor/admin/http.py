@@ -110,9 +110,11 @@ class HttpServer:
         """The open connections."""
         return [connection for listener in self._listeners for connection in listener.connections]
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Accept on a listening socket."""
-        self._listeners.append(LimitedListener(sock, self._connection, _limits, self._turns))
+    def accept_on(self, sock: socket.socket) -> None:
+        """Accept on a listening socket, and on no other one from now on."""
+        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, _limits, self._turns)]
+        for listener in old:
+            listener.close()
 
     def close(self) -> None:
         """Accept no more, and close every connection, streams too."""

@@ -196,6 +196,9 @@ def _add_processes(figures: Figures, family: Callable[[str], _Add]) -> None:
         family("shardgate_process_resident_memory_bytes")(process.rss_bytes, name)
         family("shardgate_process_open_fds")(process.descriptors, name)
         family("shardgate_process_max_fds")(process.descriptor_limit, name)
+        family("shardgate_process_disk_problems")(len(process.problems), name)
+        family("shardgate_process_file_write_failures_total")(process.write_failures_total, name)
+        family("shardgate_process_files_mended_total")(process.mended_total, name)
         family("shardgate_process_loop_lag_seconds")(process.lag_ms / 1000, name)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ipc.logs import get_logger
+from ipc.places import CannotMend, Places
 from ipc.turns import Turns
 from supervisor.admin.agents import AgentLists, Busy
 from supervisor.admin.happened import Happened, happened
@@ -21,7 +22,7 @@ from supervisor.admin.readiness import NOT_READY, Readiness
 from supervisor.admin.renderings import Renderings, Steps
 from supervisor.admin.request import Request
 from supervisor.config.model import Config, TcpAddress
-from supervisor.listeners import Listener, open_all
+from supervisor.listeners import Listener, ListenError, open_again, open_all
 from supervisor.merge import Status
 
 JSON = "application/json"
@@ -83,8 +84,22 @@ class Admin:
 
     async def start(self) -> None:
         """Answer from now on."""
-        await self._http.listen(self._listener.sock)
+        self._http.accept_on(self._listener.sock)
         get_logger().info("admin endpoint", address=self._listener.address)
+
+    def look_after(self, places: Places) -> None:
+        """Have its Unix socket, where it is one, opened again when the file is gone."""
+        if self._listener.path is not None:
+            places.add(self._listener.path, "the socket of the admin endpoint", self._listen_again)
+
+    def _listen_again(self) -> None:
+        try:
+            listener = open_again(self._listener)
+        except ListenError as error:
+            raise CannotMend(str(error)) from error
+        old, self._listener = self._listener, listener
+        self._http.accept_on(listener.sock)
+        old.sock.close()
 
     def close(self) -> None:
         """Answer no more."""

@@ -38,7 +38,7 @@ async def served(handler: Callable[[Request], Response | Awaitable[Response]] = 
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         server = HttpServer(handler)
-        await server.listen(sock)
+        server.accept_on(sock)
         try:
             yield port
         finally:
@@ -445,7 +445,7 @@ def test_server_listens_on_a_unix_socket_too(tmp_path: Path) -> None:
             sock.bind(str(path))
             sock.listen()
             server = HttpServer(answer)
-            await server.listen(sock)
+            server.accept_on(sock)
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(last("/x"))
             assert (await reader.read()).endswith(b"/x\n")
@@ -469,7 +469,7 @@ def test_requests_behind_a_slow_one_wait_in_the_kernel(tmp_path: Path) -> None:
             sock.bind(str(path))
             sock.listen()
             server = HttpServer(slow)
-            await server.listen(sock)
+            server.accept_on(sock)
             client.connect(str(path))
             client.setblocking(False)
             sent, many = 0, get("/x") * 1000

@@ -39,7 +39,7 @@ async def exchange(pieces: list[bytes]) -> tuple[bytes, list[Any]]:
         client.setblocking(False)
         turns = Turns()
         server = HttpServer(handler, turns)
-        await server.listen(listening)
+        server.accept_on(listening)
         answer = b""
         for piece in [*pieces, b""]:
             try:
