@@ -29,6 +29,11 @@ def steps(made: list[int], number: int = 3, seconds: float = 0.0) -> Steps:
     return Response(200, TEXT, str(len(made)).encode())
 
 
+def empty() -> tuple[Renderings, list[int]]:
+    """No answer yet, and the numbers of those that are made."""
+    return Renderings(Turns()), []
+
+
 def burn(seconds: float) -> None:
     end = thread_time() + seconds
     while thread_time() < end:
@@ -42,7 +47,7 @@ async def answer(kept: Renderings, key: str, made: list[int], number: int = 3, s
 
 @scenario
 async def test_all_who_ask_meanwhile_get_the_same_answer(loop: Loop) -> None:
-    kept, made = Renderings(Turns()), []
+    kept, made = empty()
     found = await asyncio.gather(*(answer(kept, "a", made) for _ in range(10)))
     assert (found, made) == ([b"1"] * 10, [0])
     assert await answer(kept, "b", made) == b"2"
@@ -50,7 +55,7 @@ async def test_all_who_ask_meanwhile_get_the_same_answer(loop: Loop) -> None:
 
 @scenario
 async def test_one_who_hangs_up_takes_the_answer_from_nobody(loop: Loop) -> None:
-    kept, made = Renderings(Turns()), []
+    kept, made = empty()
     first = asyncio.create_task(answer(kept, "a", made))
     second = asyncio.create_task(answer(kept, "a", made))
     await asyncio.sleep(0)
@@ -60,7 +65,7 @@ async def test_one_who_hangs_up_takes_the_answer_from_nobody(loop: Loop) -> None
 
 @scenario
 async def test_answer_is_given_again_for_as_long_as_it_was_dear(loop: Loop) -> None:
-    kept, made = Renderings(Turns()), []
+    kept, made = empty()
     assert await answer(kept, "cheap", made, 1) == b"1"
     await until(lambda: made_again(kept, "cheap", made), "a fresh answer")
     assert await answer(kept, "dear", made, 2, 0.2 / KEPT_TIMES) == str(len(made)).encode()
@@ -95,7 +100,7 @@ async def test_defect_goes_to_all_who_wait_and_the_next_one_tries_again(
 
 @scenario
 async def test_number_of_answers_that_are_kept_is_bounded(loop: Loop) -> None:
-    kept, made = Renderings(Turns()), []
+    kept, made = empty()
     for number in range(200):
         await answer(kept, str(number), made, 1)
     assert len(kept) <= renderings.MOST_KEPT
