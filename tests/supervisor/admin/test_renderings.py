@@ -68,7 +68,7 @@ async def test_answer_is_given_again_for_as_long_as_it_was_dear(loop: Loop) -> N
     kept, made = empty()
     assert await answer(kept, "cheap", made, 1) == b"1"
     await until(lambda: made_again(kept, "cheap", made), "a fresh answer")
-    assert await answer(kept, "dear", made, 2, 0.2 / KEPT_TIMES) == str(len(made)).encode()
+    assert await answer(kept, "dear", made, 2, 0.5 / KEPT_TIMES) == str(len(made)).encode()
     before = len(made)
     assert await answer(kept, "dear", made) == str(before).encode()
 
