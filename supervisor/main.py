@@ -30,7 +30,7 @@ from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.timers import Every, all_of, report
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor, TooFewDescriptors
+from supervisor.acceptor import Acceptor, TooFewDescriptors, spare_descriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -175,8 +175,7 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=(0 if admin is None else http.MOST_CONNECTIONS)
-            + (0 if status_dir is None else LOOKERS.limits.connections),
+            spare=spare_descriptors(has_admin=admin is not None, has_status_dir=status_dir is not None),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
