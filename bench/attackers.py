@@ -11,6 +11,7 @@ tell that its path ran.
 import argparse
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -87,7 +88,7 @@ class Attackers:
 
     async def _go_on(self, number: int, name: str) -> None:
         capabilities = Capabilities(events=int(~Event(0)), max_concurrent=None, cancellation=True, streaming_body=True)
-        request = RegistrationRequest(agent_id=f"attacker-{number}", capabilities=capabilities).encode(Dialect.SDK)
+        request = RegistrationRequest(agent_id=f"attacker-{os.getpid()}-{number}", capabilities=capabilities).encode(Dialect.SDK)
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_unix_connection(self._uds)

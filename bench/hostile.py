@@ -171,7 +171,7 @@ def as_text(figures: Figures) -> str:
 @click.option("--attack", "attacks", type=click.Choice(sorted(ATTACKS)), multiple=True, help="Only this; repeatable.")
 @click.option("--rounds", type=click.IntRange(1), help="Of each attack, each after a quiet one. [default: 3]")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Of each round under attack. [default: 3]")
-@click.option("--requests", type=click.IntRange(64), default=512, show_default=True, help="Between two looks.")
+@click.option("--requests", type=click.IntRange(64), default=8192, show_default=True, help="Between two looks.")
 def main(
     quick: bool,
     attacks: tuple[str, ...],
