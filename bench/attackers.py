@@ -88,7 +88,8 @@ class Attackers:
 
     async def _go_on(self, number: int, name: str) -> None:
         capabilities = Capabilities(events=int(~Event(0)), max_concurrent=None, cancellation=True, streaming_body=True)
-        request = RegistrationRequest(agent_id=f"attacker-{os.getpid()}-{number}", capabilities=capabilities).encode(Dialect.SDK)
+        agent_id = f"attacker-{os.getpid()}-{number}"
+        request = RegistrationRequest(agent_id=agent_id, capabilities=capabilities).encode(Dialect.SDK)
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_unix_connection(self._uds)
