@@ -24,6 +24,7 @@ from dialout import (
     Ping,
     Pong,
     RequestBodyChunk,
+    RequestHeaders,
     ResponseBodyChunk,
     Unreadable,
     pong_for,
@@ -199,7 +200,7 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
-        if type(call.event) in _BODIES:
+        if type(call.event) is not RequestHeaders and type(call.event) in _BODIES:
             # Its answer may hold the body, changed. In JSON it may be larger than the event, but not than a frame.
             self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
@@ -345,7 +346,8 @@ class Connection(Stream):
             return
         self.frames += 1
         self.pool.frames_total += 1
-        if frame_type in _ANSWERS and not self.pending:
+        pending = self.pending
+        if not pending and frame_type in _ANSWERS:
             # Decoding is for what somebody waits for.
             self.pool.requests.late += 1
             self._note_useless(payload)
@@ -356,7 +358,6 @@ class Connection(Stream):
                 self._note_useless(payload)
             self._serve_other(frame_type, payload, inbound)
             return
-        pending = self.pending
         call = None if pending is None else pending.take(inbound.request_id, inbound.correlation_id)
         if call is None:
             self.pool.requests.late += 1

@@ -208,8 +208,10 @@ class Stream(ABC):
         self.waiting_bytes -= sent
         # A view, not a copy of the rest: a frame of 16 MiB leaves in hundreds of writes.
         self.sending = memoryview(data)[sent:] if sent < len(data) else None
-        self._want_write(wanted=self.sending is not None or self.out is not None)
-        if self.sending is not None or self.holds:
+        wanted = self.sending is not None or self.out is not None
+        if self.wants_write is not wanted:
+            self._want_write(wanted=wanted)
+        if wanted or self.holds:
             self._note_held(begun=False)
 
     def _pile_up(self, frame: bytes) -> None:
@@ -265,7 +267,7 @@ class Stream(ABC):
         if self.useless or len(data) >= LARGE_READ:
             self._spent(clock() - began, served)
             self.useless = self.useless_bytes = 0
-        if (self.decoder.is_inside or self.holds) and self.fd >= 0:
+        if (self.decoder.wanted or self.holds) and self.fd >= 0:
             self._note_held(begun=bool(frames))
 
 
