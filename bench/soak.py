@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bench.accounting import ProcessGoneError, memory_bytes
-from bench.crowd import SLOW_S
 from bench.world import Account, BrokenError, World
 from ipc import query
 
@@ -265,10 +264,9 @@ def _break_things(world: World, minutes: float) -> list[str]:
                 world.wait_until_running()
                 world.wait_for(lambda: _is_idle(world), "the operation to end", 120)
                 exact_s = world.wait_until_exact(30)
-                # What has waited for a stopped process may now take an agent its time, and belongs to this fault.
-                time.sleep(2 * SLOW_S)
             except (BrokenError, query.QueryError) as error:
                 return [*wrong, f"{kind}: {error}"]
+            # It waits for what has waited for a stopped process, which belongs to this fault.
             found = rows[kind].add(kind, world.collect(), ends, exact_s)
             wrong += [f"{kind}: {line}" for line in found]
             print(f"{kind}: {time.monotonic() - began:.2f} s, exact after {exact_s:.3f} s", file=sys.stderr, flush=True)

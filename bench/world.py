@@ -5,6 +5,7 @@ A `World` starts ``shardgate run``, a crowd of agents (`bench.crowd`) and a prox
 """
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +35,9 @@ from ipc.status import OperationRow, ShardReport
 __all__ = ["Account", "BrokenError", "World"]
 
 ANSWER_S = 20.0
+
+SETTLE_S = 30.0
+"""Seconds until a request has certainly ended: three times its own limit, since the host may be busy."""
 _Report = TypeVar("_Report", CrowdReport, AskerReport)
 
 
@@ -275,8 +280,14 @@ class World:
         return len(ends) == self.agents * self.connections and not ends.items() & but.items()
 
     def collect(self) -> Account:
-        """What agents and proxy have met since the last time."""
+        """What agents and proxy have met since the last time.
+
+        Requests that have begun by now are waited for. A proxy that has had no processor time since a fault has not
+        noticed yet what it cost: that would be found in the account of what comes next.
+        """
         assert self.crowd is not None
+        now = time.monotonic()
+        self.wait_for(lambda: self._oldest_request() > now, "the requests in flight to end", SETTLE_S)
         new = Account()
         crowd = msgspec.json.decode(self.crowd.ask("report", ANSWER_S), type=CrowdReport)
         asker = None
@@ -285,6 +296,13 @@ class World:
         new.add(crowd, asker)
         self.total.add(crowd, asker)
         return new
+
+    def _oldest_request(self) -> float:
+        """When the oldest request in flight began; infinity when there is none."""
+        if self.asker is None:
+            return math.inf
+        oldest = msgspec.json.decode(self.asker.ask("oldest", ANSWER_S), type=float | None)
+        return math.inf if oldest is None else oldest
 
     # What must hold.
 
@@ -375,6 +393,7 @@ class World:
             nonlocal found
             found = [
                 f"{name} has {count} descriptors of its own, had {self._rest.get(name, most)} at first"
+                + self._shown(name)
                 for name, count in self.own_descriptors().items()
                 if count > self._rest.get(name, most)
             ]
@@ -383,6 +402,12 @@ class World:
         with contextlib.suppress(BrokenError):
             self.wait_for(has_no_more, "no more descriptors than at first", seconds)
         return found
+
+    def _shown(self, name: str) -> str:
+        """What the descriptors of the supervisor or ``shard-N`` are, and how many of each."""
+        pid = self.supervisor.pid if name == "supervisor" else self.pids().get(int(name.removeprefix("shard-")))
+        kinds = Counter(what.split(":")[0] for what in descriptors(pid or 0).values())
+        return f": {dict(kinds)}"
 
     def end(self) -> list[str]:
         """Stop everything; what is left over."""

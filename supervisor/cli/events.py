@@ -16,7 +16,8 @@ from supervisor.history_rows import Event, Page
 
 _PAGE = MAX_PAGE
 _LOOK_EVERY = 0.25
-_WIDTHS = (18, 10, 24, 12, 5, 0)
+_WIDTHS = (10, 24, 12, 5, 0)
+"""Columns of the table behind the first, in lines that come one by one."""
 
 
 @click.command(
@@ -98,19 +99,21 @@ def _show(events: list[Event], *, as_json: bool) -> None:
     if as_json:
         _say(events, as_json=True)
     elif events:
-        colour = output.use_colour()
-        click.echo(output.table(COLUMNS, map(event_cells, events), output.terminal_width(), colour=colour))
+        now = time.time()
+        rows = [event_cells(event, now) for event in events]
+        click.echo(output.table(COLUMNS, rows, output.terminal_width(), colour=output.use_colour()))
 
 
 def _say(events: list[Event], *, as_json: bool) -> None:
     """Print events one by one, in columns of fixed width, so that those that come later stand below."""
-    colour = output.use_colour()
-    for event in events:
-        if as_json:
+    if as_json:
+        for event in events:
             output.print_json(event_row(event), one_line=True)
-        else:
-            cells = zip(event_cells(event), _WIDTHS, strict=True)
-            line = "  ".join(
-                output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in cells
-            )
-            click.echo(line.rstrip())
+        return
+    colour, now = output.use_colour(), time.time()
+    rows = [event_cells(event, now) for event in events]
+    first = max((len(cells[0].text) for cells in rows), default=0)
+    for cells in rows:
+        widths = zip(cells, (first, *_WIDTHS), strict=True)
+        line = "  ".join(output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in widths)
+        click.echo(line.rstrip())

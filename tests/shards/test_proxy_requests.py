@@ -257,8 +257,9 @@ async def test_request_that_nobody_went_on_with_is_ended_and_its_connection_is_i
     options = PoolOptions(affinity_idle=0.0) if gone == "idle" else PoolOptions(most_affinities=1)
     async with one_shard(options) as (shard, proxy):
         agent = PairedAgent(shard.pool)
-        for number in (1, 2 if gone == "dropped" else 1):
-            proxy.ask(number, headers(f"/{number}", has_body=True), flags=0)
+        begin, go_on = headers("/", has_body=True), chunk("body", last=False)
+        for number, event in ((1, begin), (2, begin) if gone == "dropped" else (1, go_on)):
+            proxy.ask(number, event, flags=0)
             agent.answer(await next_event(agent))
             assert isinstance(await proxy.result(), Answer)
             await asyncio.sleep(0.002)  # The clock of the loop goes on.
@@ -347,6 +348,24 @@ async def test_response_begins_a_request_for_an_agent_that_takes_no_request_head
     async with one_shard() as (shard, proxy):
         agent = PairedAgent(shard.pool, dialect=Dialect.CORE, capabilities=Capabilities(events=events, websocket=True))
         proxy.ask(1, event)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+
+
+@on_loop
+async def test_headers_come_once_in_a_request() -> None:
+    async with one_shard() as (shard, proxy):
+        agent = PairedAgent(shard.pool)
+        proxy.ask(1, headers("/benign", has_body=True), flags=0)
+        seen = await next_event(agent)
+        proxy.ask(1, headers("/evil"))
+        agent.answer(seen)
+        agent.answer(seen)
+        assert isinstance(await proxy.result(), Answer)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [found for found in agent.read() if found.is_event] == []
+        proxy.ask(2, headers("/2"))
         agent.answer(await next_event(agent))
         assert isinstance(await proxy.result(), Answer)
 
