@@ -43,7 +43,8 @@ from dialout.reports import (
     read_flow_control,
 )
 from dialout.responding import core_response
-from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
+from dialout.responses import READ_ERRORS, SCANNED_ABOVE, decode_response, read_response, unreadable
+from dialout.scan import refuse_costly
 from dialout.wire import Wire, checked, checked_size, encode_json, report_reader
 
 __all__ = ["CORE"]
@@ -250,6 +251,8 @@ _decode_sequence = Decoder(_Sequence).decode
 
 def _read_response(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         correlation_id = wire.take_audit_id() or wire.correlation_id
         response = read_response(wire, payload)

@@ -25,7 +25,8 @@ from dialout.frames import encode_frame
 from dialout.inbound import Answer, Inbound, NotUnderstood
 from dialout.received import WireIds
 from dialout.responding import docs_response
-from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
+from dialout.responses import READ_ERRORS, SCANNED_ABOVE, decode_response, read_response, unreadable
+from dialout.scan import refuse_costly
 from dialout.wire import checked, checked_size, has_body
 from dialout.wire_sdk import SDK, check_ids
 
@@ -149,6 +150,8 @@ def _response_body_chunk(event: ResponseBodyChunk, request_id: int, correlation_
 
 def _read_decision(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         response = read_response(wire, payload)
         request_id, correlation_id = wire.request_id, wire.correlation_id

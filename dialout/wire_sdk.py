@@ -126,6 +126,8 @@ _decode_timestamp = Decoder(_Timestamp).decode
 
 def _read_decision(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         response = read_response(wire, payload)
         request_id = wire.request_id

@@ -37,7 +37,7 @@ from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
 from shards.spending import Spending
-from shards.stream import Stream
+from shards.stream import SMALL_READ, Stream
 
 UPKEEP_SECONDS = 1.0
 """Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
@@ -148,6 +148,8 @@ class AgentPool(PoolApi):
         connection = Connection(self, agent, offer, kind, fd)
         agent.connections[offer.number] = self.connections[offer.number] = connection
         connection.on_closed = on_closed
+        if self.spending.owes(offer.agent_id, monotonic()):
+            connection.read_size, connection.watched = SMALL_READ, True
         self.adopted_total += 1
         connection.start(offer.unsent, offer.residue)
         return connection
