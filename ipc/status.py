@@ -54,6 +54,8 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
     committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
     their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
+    *silent_total* contacts went without a byte, as those of health checks do, and are not among the rejected; of
+    *reset_total* the peers reset the connection before a registration was complete.
     """
 
     pid: int
@@ -81,6 +83,8 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     lag_ms: float = 0.0
     connections: int = 0
     max_connections: int | None = None
+    silent_total: int = 0
+    reset_total: int = 0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):

@@ -480,6 +480,8 @@ class Supervisor:
                 lag_ms=round(self._lag_ms, 1),
                 connections=self._ledger.owned.total,
                 max_connections=self._ledger.quotas.most,
+                silent_total=self._farewell.silent,
+                reset_total=self._farewell.resets,
             ),
             shards=self._fleet.rows(),
         )
