@@ -186,7 +186,9 @@ class Shardgate:
         """What `status` prints; `None` when nobody can be reached, as before the start is complete."""
         arguments = [*command(), "status", "--json", "--runtime-dir", str(self.runtime_dir)]
         try:
-            done = subprocess.run(arguments, capture_output=True, cwd=ROOT, check=False, timeout=QUERY_TIMEOUT_S)
+            done = subprocess.run(
+                arguments, capture_output=True, cwd=ROOT, env=environment(), check=False, timeout=QUERY_TIMEOUT_S
+            )
             if done.returncode == NOT_REACHABLE:
                 return None
             return msgspec.json.decode(done.stdout, type=_Status)

@@ -1,21 +1,21 @@
 """A shard's process: wiring, and the start and end of it."""
 
 import asyncio
-import faulthandler
 import os
 import signal
 import time
 
 import uvloop
 
-from ipc import events, handoff, messages, process
+from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
 from ipc.peers import Owner
-from ipc.query import Method, QueryServer
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
+from ipc.stacks import stacks
 from ipc.status import ShardReport
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
@@ -85,7 +85,7 @@ class Shard:
         if status_dir is not None:
             path = status_dir.shard_query(shard)
             mode = socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -94,13 +94,14 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
-        self._budget = process.DescriptorBudget(expected=8)
+        looking = 0 if status_dir is None else LOOKERS.limits.connections
+        self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
-        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        signals.on(loop, signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
@@ -176,7 +177,6 @@ class Shard:
 
     def _answers(self) -> dict[str, Method]:
         """What anybody may ask who reaches a query socket."""
-        pool = self._pool
         return {
             "status": lambda _: {
                 "shard": self._shard,
@@ -185,13 +185,7 @@ class Shard:
                 "handoff": messages.VERSION[0],
                 "report": self.report(),
             },
-            "agents": lambda args: listing.agents(
-                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
-            "connections": lambda args: listing.connections(
-                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
+            **listing.methods(self._pool),
         }
 
     def _room(self) -> int:
@@ -285,9 +279,8 @@ def main(
     status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
-    # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
-    faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
@@ -304,5 +297,6 @@ def main(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
     finally:
+        signals.over()
         close_context()
         flush()
