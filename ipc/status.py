@@ -55,7 +55,9 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
     their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
     *silent_total* contacts went without a byte, as those of health checks do, and are not among the rejected; of
-    *reset_total* the peers reset the connection before a registration was complete.
+    *reset_total* the peers reset the connection before a registration was complete. *problems* are what the process
+    needs on disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to
+    remove a file that failed, *mended_total* what was removed by others and made again.
     """
 
     pid: int
@@ -85,6 +87,9 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     max_connections: int | None = None
     silent_total: int = 0
     reset_total: int = 0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
@@ -99,6 +104,8 @@ class ShardRow(msgspec.Struct, kw_only=True):
     none yet. What another shard served for this one is in *relayed_total* instead. All totals are the present process's
     own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. *capacity* is how
     many agents' connections these allow, 0 when that is unknown.
+    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. What it has on disk
+    is told as by the supervisor, in *problems* and the two totals behind it.
     """
 
     id: int
@@ -129,6 +136,9 @@ class ShardRow(msgspec.Struct, kw_only=True):
     descriptor_limit: int = 0
     capacity: int = 0
     stale_s: float = 0.0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
     last_event: str | None = None
     last_event_at: str | None = None
 
@@ -158,6 +168,9 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     descriptor_limit: int = 0
     cpu_seconds: float = 0.0
     capacity: int = 0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class RequestLatency(msgspec.Struct, array_like=True):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import ErrorCode, Rejection, rejection_frame
+from dialout import ErrorCode, Rejection, awake, rejection_frame
 from ipc.logs import Repeats, get_logger, printable
 from ipc.peers import borrowed
 from ipc.readiness import Readiness
@@ -42,6 +42,7 @@ class Farewell:
         """Connections that were reset before their registration was complete, silent ones among them."""
         self._readiness = readiness
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._lingering: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
@@ -121,7 +122,7 @@ class Farewell:
 
     def _linger(self, newcomer: Newcomer) -> None:
         newcomer.on_readable = self._discard
-        newcomer.deadline = self._loop.time() + LINGER_SECONDS
+        newcomer.deadline = self._clock.time() + LINGER_SECONDS
         self._lingering[newcomer.fd] = newcomer
         self._readiness.watch(newcomer.fd, newcomer)
         if len(self._lingering) > MOST_LINGERING:
@@ -146,7 +147,7 @@ class Farewell:
 
     def _expire(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         while self._lingering:
             oldest = next(iter(self._lingering.values()))
             if oldest.deadline > now:

@@ -50,8 +50,8 @@ def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
     """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX [max-connections:N]`. Raises ConfigError.
 
     The error has all problems. `=` is accepted in place of `:`; blank lines and lines that begin with `#` are
-    skipped. `access` says which other users must not be able to write it, and `lines` where a line ends. A file
-    that others may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
+    skipped. `access` says which other users must not be able to write it, and `lines` where a line ends. A file that
+    others may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
     """
     name = os.fspath(path)
     lines = read_token_lines(split_lines(read_text(name)), name)
