@@ -225,7 +225,7 @@ class Acceptor:
             if is_tcp:
                 newcomer.host = address[0]
                 if not tune_tcp(fd):
-                    newcomer.close()
+                    self._farewell.abandon(newcomer)
                     continue
             self._begin(newcomer)
 

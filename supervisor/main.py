@@ -551,6 +551,8 @@ class Supervisor:
                 lag_ms=round(self._lag_ms, 1),
                 connections=self._ledger.owned.total,
                 max_connections=self._ledger.quotas.most,
+                silent_total=self._farewell.silent,
+                reset_total=self._farewell.resets,
                 problems=self._footing.problems,
                 write_failures_total=self._footing.files.failures_total,
                 mended_total=self._footing.places.mended_total,
