@@ -25,7 +25,7 @@ class CloseCode(StrEnum):
     """The kernel gave up on it: keepalive, ``TCP_USER_TIMEOUT``, no route."""
 
     BAD_FRAME = "bad_frame"
-    """What the agent sent cannot be cut into frames any more."""
+    """What the agent sent cannot be cut into frames, was not complete in time, or cost much and answered nothing."""
 
     NOT_READING = "not_reading"
     """More waits for the agent than a connection may hold."""

@@ -27,12 +27,19 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
+from ipc.folders import make_private
+
 ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
 
-UNIX_PATH_MAX = 107
-"""Longest path of a Unix socket in bytes, without its final NUL: unix(7); libzmq has the same limit."""
+_SUPERVISOR_SOCKETS = ("supervisor.query", "supervisor.handoff", "bus", "counts")
+_SHARD_SOCKETS = ("handoff", "query", "proxy")
+AGENTS_SOCKET = "agents.sock"
+"""The Unix socket in the runtime directory where a configuration without a listener listens."""
 
-_LONGEST_NAME = "shard-63.handoff"
+_LONGEST_NAME = max(
+    (*_SUPERVISOR_SOCKETS, AGENTS_SOCKET, *(f"shard-{MAX_SHARDS - 1}.{kind}" for kind in _SHARD_SOCKETS)), key=len
+)
 
 
 class RuntimeDirError(Exception):
@@ -104,6 +111,11 @@ def default_runtime_dir() -> Path:
     return Path(f"/tmp/shardgate-{os.geteuid()}")  # noqa: S108 - created 0700 and checked to be ours
 
 
+def excess_length(path: str | os.PathLike[str]) -> int:
+    """By how many bytes the longest path of a socket in the directory *path* is too long; 0 or less: it fits."""
+    return len(os.fsencode(Path(path).absolute() / _LONGEST_NAME)) - UNIX_PATH_MAX
+
+
 class RuntimeDir:
     """Paths, records and the lock of one runtime directory.
 
@@ -152,14 +164,9 @@ class RuntimeDir:
         Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
         when somebody else could put files into it.
         """
-        longest = len(os.fsencode(self.path / _LONGEST_NAME))
-        if longest > UNIX_PATH_MAX:
-            raise RuntimeDirError(
-                f"{self.path}: the path is {longest - UNIX_PATH_MAX} bytes too long for Unix sockets"
-                f" ({UNIX_PATH_MAX} at most); choose a shorter --runtime-dir"
-            )
+        self.check_length()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path)
             info = self.path.lstat()
         except OSError as error:
             raise RuntimeDirError(f"{self.path}: {error.strerror}; choose another --runtime-dir") from error
@@ -172,6 +179,14 @@ class RuntimeDir:
         if info.st_mode & 0o077:
             # systemd's RuntimeDirectory= defaults to 0755; what lies inside is for this user alone.
             self.path.chmod(0o700)
+
+    def check_length(self) -> None:
+        """Raise `RuntimeDirError` when a socket in it would have too long a path."""
+        if (excess := excess_length(self.path)) > 0:
+            raise RuntimeDirError(
+                f"{self.path}: the path is {excess} bytes too long for Unix sockets"
+                f" ({UNIX_PATH_MAX} at most); choose a shorter directory"
+            )
 
     def lock(self) -> None:
         """Take the directory for this process until it ends or calls `unlock`.
@@ -273,11 +288,11 @@ class RuntimeDir:
 
     def forget_supervisor(self) -> None:
         """Remove the supervisor's record and sockets."""
-        self._remove("supervisor.json", "supervisor.query", "supervisor.handoff", "bus", "counts")
+        self._remove("supervisor.json", *_SUPERVISOR_SOCKETS)
 
     def forget_shard(self, shard: int) -> None:
         """Remove a shard's record and sockets."""
-        self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query", f"shard-{shard}.proxy")
+        self._remove(f"shard-{shard}.json", *(f"shard-{shard}.{kind}" for kind in _SHARD_SOCKETS))
 
     def forget_all_shards(self) -> None:
         """Remove what is left of any shard, of one without a record too: it may have been killed as it started.

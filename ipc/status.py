@@ -84,7 +84,8 @@ class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the
+    heartbeat. *last_event* is the newest thing that happened to the process, for people, and *last_event_at* when it
+    was, in RFC 3339. *slots* are what the
     supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
     *moved_total* counts the connections that went to other shards. Requests are events for agents: *requests_total* is
     all that have an outcome, *answered_total* and *failed_total* (by error code) together, and those *in_flight* have
@@ -120,6 +121,7 @@ class ShardRow(msgspec.Struct, kw_only=True):
     descriptor_limit: int = 0
     stale_s: float = 0.0
     last_event: str | None = None
+    last_event_at: str | None = None
 
 
 class ShardReport(msgspec.Struct, kw_only=True, array_like=True):

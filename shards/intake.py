@@ -15,7 +15,6 @@ from ipc.messages import (
     Declined,
     Entrust,
     Hello,
-    Kept,
     Message,
     MoveOut,
     Moving,
@@ -204,7 +203,7 @@ class Intake:
         elif isinstance(message, MoveOut):
             self._departures.begin(message)
         elif isinstance(message, Entrust):
-            self.custody.keep(message.listeners, descriptors)
+            self.custody.keep(message.listeners, descriptors, adds=message.adds)
             self._orphan.timeout = message.orphan_timeout
         elif isinstance(message, TakeBack):
             self._unanswered.append(message)
@@ -253,7 +252,7 @@ class Intake:
         while self._unanswered:
             answer = self._unanswered[0]
             if isinstance(answer, TakeBack):
-                sent = channel.try_send(Kept(self.custody.listeners), self.custody.descriptors)
+                sent = all(channel.try_send(*kept) for kept in self.custody.messages())
             else:
                 sent = channel.try_send(answer)
             if not sent:

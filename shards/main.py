@@ -12,7 +12,7 @@ from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
-from ipc.query import Method, QueryServer
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, record_of_this_process
 from ipc.stacks import stacks
@@ -85,7 +85,7 @@ class Shard:
         if status_dir is not None:
             path = status_dir.shard_query(shard)
             mode = socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -94,7 +94,8 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
-        self._budget = process.DescriptorBudget(expected=8)
+        looking = 0 if status_dir is None else LOOKERS.limits.connections
+        self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -175,7 +176,6 @@ class Shard:
 
     def _answers(self) -> dict[str, Method]:
         """What anybody may ask who reaches a query socket."""
-        pool = self._pool
         return {
             "status": lambda _: {
                 "shard": self._shard,
@@ -184,13 +184,7 @@ class Shard:
                 "handoff": messages.VERSION[0],
                 "report": self.report(),
             },
-            "agents": lambda args: listing.agents(
-                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
-            "connections": lambda args: listing.connections(
-                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
+            **listing.methods(self._pool),
         }
 
     def _room(self) -> int:

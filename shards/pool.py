@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import math
 import select
 import time
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import Capabilities, Dialect, awake
 from dialout.proxy.errors import (
@@ -29,9 +31,11 @@ from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
 from shards.calls import Call
 from shards.connection import Agent, Connection
+from shards.holding import Holding
 from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
+from shards.spending import Spending
 from shards.stream import Stream
 
 UPKEEP_SECONDS = 1.0
@@ -80,6 +84,8 @@ class AgentPool(PoolApi):
         self.readiness = readiness or Readiness()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
+        self.holding: Holding[Stream] = Holding(self.options.max_held_bytes)
+        self.spending = Spending()
         self.requests = Requests(shard, self.options, self._select)
         self.agents: dict[str, Agent] = {}
         self.connections: dict[int, Connection] = {}
@@ -96,6 +102,12 @@ class AgentPool(PoolApi):
             "agent speaks about its configuration",
             "agents speak about their configuration",
             names=("agent_id", "connection_id", "kind"),
+        )
+        self._slow_line = Line(
+            "the frames of one agent held everything up",
+            "the frames of some agents held everything up",
+            names=("agent_id", "connection_id"),
+            numbers=("seconds",),
         )
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -170,6 +182,12 @@ class AgentPool(PoolApi):
         if self._config_line.allows(agent_id):
             self._config_line.write(time.time(), agent_id, connection.connection_id, kind)
 
+    def note_slow_read(self, connection: Connection, seconds: float) -> None:
+        """Log that serving what an agent sent has held everything else up."""
+        agent_id = connection.agent.agent_id
+        if self._slow_line.allows(agent_id):
+            self._slow_line.write(time.time(), agent_id, connection.connection_id, seconds)
+
     def serves(self, agent_id: str) -> bool:
         """Whether the agent has a connection here that is not about to move to another shard."""
         agent = self.agents.get(agent_id)
@@ -215,6 +233,7 @@ class AgentPool(PoolApi):
             connection.close(CloseCode.SHARD_STOPPED, reason)
         self._upkeep_timer.cancel()
         self._config_line.close()
+        self._slow_line.close()
         self.requests.close()
         if self._owns_readiness:
             self.readiness.close()
@@ -335,6 +354,10 @@ class AgentPool(PoolApi):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
             elif connection.fd >= 0 and connection.pinged_at == 0:
                 connection.ping(next(self._sequence), now)
+        most = math.ceil(self.options.frame_timeout / UPKEEP_SECONDS)
+        for stream in self.holding.next_round(most):
+            stream.close(CloseCode.BAD_FRAME, f"a frame was not complete after {self.options.frame_timeout:g} s")
+        self.spending.sweep(monotonic())
         now = self._loop.time()
         self._sessions.sweep(now)
         self._breakers.sweep(now)

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 
 from dialout import ErrorCode, Registration, Rejection, awake
+from dialout.claims import Claim
+from dialout.registration import read_registration
 from ipc.events import Command, Probe
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
@@ -51,7 +53,7 @@ class Admission:
         self._clock = awake.clock()
         self._timer: asyncio.TimerHandle | None = None
         # Those who wait for `open`; None once it was called.
-        self._early: list[tuple[Newcomer, Registration]] | None = []
+        self._early: list[Newcomer] | None = []
 
     def __len__(self) -> int:
         return len(self._probes) + (0 if self._early is None else len(self._early))
@@ -59,21 +61,30 @@ class Admission:
     def open(self) -> None:
         """Begin to admit, those who came early first: the ledger knows all that it can know."""
         early, self._early = self._early or [], None
-        for newcomer, registration in early:
-            self.admit(newcomer, registration)
+        for newcomer in early:
+            assert newcomer.claim is not None
+            # The rules may have been read again since it came.
+            self.admit(newcomer, newcomer.claim)
 
-    def admit(self, newcomer: Newcomer, registration: Registration) -> None:
-        """Admit *newcomer*, refuse it, or let it wait for a probe."""
-        if self._early is not None:
-            self._early.append((newcomer, registration))
-            if self._timer is None:
-                self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
-            return
+    def admit(self, newcomer: Newcomer, claim: Claim) -> None:
+        """Admit *newcomer*, refuse it, or let it wait for a probe.
+
+        The policy decides on the claim. What else the registration holds is read only when that has been found good.
+        """
         try:
-            self.policy.check(registration, newcomer.uid() if self.policy.wants_uid else None)
+            self.policy.check(claim, newcomer.uid() if self.policy.wants_uid else None)
+            registration = newcomer.registration = read_registration(claim)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return
+        if self._early is None:
+            self._reserve(newcomer, registration)
+            return
+        self._early.append(newcomer)
+        if self._timer is None:
+            self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
+
+    def _reserve(self, newcomer: Newcomer, registration: Registration) -> None:
         try:
             number = self._ledger.reserve(registration.agent_id)
         except LimitReached:
@@ -107,7 +118,7 @@ class Admission:
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
         """Turn away everybody who waits; for the end."""
         early, self._early = self._early or [], None
-        for newcomer in [*self._probes.take_all(), *(newcomer for newcomer, _ in early)]:
+        for newcomer in [*self._probes.take_all(), *early]:
             self._farewell.reject(newcomer, rejection(newcomer))
         if self._timer is not None:
             self._timer.cancel()
@@ -161,11 +172,11 @@ class Admission:
         if following is not None:
             self._ask(following)
 
-    def _expire_early(self, early: list[tuple[Newcomer, Registration]]) -> None:
+    def _expire_early(self, early: list[Newcomer]) -> None:
         """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
         now = self._clock.time()
-        self._early = [entry for entry in early if entry[0].deadline > now]
-        for newcomer, _ in early:
+        self._early = [newcomer for newcomer in early if newcomer.deadline > now]
+        for newcomer in early:
             if newcomer.deadline <= now:
                 message = "the listener has just started, and waits for a shard that does not answer"
                 rejection = Rejection(ErrorCode.OVERLOADED, message, newcomer.answer_type, retry_after_ms=1000)

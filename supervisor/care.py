@@ -61,6 +61,7 @@ class Care:
     latency: RequestLatency = field(default_factory=RequestLatency)
     restarts: int = 0
     last_event: str | None = None
+    last_event_at: str | None = None
     backoff: Backoff = field(default_factory=Backoff)
     answer_limit: float = BOOT_LIMIT
     doubt: int = 0
@@ -164,6 +165,7 @@ class Care:
             restarts=self.restarts,
             uptime_s=round(now - self.started_at, 1) if pid is not None else 0.0,
             last_event=self.last_event,
+            last_event_at=self.last_event_at,
         )
         if self.report is not None and pid is not None:
             for name in ShardReport.__struct_fields__:
@@ -173,5 +175,5 @@ class Care:
         return row
 
     def note(self, event: str, when: str) -> None:
-        """Keep *event* as the newest thing that happened to the shard; *when* is the time of day."""
-        self.last_event = f"{when} {event}"
+        """Keep *event* as the newest thing that happened to the shard, at *when* in RFC 3339."""
+        self.last_event, self.last_event_at = event, when

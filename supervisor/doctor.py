@@ -43,7 +43,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     *directory* is the runtime directory, with its *mode* and *owner* where it is there. *records* are those of its
     processes, and whether they live; *sockets* those in it that nobody serves. *names* tells where each of our import
     names comes from, *strangers* the other distributions that own one of them. *agents* is how many connections there
-    are now.
+    are now. *limits* are how many descriptors each of the running processes may have open.
     """
 
     config: Config
@@ -63,6 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     clock_synchronised: bool | None
     strangers: Mapping[str, tuple[str, ...]]
     running: bool
+    limits: Mapping[str, int]
     versions: Mapping[str, str]
     version: str
 
@@ -159,16 +160,19 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
 
 def _descriptors(facts: Facts) -> Iterator[Finding]:
     about = "descriptors"
-    # A process raises its soft limit to the hard one by itself.
-    limit = facts.nofile_hard
+    # A process raises its soft limit to the hard one by itself, as it starts: what runs has what it has.
+    limit, whose = facts.nofile_hard, ""
+    if facts.limits:
+        name, limit = min(facts.limits.items(), key=lambda item: item[1])
+        whose = f" of {name}, which runs"
     room = limit - RESERVE
     handshakes = facts.config.max_handshakes
     if handshakes > room:
         yield Finding(
             about,
             Level.PROBLEM,
-            f"max-handshakes is {handshakes:,}, and a process may have {limit:,} descriptors open,"
-            f" {RESERVE} of them for itself",
+            f"max-handshakes is {handshakes:,}, and the limit{whose} is {limit:,} open descriptors,"
+            f" {RESERVE} of them for the process itself",
             f"raise the open files limit to {handshakes + RESERVE:,} or more (LimitNOFILE= in a unit of systemd, ulimit"
             " -Hn in a shell), or lower max-handshakes",
         )
@@ -176,11 +180,11 @@ def _descriptors(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             about,
             Level.HINT,
-            f"each shard can hold some {room:,} connections (limit {limit:,})",
+            f"each shard can hold some {room:,} connections (limit {limit:,}{whose})",
             f"raise the open files limit to {NOFILE_WANTED:,} or more where more agents than that may come",
         )
     else:
-        yield Finding(about, Level.OK, f"each shard can hold {room:,} connections (limit {limit:,})")
+        yield Finding(about, Level.OK, f"each shard can hold {room:,} connections (limit {limit:,}{whose})")
     shards = facts.config.shards or facts.cpus
     if facts.file_max is not None and facts.file_max < limit * (shards + 1):
         yield Finding(

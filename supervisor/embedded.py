@@ -17,6 +17,8 @@ from typing import Any, Self
 import msgspec
 
 from dialout import ErrorCode, Registration, Rejection, awake
+from dialout.claims import Claim
+from dialout.registration import read_registration
 from ipc.client import AcceptedClient, ClientGone, Probe
 from ipc.readiness import Readiness
 from supervisor.acceptor import Acceptor
@@ -89,7 +91,7 @@ class ReverseConnectionListener:
         (self._listener,) = open_all(config, Path())
         self._readiness = Readiness()
         self._farewell = Farewell(self._readiness)
-        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._registered)
+        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._claimed)
         self._ledger = Ledger(config.limits.max_connections_per_agent)
         self._connections = 0
         # Registered and in no pool, by number; those that accept has not returned yet are queued as well.
@@ -255,9 +257,10 @@ class ReverseConnectionListener:
 
     # Inside.
 
-    def _registered(self, newcomer: Newcomer, registration: Registration) -> None:
+    def _claimed(self, newcomer: Newcomer, claim: Claim) -> None:
         try:
-            self._policy.check(registration, None)
+            self._policy.check(claim, None)
+            registration = read_registration(claim)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return

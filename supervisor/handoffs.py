@@ -18,7 +18,6 @@ import asyncio
 import resource
 from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import islice
 from time import monotonic
 
 from dialout import ErrorCode, Rejection, awake
@@ -26,7 +25,6 @@ from ipc.handoff import HandoffChannel
 from ipc.histogram import Histogram
 from ipc.logs import get_logger
 from ipc.messages import (
-    MAX_BATCH,
     Commit,
     Declined,
     Entrust,
@@ -34,6 +32,7 @@ from ipc.messages import (
     Message,
     MoveOut,
     Prepared,
+    entrusting,
 )
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
@@ -91,7 +90,7 @@ class Handoffs:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
         # The listening sockets that every shard keeps copies of.
-        self._custody: tuple[Entrust, list[int]] | None = None
+        self._custody: list[tuple[Entrust, list[int]]] = []
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
@@ -105,17 +104,15 @@ class Handoffs:
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
         """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
-        # What does not fit into one message is not kept; nobody has that many.
-        first = dict(islice(listeners.items(), MAX_BATCH))
-        self._custody = Entrust(list(first), orphan_timeout), list(first.values())
+        self._custody = entrusting(listeners, orphan_timeout)
         for link in self._links.values():
-            link.custody = self._custody
+            link.custody = list(self._custody)
             self._touch(link)
 
     def add_shard(self, shard: int, channel: HandoffChannel) -> None:
         """Offer connections to *shard* from now on, over *channel*."""
         link = self._links[shard] = ShardLink(shard, channel)
-        link.custody = self._custody
+        link.custody = list(self._custody)
         self._touch(link)
         self._refresh()
 

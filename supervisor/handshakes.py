@@ -18,12 +18,11 @@ from time import monotonic
 from dialout import (
     ErrorCode,
     NotAgentProtocol,
-    Registration,
     Rejection,
     awake,
-    parse_registration,
     scan_first_frame,
 )
+from dialout.claims import Claim, read_claim
 from ipc.histogram import Histogram
 from ipc.readiness import Readiness
 from supervisor.config.model import Config
@@ -39,7 +38,8 @@ LARGEST_READ = 65536
 class Handshakes:
     """All handshakes in progress.
 
-    *on_registered* gets each newcomer whose registration is well-formed; it is not watched any more then.
+    *on_claim* gets each newcomer with the claim of its registration, which is all that has been read of it. It is not
+    watched any more then.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Handshakes:
         config: Config,
         readiness: Readiness,
         farewell: Farewell,
-        on_registered: Callable[[Newcomer, Registration], None],
+        on_claim: Callable[[Newcomer, Claim], None],
     ) -> None:
         self.config = config
         self.seconds = Histogram()
-        """From accept until the whole of a well-formed registration was read."""
+        """From accept until the whole frame was read, of those that claim to be registrations."""
         self._readiness = readiness
         self._farewell = farewell
-        self._on_registered = on_registered
+        self._on_claim = on_claim
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._waiting: dict[int, Newcomer] = {}
@@ -122,7 +122,7 @@ class Handshakes:
                 newcomer.wanted = len(newcomer.received) + found
                 return False
             frame_type, payload, newcomer.residue = found
-            registration = parse_registration(frame_type, payload)
+            claim = read_claim(frame_type, payload)
         except Rejection as rejection:
             self._forget(newcomer)
             self._farewell.reject(newcomer, rejection)
@@ -133,9 +133,9 @@ class Handshakes:
             return True
         self._forget(newcomer)
         newcomer.received = b""
-        newcomer.registration = registration
+        newcomer.claim = claim
         self.seconds.observe(monotonic() - newcomer.accepted_at)
-        self._on_registered(newcomer, registration)
+        self._on_claim(newcomer, claim)
         return True
 
     def _wait(self, newcomer: Newcomer) -> None:

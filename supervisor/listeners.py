@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ipc.capacity import UNIX_PATH_MAX
 from ipc.handoff import close_all
 from ipc.messages import KeptListener
 from ipc.peers import borrowed
-from ipc.rundir import UNIX_PATH_MAX
 from ipc.status import ListenerRow
 from supervisor.config.model import Config, TcpAddress
 

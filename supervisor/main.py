@@ -17,15 +17,17 @@ import msgspec
 from dialout import ErrorCode, Rejection, awake
 from ipc import process, signals
 from ipc.bus import close_context
+from ipc.capacity import default_shards
 from ipc.events import Command, ListAgents
 from ipc.logs import get_logger, level_name, log_loop_errors, say
-from ipc.query import Method, QueryServer, Refused
+from ipc.query import Refused, typed
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor
+from supervisor.acceptor import Acceptor, TooFewDescriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -74,6 +76,10 @@ NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
 
+class _Reload(msgspec.Struct):
+    dry_run: bool = False
+
+
 class Supervisor:
     """The supervisor: everything that it has, wired together. Make it on a running loop."""
 
@@ -106,7 +112,7 @@ class Supervisor:
         self._over = asyncio.Event()
         self._left: Estate | None = None
         self._cpu = process.CpuMeter()
-        self.shards = config.shards or len(os.sched_getaffinity(0))
+        self.shards = config.shards or default_shards()
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
         self._journal = Journal(self._ledger)
@@ -156,7 +162,8 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=0 if admin is None else http.MOST_CONNECTIONS,
+            spare=(0 if admin is None else http.MOST_CONNECTIONS)
+            + (0 if status_dir is None else LOOKERS.limits.connections),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
@@ -184,7 +191,7 @@ class Supervisor:
         self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
         if status_dir is not None:
             path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
 
     async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
@@ -480,10 +487,7 @@ class Supervisor:
         """Start an operation; what becomes of it, the query "operation" tells."""
         if self.successor is not None:
             raise Refused("a new supervisor takes over; ask that one in a moment")
-        try:
-            order = msgspec.convert(arguments, Operate)
-        except msgspec.ValidationError as error:
-            raise Refused(f"not an operation: {error}") from error
+        order = typed(arguments, Operate)
         operations, seconds, placement = self._operations, order.seconds, self._config.placement
         try:
             match order.what:
@@ -494,20 +498,23 @@ class Supervisor:
                 case "restart":
                     operation = operations.restart(order.shards, seconds)
                 case "scale":
+                    self._acceptor.check_room_for(order.number)
                     operation = operations.scale(order.number, seconds, placement)
                     self.shards = order.number
+                    self._acceptor.expect_shards(order.number)
                 case "rebalance":
                     operation = operations.rebalance(seconds, placement)
-        except CannotOperate as error:
+        except (CannotOperate, TooFewDescriptors) as error:
             raise Refused(str(error)) from error
         return operation.row
 
     def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked = typed(arguments, _Reload)
         try:
             before = self._settings()
-            if arguments.get("dry_run"):
+            if asked.dry_run:
                 config = self._config if self._load is None else self._load()
-                after = settings(config, tokens=Policy(config).tokens)
+                after = settings(config, tokens=self._policy_of(config).tokens)
             else:
                 self._reload()
                 after = self._settings()
@@ -519,6 +526,10 @@ class Supervisor:
             "restart_needed": [change.node for change in found if change.needs_restart],
             "changes": found,
         }
+
+    def _policy_of(self, config: Config) -> Policy:
+        """The rules of another configuration, for the listeners that there are until a restart."""
+        return Policy(config, [listener.address for listener in self.listeners if listener.kind == "tcp"])
 
     def _settings(self) -> list[Setting]:
         return settings(self._config, tokens=self._admission.policy.tokens)
@@ -552,7 +563,7 @@ class Supervisor:
         before = self._settings()
         try:
             config = self._config if self._load is None else self._load()
-            policy = Policy(config)
+            policy = self._policy_of(config)
         except ConfigError as error:
             self._config_error = str(error)
             self._reloads["failure"] += 1

@@ -7,6 +7,7 @@ from enum import Enum
 from ipc.handoff import HandoffChannel
 from supervisor.care import Care
 from supervisor.journal import Journal
+from supervisor.merge import rfc3339
 from supervisor.processes import Process
 
 
@@ -48,5 +49,5 @@ class Member:
 
     def note(self, code: str, text: str, more: str = "") -> None:
         """Keep what happened to it: *text* for status, with *more* for the history."""
-        self.care.note(text, time.strftime("%H:%M:%S"))
+        self.care.note(text, rfc3339(time.time()))
         self._journal.shard(self.shard, code, text + more)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 
 from dialout import Registration, acceptance_frame, answer_type_for
+from dialout.claims import Claim
 from ipc import peers
 from ipc.messages import Offer
 from ipc.version import __version__
@@ -23,14 +24,16 @@ class Newcomer:
 
     *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are
     monotonic time. Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to
-    go on; later it has a *registration*, then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by
-    which an unfinished handshake was counted. *wanted_by* is the shard that it should go to, if that takes it.
+    go on; later it has a *claim*, a *registration* once that is found good, then a *number* (its reserved slot) and an
+    *offer*. *waits_as* is the key by which an unfinished handshake was counted. *wanted_by* is the shard that it should
+    go to, if that takes it.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """
 
     received: bytes | bytearray = b""
     wanted = 0
+    claim: Claim | None = None
     registration: Registration | None = None
     residue = b""
     number = 0
@@ -51,9 +54,14 @@ class Newcomer:
     @property
     def answer_type(self) -> int:
         """Type byte of the answer that this agent understands, as far as that can be known yet."""
-        if self.registration is not None:
-            return self.registration.answer_type
+        if self.claim is not None:
+            return self.claim.answer_type
         return answer_type_for(self.received[4] if len(self.received) > 4 else None)
+
+    @property
+    def agent_id(self) -> str | None:
+        """The agent id that it claims, of a legal form; None while it has claimed none."""
+        return None if self.claim is None else self.claim.agent_id
 
     def on_ready(self, _events: int) -> None:
         """Pass readiness on to whoever waits for it."""
@@ -78,7 +86,7 @@ class Newcomer:
     def make_offer(self, registration: Registration, number: int, config: bytes | None) -> Offer:
         """What a pool needs to serve this agent, in the slot *number*; *config* goes into its acceptance."""
         agent_id, metadata = registration.agent_id, registration.metadata
-        self.number = number
+        self.number, self.registration = number, registration
         offer = self.offer = Offer(
             number,
             agent_id,

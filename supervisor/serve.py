@@ -13,27 +13,27 @@ import uvloop
 
 from ipc import process, signals
 from ipc.bus import close_context
+from ipc.capacity import default_shards
 from ipc.handoff import close_all
 from ipc.logs import configure, flush, get_logger
 from ipc.messages import KeptListener
-from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
+from supervisor.acceptor import TooFewDescriptors, check_descriptors
 from supervisor.activation import take_passed
+from supervisor.admin import http
 from supervisor.admin.server import open_admin
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.custody import take_back
-from supervisor.listeners import Listener, ListenError, open_all, remove_files
+from supervisor.listeners import Listener, ListenError, open_all, remove_files, wanted
 from supervisor.main import Supervisor
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
 from supervisor.sd import ServiceManager
 from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
-
-AGENTS_SOCKET = "agents.sock"
-"""The Unix socket in the runtime directory where a configuration without a listener listens."""
 
 _EXIT_CODES = {
     ConfigError: ExitCode.BAD_CONFIG,
@@ -64,13 +64,21 @@ def serve(
         passed = take_passed()
         life = _Life(config, rundir, load, origins or {}, (log_level, log_format), passed)
         process.raise_descriptor_limit()
+        life.check_descriptors()
         rundir.create()
         if not takeover:
             rundir.lock()
         life.make_status_dir()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(life.take_over() if takeover else life.begin())
-    except (ConfigError, RuntimeDirError, ListenError, TakeoverRefused, TakeoverTimedOut) as error:
+    except (
+        ConfigError,
+        RuntimeDirError,
+        ListenError,
+        TooFewDescriptors,
+        TakeoverRefused,
+        TakeoverTimedOut,
+    ) as error:
         print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
@@ -96,9 +104,19 @@ class _Life:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
         self._status_dir: RuntimeDir | None = None
-        self._policy = Policy(config)
+        inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
+        self._policy = Policy(config, inherited)
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
+
+    def check_descriptors(self) -> None:
+        """Raise `TooFewDescriptors` where no agent could ever be served."""
+        config = self._config
+        check_descriptors(
+            shards=config.shards or default_shards(),
+            listeners=len(wanted(config, self._default_path)),
+            spare=0 if config.admin_listen is None else http.MOST_CONNECTIONS,
+        )
 
     def make_status_dir(self) -> None:
         """Make the directory for those who may only look, where there is to be one."""

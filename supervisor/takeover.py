@@ -19,6 +19,7 @@ from ipc.logs import get_logger
 from ipc.messages import (
     BATCH_BYTES,
     MAX_BATCH,
+    Further,
     HandingOver,
     Handshake,
     Inheritance,
@@ -29,6 +30,7 @@ from ipc.messages import (
     Taken,
     TakeOver,
     Unregistered,
+    batches,
 )
 from ipc.rundir import RuntimeDir, RuntimeDirBusy
 from supervisor.newcomer import Newcomer
@@ -85,7 +87,8 @@ class Predecessor:
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._listeners: dict[KeptListener, int] = {}
         self._clock = awake.clock()
-        self._channel = HandoffChannel(sock, self._on_message, lambda _reason: self._messages.put_nowait(None))
+        self._why_lost = ""
+        self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
 
     @classmethod
     async def find(cls, rundir: RuntimeDir) -> "Predecessor | None":
@@ -130,9 +133,14 @@ class Predecessor:
                     raise TakeoverRefused(f"the supervisor (pid {self.pid}) {reason}")
                 case Inheritance(drained=drained):
                     return Estate(self._listeners, self.handshakes, drained)
-                case None if self._channel.unreadable:
+                case None if self._channel.is_foreign:
                     raise TakeoverRefused(
                         f"the supervisor (pid {self.pid}) speaks another version; stop it, and start this one"
+                    )
+                case None if self._channel.unreadable:
+                    raise TakeoverRefused(
+                        f"the supervisor (pid {self.pid}) handed over what cannot be taken ({self._why_lost});"
+                        " it goes on as it is"
                     )
                 case None:
                     close_all(list(self._listeners.values()))
@@ -143,12 +151,18 @@ class Predecessor:
         self._channel.try_send(Taken())
         self._channel.close()
 
+    def _on_lost(self, reason: str) -> None:
+        self._why_lost = reason
+        self._messages.put_nowait(None)
+
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Unregistered):
             for handshake, fd in zip(message.handshakes, descriptors, strict=True):
                 newcomer = Newcomer(fd, handshake.transport, self._clock.time() + handshake.seconds)
-                newcomer.received = handshake.received
+                newcomer.received = bytearray(handshake.received)
                 self.handshakes.append(newcomer)
+        elif isinstance(message, Further):
+            self.handshakes[-1].received += message.received
         elif isinstance(message, Kept):
             self._listeners.update(zip(message.listeners, descriptors, strict=True))
         elif isinstance(message, Inheritance):
@@ -337,11 +351,16 @@ class Succession:
 
 def _messages_of(estate: Estate, locks: Sequence[int], now: float) -> Iterator[tuple[Message, list[int]]]:
     for batch in _batches(estate.handshakes):
-        handshakes = [Handshake(n.transport, bytes(n.received), max(0.0, n.deadline - now)) for n in batch]
+        handshakes = [
+            Handshake(n.transport, bytes(n.received[:BATCH_BYTES]), max(0.0, n.deadline - now)) for n in batch
+        ]
         yield Unregistered(handshakes), [newcomer.fd for newcomer in batch]
-    # As many as one message carries; nobody has more.
-    listeners = list(estate.listeners.items())[:MAX_BATCH]
-    yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
+        # What is longer than a message is the only one in its batch.
+        longest = batch[-1].received
+        for start in range(BATCH_BYTES, len(longest), BATCH_BYTES):
+            yield Further(bytes(longest[start : start + BATCH_BYTES])), []
+    for listeners in batches(list(estate.listeners.items())):
+        yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
     yield Inheritance(list(estate.drained), len(locks)), list(locks)
 
 

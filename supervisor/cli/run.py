@@ -90,7 +90,7 @@ from supervisor.config.tokens import load_tokens
 )
 @click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
 @click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
-@click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 65536].")
+@click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 16384].")
 @click.option("--max-handshakes", type=int, metavar="N", help="Handshakes in progress [default: 4096].")
 @click.option(
     "--max-handshakes-per-peer", type=int, metavar="N", help="The same for one address or uid [default: 256]."

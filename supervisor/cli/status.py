@@ -90,4 +90,5 @@ def _text(rundir: RuntimeDir, collected: asking.Collected) -> str:
         supervisor_silent=collected.supervisor_silent,
         width=output.terminal_width(),
         colour=output.use_colour(),
+        now=time.time(),
     )

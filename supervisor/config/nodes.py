@@ -50,6 +50,9 @@ IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "sticky-idle": ("sticky_idle", values.duration),
     "ping-interval": ("ping_interval", values.duration),
     "ping-timeout": ("ping_timeout", values.duration),
+    "max-answer-bytes": ("max_answer_bytes", values.integer),
+    "max-held-bytes": ("max_held_bytes", values.integer),
+    "frame-timeout": ("frame_timeout", values.duration),
     "free-agent-memory": ("free_agent_memory", values.boolean),
 }
 # the same, inside admin

@@ -5,12 +5,13 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from supervisor.config.errors import ConfigError, Problem
 from supervisor.config.files import read_text
+from supervisor.config.lines import objection, split_lines
 from supervisor.config.model import Config, Token
 from supervisor.config.patterns import AgentPatterns, pattern_problem
 
@@ -48,28 +49,47 @@ def parse_digest(text: str) -> bytes:
 def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
     """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX`. Raises ConfigError with all problems.
 
-    `sha256=HEX` is accepted too; blank lines and lines that begin with `#` are skipped. A file that
-    everybody may write is refused, since whoever adds a line can register as any agent. One that others
-    may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
+    `sha256=HEX` is accepted too; blank lines and lines that begin with `#` are skipped. `access` says which other
+    users must not be able to write it, and `lines` where a line ends. A file that others may read is accepted: it
+    holds digests, and those of generated tokens cannot be guessed back.
     """
     name = os.fspath(path)
-    tokens: list[Token] = []
+    lines = read_token_lines(split_lines(read_text(name)), name)
+    if lines.problems:
+        raise ConfigError(lines.problems)
+    return tuple(token for _, token in lines.tokens)
+
+
+class TokenLines(msgspec.Struct, frozen=True):
+    """What lines of a token file say: tokens with the numbers of their lines, and what is wrong with other lines."""
+
+    tokens: list[tuple[int, Token]]
+    problems: list[Problem]
+
+
+def read_token_lines(lines: Sequence[str], name: str) -> TokenLines:
+    """Read the lines of a token file, which is called *name* in problems."""
+    tokens: list[tuple[int, Token]] = []
     problems: list[Problem] = []
-    for number, line in enumerate(read_text(name, refuse_world_writable=True).split("\n"), 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(lines, 1):
+        odd = objection(line)
+        if odd is not None:
+            problems.append(Problem(name, number, "", odd, "remove it; a line ends with LF, or with CR and LF"))
             continue
         try:
-            tokens.append(parse_token_line(text))
+            token = parse_token_line(line)
         except ValueError as error:
             problems.append(Problem(name, number, "token", str(error), _HOW_TO))
-    if problems:
-        raise ConfigError(problems)
-    return tuple(tokens)
+        else:
+            tokens += [(number, token)] if token is not None else []
+    return TokenLines(tokens, problems)
 
 
-def parse_token_line(text: str) -> Token:
-    """Read one line of a token file. Raises ValueError, whose text never repeats the line."""
+def parse_token_line(line: str) -> Token | None:
+    """Read one line of a token file; None for a blank one and a comment. Raises ValueError, which never repeats it."""
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return None
     found = _LINE.fullmatch(text)
     if found is None:
         raise ValueError("expected patterns and a SHA-256")
