@@ -35,6 +35,7 @@ from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
 from ipc.messages import Established, Offer
+from ipc.peers import owner
 from shards.breaker import Breaker
 from shards.calls import Call, Outcome
 from shards.kind import Kind
@@ -61,8 +62,8 @@ class Pool(Host, Protocol):
     """What a connection needs of the pool that it is in."""
 
     requests: Requests
-    clock: AwakeClock
     spending: Spending
+    clock: AwakeClock
     frames_total: int
     leaving: int
 
@@ -116,6 +117,7 @@ class Connection(Stream):
         "number",
         "on_closed",
         "open",
+        "owner",
         "paused",
         "pending",
         "ping_mark",
@@ -140,6 +142,8 @@ class Connection(Stream):
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
+        # One object for all that have the same owner: 100,000 of them weigh.
+        self.owner = owner(*offer.owner)
         self.connected_at = time.time()
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
@@ -331,6 +335,7 @@ class Connection(Stream):
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
             ),
+            self.owner,
         )
 
     def _restore(self, state: Established) -> None:

@@ -96,6 +96,13 @@ class Intake:
         """Those of `moving` that were members here."""
         return [number for number in self._departing if number in self.prepared]
 
+    def listen_again(self, listener: socket.socket) -> None:
+        """Let supervisors connect to *listener* from now on: the file of the socket before it is gone."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
+
     def retire(self) -> None:
         """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
         self.custody.close()

@@ -26,6 +26,7 @@ from ipc.logs import Line, get_logger
 from ipc.messages import Offer
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
+from ipc.timers import Every
 from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
@@ -51,6 +52,9 @@ DEPARTED_KEPT = 2.0
 
 LEAVING_PAUSE = 0.005
 """Seconds between looks at an agent whose connections are all about to move, and have something in flight."""
+
+MOST_GONE = 1024
+"""Connections that one probe closes; for the others there is the loop."""
 
 MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
@@ -121,7 +125,7 @@ class AgentPool(PoolApi):
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
         self._to_write: list[Stream] = []
         self._sequence = itertools.count(1)
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
+        self._upkeep_timer = Every(UPKEEP_SECONDS, self._upkeep)
         self._upkeep_round = 0
 
     # Connections.
@@ -198,7 +202,12 @@ class AgentPool(PoolApi):
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
-        """Close those connections of the agent that are at their end, or dead; whether there were any."""
+        """Close those connections of the agent that are at their end, or dead; whether there were any.
+
+        Without an agent: those of any agent of which the kernel says so, at most `MOST_GONE`.
+        """
+        if not agent_id:
+            return self._close_gone()
         agent = self.agents.get(agent_id)
         if agent is None:
             return True
@@ -214,6 +223,13 @@ class AgentPool(PoolApi):
         for connection in by_fd.values():
             if connection.fd >= 0 and self._is_dead(connection, now):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
+        return self.closed_total > before
+
+    def _close_gone(self) -> bool:
+        before = self.closed_total
+        for owner in self.readiness.gone(MOST_GONE):
+            if isinstance(owner, Connection) and owner.fd >= 0:
+                self._read_to_the_end(owner)
         return self.closed_total > before
 
     def write_soon(self, stream: Stream) -> None:
@@ -344,7 +360,6 @@ class AgentPool(PoolApi):
 
     def _upkeep(self) -> None:
         """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
         now = self.clock.time()
         shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
         self._upkeep_round = (self._upkeep_round + 1) % shares

@@ -382,7 +382,8 @@ class Requests:
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
                 # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
-                call.excused = now - call.sent < PATIENCE * self.options.request_timeout
+                had_it_for = call.timeout - (call.sent - call.began)
+                call.excused = had_it_for < PATIENCE * self.options.request_timeout
                 seconds = f"{call.timeout:g} s"
                 self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
         if not len(self._deadlines):

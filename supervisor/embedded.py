@@ -28,10 +28,11 @@ from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, Toke
 from supervisor.config.tokens import hash_token, read_token_file
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.listeners import ListenError, open_all
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
+from supervisor.quotas import LimitReached
 
 __all__ = [
     "AcceptError",
@@ -322,10 +323,12 @@ class ReverseConnectionListener:
 
     def _tick(self) -> None:
         now = self._clock.time()
-        for newcomer in list(self._held.values()):
-            if newcomer.deadline <= now:
-                self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
-        self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
+        try:
+            for newcomer in list(self._held.values()):
+                if newcomer.deadline <= now:
+                    self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
+        finally:
+            self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
 
     def _end_when_quiet(self) -> None:
         if len(self._farewell):

@@ -339,6 +339,13 @@ class Handoffs:
     def _tick(self) -> None:
         self._timer = None
         now = self._clock.time()
+        try:
+            self._look(now)
+        finally:
+            if self._parked or any(link.newcomers or link.paused_until > now for link in self._links.values()):
+                self._start_timer()
+
+    def _look(self, now: float) -> None:
         for link in list(self._links.values()):
             if link.is_late(now):
                 # Its answer may wait to be read.
@@ -355,8 +362,6 @@ class Handoffs:
                 self._turn_away(newcomer, _overloaded(newcomer, "no shard could take the connection in time"))
             else:
                 self._parked.append(newcomer)
-        if self._parked or any(link.newcomers or link.paused_until > now for link in self._links.values()):
-            self._start_timer()
 
     def _refresh(self) -> None:
         """Find out again which shards can take a connection now, and offer them those who are parked."""

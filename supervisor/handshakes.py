@@ -58,7 +58,7 @@ class Handshakes:
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._waiting: dict[int, Newcomer] = {}
-        self._by_peer: dict[int | str, dict[int, Newcomer]] = {}
+        self._by_peer: dict[str, dict[int, Newcomer]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:

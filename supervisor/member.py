@@ -22,10 +22,11 @@ class Fate(Enum):
 class Member:
     """A place, which stays while processes come and go in it. *respawn* is the timer of the next start.
 
-    *began_at* is when its process was started, or found (monotonic time).
+    *began_at* is when its process was started, or found (monotonic time). *why_not_started* is said once, while the
+    same keeps a process from being started.
     """
 
-    __slots__ = ("_journal", "began_at", "care", "channel", "fate", "process", "respawn", "shard")
+    __slots__ = ("_journal", "began_at", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
 
     def __init__(self, shard: int, journal: Journal) -> None:
         self.shard = shard
@@ -34,6 +35,7 @@ class Member:
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
         self.fate = Fate.RESPAWN
+        self.why_not_started = ""
         self.began_at = 0.0
         self._journal = journal
 

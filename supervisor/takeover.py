@@ -271,8 +271,17 @@ class Succession:
         self._asking: list[Successor] = []
         self._started: Process | None = None
         self._boot_timer: awake.Timer | None = None
+        self._rundir = rundir
         self._listener = handoff.listen(rundir.supervisor_handoff)
         self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def listen_again(self) -> None:
+        """Let whoever takes over ask at a new socket: the file of the old one is gone."""
+        listener = handoff.listen(self._rundir.supervisor_handoff)
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
 
     def start_one(self) -> None:
         """Start the code that is installed now, which asks then; what is wrong is logged, and nothing has changed."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from ipc.status import ShardRow, ShardState, SupervisorRow
 from supervisor.cli.output import Cell, Column, styled, table
-from supervisor.merge import Status
+from supervisor.merge import Status, problems
 from supervisor.words import count, duration, moment_of, safe, size
 
 _COLUMNS = (
@@ -42,16 +42,35 @@ SLOW_MS = 50.0
 
 
 def status_text(
-    status: Status, *, runtime_dir: str, supervisor_silent: bool, width: int | None, colour: bool, now: float
+    status: Status,
+    *,
+    runtime_dir: str,
+    supervisor_silent: bool,
+    width: int | None,
+    colour: bool,
+    now: float,
+    held_by: int | None = None,
 ) -> str:
-    """Lay out *status* for people, within *width* columns where it is given; *now* is in seconds of the epoch."""
+    """Lay out *status* for people, within *width* columns where it is given; *now* is in seconds of the epoch.
+
+    *held_by* is the supervisor's process where that cannot be asked: its sockets are gone.
+    """
     if status.supervisor is not None:
         head = list(_supervisor_lines(status.supervisor, now, colour=colour))
     elif supervisor_silent:
         head = [styled(f"supervisor in {safe(runtime_dir)} does not answer", "red", enabled=colour)]
+    elif held_by is not None:
+        text = (
+            f"supervisor pid {held_by} runs and cannot be asked: its sockets in {safe(runtime_dir)} are gone;"
+            " it makes them again within seconds, or its log says why not"
+        )
+        head = [styled(text, "red", enabled=colour)]
     else:
         text = f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'"
         head = [styled(text, "red", enabled=colour)]
+    head += [
+        styled(f"problem    {safe(problem, _LONGEST_PROBLEM)}", "red", enabled=colour) for problem in problems(status)
+    ]
     known = status.supervisor is not None
     rows = [_shard_cells(row, now, supervised=known) for row in status.shards]
     if len(status.shards) > 1:

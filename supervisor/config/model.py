@@ -1,5 +1,6 @@
 """What a configuration is, with its defaults, and the rules that span more than one value."""
 
+import hashlib
 import ipaddress
 import math
 import socket
@@ -19,6 +20,8 @@ from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 BLOCK = "reverse-listener"
 # Each registration looks at each of them.
 MAX_AGENT_CONFIG_RULES = 256
+MAX_RULE_NAME = 200
+MAX_CONNECTIONS = 10_000_000
 
 
 class Placement(StrEnum):
@@ -54,14 +57,27 @@ class TcpAddress(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True):
     """A token that agents may present: the patterns of ids it is good for and its SHA-256 (32 bytes).
 
+    `max_connections` bounds the connections of all agents that it, and others with the same patterns, let in.
+
     Neither repr shows the digest: that of a token which somebody thought up can be guessed back.
     """
 
     patterns: tuple[str, ...]
     digest: bytes
+    max_connections: int | None = None
+
+    @property
+    def rule(self) -> str:
+        """What connections that it let in are counted by: its patterns, so that a new token can take its place."""
+        name = ",".join(sorted(self.patterns))
+        if len(name) <= MAX_RULE_NAME:
+            return name
+        # It travels with each connection.
+        return f"{len(self.patterns)} patterns, sha256 {hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def __repr__(self) -> str:
-        return f"Token(patterns={self.patterns!r}, digest=…)"
+        most = "" if self.max_connections is None else f", max_connections={self.max_connections}"
+        return f"Token(patterns={self.patterns!r}, digest=…{most})"
 
     def __rich_repr__(self) -> Iterator[tuple[str, object]]:  # type: ignore[override]  # msgspec's is loose
         yield "patterns", self.patterns
@@ -89,11 +105,12 @@ class ReverseConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `shardgate run` can be told. Two equal configurations behave the same.
 
-    `shards` None means one per CPU that the process may use (`ipc.capacity`); `allow_uids` None lets any uid register
-    over the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
-    those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
-    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the admin
-    endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
+    `max_connections` bounds all connections together, `max_connections_per_peer` those of one address or uid; None
+    leaves that to what descriptors allow. `shards` None means one per CPU that the process may use (`ipc.capacity`);
+    `allow_uids` None lets any uid register over the Unix socket. `tokens` are those written in the configuration;
+    `tokens.load_tokens` adds those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a
+    supervisor. `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the
+    admin endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
     without one.
     """
 
@@ -103,6 +120,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     socket_group: int | str | None = None
     tcp_addresses: tuple[TcpAddress, ...] = ()
     limits: ReverseConnectionConfig = ReverseConnectionConfig()
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
     max_registration_bytes: int = 16_384
     max_handshakes: int = 4096
     max_handshakes_per_peer: int = 256
@@ -236,8 +255,11 @@ def _out_of_range(config: Config) -> list[Problem]:
         problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
 
     limits, total, pool = config.limits, config.max_handshakes, config.pool
+    most, of_peer = config.max_connections, config.max_connections_per_peer
     ranges = (
         ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
+        ("max-connections", 1 if most is None else most, 1, MAX_CONNECTIONS),
+        ("max-connections-per-peer", 1 if of_peer is None else of_peer, 1, MAX_CONNECTIONS),
         ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
         ("max-handshakes", config.max_handshakes, 1, 65_536),
         # A total that is out of range itself is one problem, not two.

@@ -18,6 +18,8 @@ SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "socket-owner": ("socket_owner", values.owner),
     "socket-group": ("socket_group", values.owner),
     "max-connections-per-agent": ("max_connections_per_agent", values.integer),
+    "max-connections": ("max_connections", values.integer),
+    "max-connections-per-peer": ("max_connections_per_peer", values.integer),
     "handshake-timeout": ("handshake_timeout", values.duration),
     "max-registration-bytes": ("max_registration_bytes", values.integer),
     "max-handshakes": ("max_handshakes", values.integer),
