@@ -11,6 +11,7 @@ import uvloop
 
 from dialout import awake
 from ipc import events, handoff, messages, process, signals
+from ipc.at_work import shared_note
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
@@ -71,6 +72,7 @@ class Shard:
         )
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
+        self._pool.at_work = shared_note()
         self._configs = ConfigDelivery(self._pool)
         self._directory = Directory()
         self._directory_asked_at = 0.0

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Protocol, cast
 
 from dialout import FrameDecoder, FrameError
+from ipc.at_work import NOTHING
 from ipc.events import CloseCode
 from ipc.options import PoolOptions
 from ipc.readiness import READ, WRITE, Readiness
@@ -27,6 +28,8 @@ class Host(Protocol):
     options: PoolOptions
     readiness: Readiness
     holding: "Holding[Stream]"
+    at_work: memoryview
+    """Where the number of the stream stands whose frames are served at this moment (`ipc.at_work`)."""
 
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
@@ -38,15 +41,16 @@ class Host(Protocol):
 class Stream(ABC):
     """The only owner of one descriptor: it reads, writes and closes, and knows nothing of what frames mean.
 
-    Frames of one turn of the loop leave in one write. Subclasses serve the frames that come (`_serve`), and clean up
-    when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
-    use; where there are any, the subclass is told what the read has cost (`_spent`).
+    Frames of one turn of the loop leave in one write. Subclasses set the *number*, serve the frames that come
+    (`_serve`), and clean up when the stream has been closed, by either side (`_closed`). *useless* counts the frames of
+    a read that were of no use; where there are any, the subclass is told what the read has cost (`_spent`).
     """
 
     __slots__ = (
         "decoder",
         "fd",
         "holds",
+        "number",
         "offset",
         "out",
         "pool",
@@ -55,6 +59,8 @@ class Stream(ABC):
         "waiting_bytes",
         "wants_write",
     )
+
+    number: int
 
     def __init__(self, pool: Host, fd: int) -> None:
         self.pool = pool
@@ -234,15 +240,19 @@ class Stream(ABC):
 
     def _take(self, data: bytes) -> None:
         began = monotonic()
+        at_work = self.pool.at_work
+        at_work[0] = self.number
         try:
             frames = self.decoder.feed(data)
         except FrameError as error:
             for frame_type, payload in error.frames:
                 self._serve(frame_type, payload)
             self.close(CloseCode.BAD_FRAME, str(error))
+            at_work[0] = NOTHING
             return
         for frame_type, payload in frames:
             self._serve(frame_type, payload)
+        at_work[0] = NOTHING
         if self.useless or len(data) >= LARGE_READ:
             self._spent(monotonic() - began, len(frames))
             self.useless = 0

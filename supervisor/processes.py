@@ -43,6 +43,19 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    def cpu_seconds(self) -> float | None:
+        """The processor time that its main thread has used (proc(5), stat); None when that cannot be read.
+
+        All of our work is done in the main thread. Other threads, ZeroMQ's, go on where that one hangs.
+        """
+        try:
+            stat = Path(f"/proc/{self.pid}/task/{self.pid}/stat").read_bytes()
+        except OSError:
+            return None
+        # Behind the name, which may hold anything: the 14th and 15th field of all, utime and stime.
+        user, system = stat[stat.rindex(b")") + 2 :].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def reap(self) -> str:
         """Collect the ended process and say how it ended, for people. Call once, when *pidfd* is readable."""
         if not self.is_child:
