@@ -29,7 +29,7 @@ from dialout import (
     pong_for,
 )
 from dialout.awake import AwakeClock
-from dialout.dialects import MAX_PING
+from dialout.dialects import MAX_PING, says_draining
 from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
@@ -435,8 +435,12 @@ class Connection(Stream):
         pong = pong_for(self.kind.dialect, frame_type, payload)
         if pong is None:
             self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
-        else:
-            self.send(pong)
+            return
+        if says_draining(payload):
+            # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
+            self.health = HealthState.DRAINING
+            self._look_whether_open()
+        self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

@@ -13,7 +13,7 @@ from dialout import awake
 from ipc import events, handoff, messages, process, signals
 from ipc.at_work import shared_note
 from ipc.bus import close_context
-from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
+from ipc.logs import Line, change_level, configure, flush, get_logger, log_loop_errors
 from ipc.options import PoolOptions
 from ipc.peers import Owner
 from ipc.places import LOOK_SECONDS, CannotMend, Places
@@ -249,7 +249,7 @@ class Shard:
         return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
     def _orphaned(self) -> None:
-        self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
+        self._log.error("no supervisor has come, ending; 'shardgate run' starts everything again")
         self.drain()
 
     def _closed(self, gone: events.Gone) -> None:
@@ -280,8 +280,7 @@ class Shard:
         elif isinstance(command, events.Kick):
             self._kicks.order(command)
         elif isinstance(command, events.SetLogLevel):
-            set_level(command.level)
-            self._log.error("log level set", log_level=command.level)
+            change_level(command.level)
         elif isinstance(command, events.Stop):
             self._stop_by(awake.clock().time() + command.seconds)
 

@@ -119,6 +119,8 @@ class Fleet:
     def leave(self) -> None:
         """Let go of all shards, which serve on: another supervisor adopts them."""
         self._stopping = True
+        # The next supervisor's channels end ours: no loss to warn of.
+        self.lines.closing()
         for member in self._members.values():
             if member.respawn is not None:
                 member.respawn.cancel()

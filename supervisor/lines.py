@@ -96,7 +96,7 @@ class Lines:
         self._on_known()
 
     def closing(self) -> None:
-        """Expect the shards to end."""
+        """Expect the channels to end: the shards do, or another supervisor has opened its own."""
         self._closing = True
 
     def close(self) -> None:

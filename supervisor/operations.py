@@ -152,7 +152,8 @@ class Operations:
             row.is_done = True
             outcome = row.error or f"moved {row.moved}, left {row.left}, {row.seconds:.1f} s"
             self._journal.supervisor("operation", f"{row.name}: {outcome}")
-            self._log.info(
+            log = self._log.warning if row.error is not None or row.left else self._log.info
+            log(
                 "operation done",
                 name=row.name, moved=row.moved, left=row.left, seconds=row.seconds, error=row.error,
                 p50_ms=row.p50_ms, p99_ms=row.p99_ms,

@@ -110,6 +110,11 @@ class _Life:
     ) -> None:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
+        for path in (config.path, config.admin_listen):
+            if isinstance(path, str) and rundir.is_ours(Path(path).absolute()):
+                raise ListenError(
+                    f"{path} is a name that shardgate itself uses; choose another name, or another folder"
+                )
         self._status_dir: RuntimeDir | None = None
         inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
         self._policy = Policy(config, inherited)
