@@ -37,7 +37,7 @@ def shared_note() -> memoryview:
 
 
 def private_note() -> memoryview:
-    """A cell that nobody else reads, where a pool is part of another program."""
+    """A cell that no other process reads, where a pool is part of another program."""
     return memoryview(bytearray(_BYTES)).cast("Q")
 
 

@@ -1,7 +1,7 @@
-"""Processes that ended and that nobody else collects: as process 1, or as a subreaper, this one is given orphans.
+"""Orphans that have ended: as process 1, or as a subreaper, this process is given them, and has to collect them.
 
-An image without an init has no other. Our own children are watched by their pidfds, and `Process.reap` wants their
-status: only those that are not ours are collected here, when SIGCHLD says that there may be one.
+An image without an init has no other process for it. Our own children are watched by their pidfds, and `Process.reap`
+wants their status: only those that are not ours are collected here, when SIGCHLD says that there may be one.
 """
 
 import asyncio

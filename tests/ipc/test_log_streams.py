@@ -75,7 +75,7 @@ print("done", flush=True)
 """
 
 
-def test_a_terminal_that_nobody_reads_stops_nothing(start: StartChild) -> None:
+def test_a_terminal_without_a_reader_stops_nothing(start: StartChild) -> None:
     master, slave = pty.openpty()
     try:
         child = start(TERMINAL, slave, keep=[slave])
@@ -99,7 +99,7 @@ def small_files() -> Callable[[int | None], None]:
 
 
 @pytest.mark.parametrize("flags", [os.O_APPEND, 0], ids=["appended", "at a shared offset"])
-def test_a_full_disk_leaves_no_half_line_whoever_writes_next(
+def test_a_full_disk_leaves_no_half_line_also_where_another_process_writes_next(
     tmp_path: Path, small_files: Callable[[int | None], None], flags: int
 ) -> None:
     path = tmp_path / "log"

@@ -40,7 +40,7 @@ def state(pid: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process, those included that nobody has collected."""
+    """The children of a process, those included that were not collected."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
