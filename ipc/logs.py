@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from ipc.log_levels import LEVEL_NAMES, LEVELS
-from ipc.log_output import LogOutput
+from ipc.log_output import LogOutput, StandardError
 
 _INFO = LEVELS["info"]
 
@@ -116,6 +116,12 @@ def level_name() -> str:
 def get_logger() -> Any:
     """The logger; structlog gives it its methods at run time, hence the type."""
     return structlog.get_logger()
+
+
+def take_standard_error() -> None:
+    """Have everything that is written to ``sys.stderr`` go the way of log lines, for a process of our own."""
+    if _State.output is not None and not isinstance(sys.stderr, StandardError):
+        sys.stderr = StandardError(sys.stderr, _State.output)
 
 
 def say(text: str) -> None:

@@ -115,7 +115,6 @@ class Connection(Stream):
         "leaving",
         "limit",
         "metadata",
-        "number",
         "on_closed",
         "open",
         "owner",

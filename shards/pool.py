@@ -21,6 +21,7 @@ from dialout.proxy.errors import (
     Overloaded,
     PoolError,
 )
+from ipc.at_work import private_note
 from ipc.events import CloseCode, Gone
 from ipc.logs import Line, get_logger
 from ipc.messages import Offer
@@ -86,6 +87,7 @@ class AgentPool(PoolApi):
         # While the shard empties itself, its agents are elsewhere, or about to be.
         self.draining = False
         self.readiness = readiness or Readiness()
+        self.at_work = private_note()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
         self.holding: Holding[Stream] = Holding(self.options.max_held_bytes)

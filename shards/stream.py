@@ -7,6 +7,7 @@ from time import monotonic, thread_time
 from typing import Protocol, cast
 
 from dialout import FrameDecoder, FrameError
+from ipc.at_work import NOTHING
 from ipc.events import CloseCode
 from ipc.options import PoolOptions
 from ipc.readiness import READ, WRITE, Readiness
@@ -33,6 +34,8 @@ class Host(Protocol):
     options: PoolOptions
     readiness: Readiness
     holding: "Holding[Stream]"
+    at_work: memoryview
+    """Where the number of the stream stands whose frames are served at this moment (`ipc.at_work`)."""
 
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
@@ -44,8 +47,8 @@ class Host(Protocol):
 class Stream(ABC):
     """The only owner of one descriptor: it reads, writes and closes, and knows nothing of what frames mean.
 
-    Frames of one turn of the loop leave in one write. Subclasses serve the frames that come (`_serve`), and clean up
-    when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
+    Frames of one turn of the loop leave in one write. Subclasses set the *number*, serve the frames that come
+    (`_serve`), and clean up when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
     use, *useless_bytes* their bytes; where there are any, the subclass is told what the read has cost (`_spent`). The
     clock costs nothing, but goes on while another process runs; that of the processor is asked once it is *watched*.
     """
@@ -54,6 +57,7 @@ class Stream(ABC):
         "decoder",
         "fd",
         "holds",
+        "number",
         "offset",
         "out",
         "pool",
@@ -65,6 +69,8 @@ class Stream(ABC):
         "wants_write",
         "watched",
     )
+
+    number: int
 
     def __init__(self, pool: Host, fd: int) -> None:
         self.pool = pool
@@ -249,12 +255,15 @@ class Stream(ABC):
     def _take(self, data: bytes) -> None:
         clock = thread_time if self.watched else monotonic
         began = clock()
+        at_work = self.pool.at_work
+        at_work[0] = self.number
         try:
             frames = self.decoder.feed(data)
         except FrameError as error:
             for frame_type, payload in error.frames:
                 self._serve(frame_type, payload)
             self.close(CloseCode.BAD_FRAME, str(error))
+            at_work[0] = NOTHING
             return
         served = 0
         for frame_type, payload in frames:
@@ -264,6 +273,7 @@ class Stream(ABC):
                 self._spent(seconds, served)
                 clock = thread_time
                 began, served, self.useless, self.useless_bytes = clock(), 0, 0, 0
+        at_work[0] = NOTHING
         if self.useless or len(data) >= LARGE_READ:
             self._spent(clock() - began, served)
             self.useless = self.useless_bytes = 0

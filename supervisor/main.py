@@ -57,6 +57,7 @@ from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
 from supervisor.quotas import Quotas
+from supervisor.reaper import Reaper
 from supervisor.sd import ServiceManager
 from supervisor.takeover import (
     FINISH_LIMIT,
@@ -221,6 +222,7 @@ class Supervisor:
             (signal.SIGUSR2, self._replace_for_signal),
         ):
             signals.on(self._loop, number, act)
+        reaper = Reaper()
         self._entrust()
         if self._admin is not None:
             await self._admin.start()
@@ -239,6 +241,7 @@ class Supervisor:
             await self._over.wait()
         finally:
             opening.cancel()
+            reaper.close()
             if self._left is None:
                 await self._end()
         return self._left

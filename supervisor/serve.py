@@ -15,7 +15,7 @@ from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.handoff import close_all
-from ipc.logs import configure, flush, get_logger
+from ipc.logs import configure, flush, get_logger, take_standard_error
 from ipc.messages import KeptListener
 from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.stacks import stacks
@@ -60,6 +60,7 @@ def serve(
     runs, if one does.
     """
     configure("supervisor", log_level, log_format)
+    take_standard_error()
     signals.log_to(get_logger(), stacks)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
