@@ -30,10 +30,21 @@ from dialout.decisions import (
     WebSocketDecision,
 )
 from dialout.errors import RemoteProtocolError
+from dialout.header_syntax import why_bad_header
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
+from dialout.scan import refuse_costly
 
-__all__ = ["READ_ERRORS", "Mutation", "WireResponse", "decode_response", "read_response", "unreadable", "why"]
+__all__ = [
+    "READ_ERRORS",
+    "SCANNED_ABOVE",
+    "Mutation",
+    "WireResponse",
+    "decode_response",
+    "read_response",
+    "unreadable",
+    "why",
+]
 
 READ_ERRORS: Final = (RemoteProtocolError, msgspec.DecodeError, ValueError, RecursionError)
 """All that reading can raise; ValueError covers bad UTF-8 and integers of thousands of digits."""
@@ -120,10 +131,24 @@ class _Challenge(Struct, gc=False):
     params: dict[str, Any] | None = None
 
 
-decode_response = Decoder(WireResponse).decode
+_decode_response = Decoder(WireResponse).decode
 _decode_block = Decoder(_Block).decode
 _decode_redirect = Decoder(_Redirect).decode
 _decode_challenge = Decoder(_Challenge).decode
+
+
+# RFC 3986 leaves no room for these in a URL.
+_find_control = re.compile(r"[\x00-\x20\x7f]").search
+
+SCANNED_ABOVE: Final = 512
+"""Bytes of an answer above which it is looked at before it is decoded. Ordinary answers are shorter."""
+
+
+def decode_response(payload: bytes) -> WireResponse:
+    """What an answer says, as it is written. Raises one of ``READ_ERRORS``, also for what would be dear to decode."""
+    if len(payload) > SCANNED_ABOVE:
+        refuse_costly(payload, SCANNED_ABOVE)
+    return _decode_response(payload)
 
 
 # --- the model ---------------------------------------------------------------------------------------
@@ -170,12 +195,15 @@ def _read_decision(wire: str | dict[str, Raw] | None, needs_more: bool) -> tuple
     [(kind, raw)] = wire.items()
     if kind == "block":
         block = _decode_block(raw)
+        _check_headers(block.headers)
         return Block(block.status, block.body, block.headers), needs_more
     if kind == "redirect":
         redirect = _decode_redirect(raw)
+        _check_word("the URL of a redirect", redirect.url)
         return Redirect(redirect.url, redirect.status), needs_more
     if kind == "challenge":
         challenge = _decode_challenge(raw)
+        _check_word("the type of a challenge", challenge.challenge_type)
         return Challenge(challenge.challenge_type, challenge.params or {}), needs_more
     if kind == "needs_more" and bytes(raw) == b"true":
         return None, True
@@ -214,7 +242,26 @@ def _read_header_op(wire: _HeaderOp) -> HeaderOp:
     [(operation, name, value)] = forms
     if name is None or (value is None and operation != "remove"):
         raise RemoteProtocolError("a header change lacks its name or its value")
+    _check_header(name, value)
     return HeaderOp(operation, name, value)
+
+
+def _check_header(name: str, value: str | None) -> None:
+    """Refuse a header that would end another one, or the message, where a proxy writes it."""
+    reason = why_bad_header(name, value)
+    if reason is not None:
+        raise RemoteProtocolError(reason)
+
+
+def _check_headers(headers: dict[str, str] | None) -> None:
+    for name, value in (headers or {}).items():
+        _check_header(name, value)
+
+
+def _check_word(what: str, text: str) -> None:
+    """Refuse what does the same in a Location or WWW-Authenticate header."""
+    if _find_control(text):
+        raise RemoteProtocolError(f"{what} has a control character or a space")
 
 
 def _read_mutation(wire: Mutation | None) -> BodyMutation | None:
@@ -236,13 +283,31 @@ def _read_websocket_decision(wire: str | dict[str, _Close] | None) -> WebSocketD
 # --- what cannot be read -----------------------------------------------------------------------------
 
 
+# Raw: what cannot be used may be dear to decode, too.
+_NOTHING: Final = Raw(b"null")
+_MAX_ID_LENGTH: Final = 6 * 256
+"""Bytes of an id as it is written: 256 characters, each of them escaped."""
+
+
 class _Ids(Struct):
-    request_id: Any = None
-    correlation_id: Any = None
-    audit: Any = None
+    request_id: Raw = _NOTHING
+    correlation_id: Raw = _NOTHING
+    audit: Raw = _NOTHING
+
+
+class _IdsAudit(Struct):
+    custom: Raw = _NOTHING
+
+
+class _IdsCustom(Struct):
+    correlation_id: Raw = _NOTHING
 
 
 _decode_ids = Decoder(_Ids).decode
+_decode_ids_audit = Decoder(_IdsAudit).decode
+_decode_ids_custom = Decoder(_IdsCustom).decode
+_decode_text = Decoder(str).decode
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 # SDK agents write the id first, so it survives whatever is wrong behind it; further in, a number under this
 # key could be anybody's.
 _request_id_at_start = re.compile(rb'\s*\{\s*"request_id"\s*:\s*(0|[1-9][0-9]{0,19})\s*[,}]').match
@@ -263,24 +328,42 @@ def why(error: Exception) -> str:
 
 def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:
     """An answer that raised ``error`` when it was read, with all the ids that can be dug out of it."""
-    request_id: object = None
-    correlation_id: object = None
+    request_id: int | None = None
+    correlation_id: str | None = None
     try:
         ids = _decode_ids(payload)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except _UNREADABLE:
         if found := _request_id_at_start(payload):
             request_id = int(found[1])
         named = set(_correlation_ids(payload))
         if len(named) == 1:
             correlation_id = named.pop().decode(errors="replace")
     else:
-        request_id, correlation_id = ids.request_id, ids.correlation_id
-        custom = ids.audit.get("custom") if type(ids.audit) is dict else None
-        if type(custom) is dict:
-            correlation_id = custom.get("correlation_id") or correlation_id
+        request_id = _read_number(ids.request_id)
+        correlation_id = _read_text(_id_in_audit(ids.audit)) or _read_text(ids.correlation_id)
     return Unreadable(
         frame_type,
         why(error),
-        request_id if type(request_id) is int and 0 < request_id <= _MAX_ID else None,
-        correlation_id if type(correlation_id) is str and correlation_id else None,
+        request_id if request_id is not None and 0 < request_id <= _MAX_ID else None,
+        correlation_id or None,
     )
+
+
+def _id_in_audit(audit: Raw) -> Raw:
+    try:
+        return _decode_ids_custom(_decode_ids_audit(audit).custom).correlation_id
+    except _UNREADABLE:
+        return _NOTHING
+
+
+def _read_number(raw: Raw) -> int | None:
+    """A number without sign, point and exponent, of as many digits as an id may have."""
+    digits = bytes(raw)
+    return int(digits) if len(digits) <= 20 and digits.isdigit() else None
+
+
+def _read_text(raw: Raw) -> str | None:
+    try:
+        return _decode_text(raw) if memoryview(raw).nbytes <= _MAX_ID_LENGTH else None
+    except _UNREADABLE:
+        return None

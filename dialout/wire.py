@@ -14,8 +14,9 @@ from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, HealthRe
 from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics
 from dialout.received import WireIds
 from dialout.responses import READ_ERRORS, why
+from dialout.scan import refuse_costly
 
-__all__ = ["Reader", "Wire", "Writer", "checked", "checked_size", "encode_json", "report_reader"]
+__all__ = ["MAX_REPORT", "Reader", "Wire", "Writer", "checked", "checked_size", "encode_json", "report_reader"]
 
 Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
 """(event, request id, correlation id, now) to the struct that is the payload."""
@@ -74,11 +75,23 @@ def checked_size(name: str, value: int | None) -> int | None:
     return None if value is None else checked(name, value, 64)
 
 
+MAX_REPORT: Final = 64 * 1024
+"""Bytes of a report: health, metrics, a word about configuration. A thousand series of metrics take about as many."""
+
+_SCANNED_ABOVE: Final = 256
+
+
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:
-    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored."""
+    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored.
+
+    So is what has more than ``MAX_REPORT`` bytes, and what would be dear to decode.
+    """
 
     def reader(payload: bytes) -> Inbound:
+        if len(payload) > MAX_REPORT:
+            return Ignored(frame_type, f"larger than {MAX_REPORT} bytes")
         try:
+            refuse_costly(payload, _SCANNED_ABOVE)
             return read(payload) or Ignored(frame_type, "of no known kind")
         except READ_ERRORS as error:
             return Ignored(frame_type, why(error))

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.strategies import header_names, header_values, words
 
 from dialout import (
     ALLOW,
@@ -142,7 +143,9 @@ def events(draw: st.DrawFn) -> tuple[Dialect, str, AgentEvent]:
 
 statuses = st.integers(100, 599)
 header_ops = st.lists(
-    st.builds(HeaderOp.set, texts, texts) | st.builds(HeaderOp.add, texts, texts) | st.builds(HeaderOp.remove, texts),
+    st.builds(HeaderOp.set, header_names, header_values)
+    | st.builds(HeaderOp.add, header_names, header_values)
+    | st.builds(HeaderOp.remove, header_names),
     max_size=3,
 ).map(tuple)
 tags = st.lists(texts, max_size=3).map(tuple)
@@ -157,9 +160,9 @@ def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
     dialect = draw(dialects)
     params = st.dictionaries(texts, texts if dialect is Dialect.CORE else json_values, max_size=3)
     final = st.one_of(
-        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(texts, texts, max_size=3)),
-        st.builds(Redirect, texts, statuses),
-        st.builds(Challenge, texts, params),
+        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(header_names, header_values, max_size=3)),
+        st.builds(Redirect, words, statuses),
+        st.builds(Challenge, words, params),
     )
     decision = draw(st.none() | st.just(ALLOW) | final)
     sdk = dialect is Dialect.SDK

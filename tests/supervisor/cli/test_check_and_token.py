@@ -43,7 +43,7 @@ def test_check_shows_what_is_in_effect_when_the_file_is_good(cli: Cli, folder: P
     assert first == f"{folder}/good.kdl: ok"
     told = dict(line.strip().split(maxsplit=1) for line in summary)
     assert told["listeners"] == f"uds {folder}/agents.sock, tcp 127.0.0.1:9090, tcp [::1]:9090"
-    assert told["limits"].startswith("4 connections per agent; registration within 90s and 65,536 bytes")
+    assert told["limits"].startswith("4 connections per agent; registration within 90s and 16,384 bytes")
     assert told["auth"] == "required, 3 tokens"
     assert told["agents"] == "waf-*, auth-agent"
     assert told["agent-config"] == "waf-*"
