@@ -57,19 +57,22 @@ def load_config(
     path: str | os.PathLike[str],
     options: Mapping[str, object] | None = None,
     lines: dict[str, int | None] | None = None,
+    others: list[str] | None = None,
 ) -> Config:
     """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
 
     `options` of the command line (see `options.apply_options`) take the place of what the file says before
     it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
     themselves are not kept: `tokens.load_tokens` reads them when they are needed. `lines` is filled with the line of
-    each node, under its path.
+    each node, under its path, `others` with the names of the blocks of a proxy, which are not read.
     """
     source = os.fspath(path)
     reader = _Reader(source, _parse(read_text(source), source))
     config, problems = reader.read(options or {})
     if lines is not None:
         lines.update(reader.lines)
+    if others is not None:
+        others += dict.fromkeys(node.name for node in reader.document.nodes if node.name != BLOCK)
     try:
         load_tokens(config)
     except ConfigError as error:
