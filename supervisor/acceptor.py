@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from supervisor.farewell import Farewell
@@ -107,6 +107,7 @@ class Acceptor:
         self._shards = shards
         self._budget = DescriptorBudget(expected=8 + DESCRIPTORS_OF_A_SHARD * shards + spare)
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
@@ -199,7 +200,7 @@ class Acceptor:
         kind, is_tcp = listener.kind, listener.kind == "tcp"
         # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
         now = monotonic()
-        deadline = now + self.handshake_timeout
+        deadline = self._clock.at(now) + self.handshake_timeout
         for _ in range(most):
             try:
                 fd, address = accept()

@@ -251,7 +251,7 @@ def _length_problems(config: Config) -> list[Problem]:
     for node, folder in (("runtime-dir", config.runtime_dir), ("status-dir", config.status_dir)):
         excess = 0 if folder is None else excess_length(folder)
         if excess > 0:
-            found.append((node, f"{excess} bytes too long: the paths of sockets in it have at most {UNIX_PATH_MAX}"))
+            found.append((node, f"{excess} bytes too long for Unix sockets in it ({UNIX_PATH_MAX} at most)"))
     hint = "choose a shorter folder"
     return [Problem(config.source, None, f"{BLOCK} > {node}", message, hint) for node, message in found]
 
