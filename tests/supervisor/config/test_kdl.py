@@ -412,7 +412,8 @@ def test_misspelt_block_is_an_error_beside_a_right_one_or_alone(name: str) -> No
     assert errors(block("") + f"{name} {{\n}}") == [f"listener.kdl:4: {message}"]
 
 
-def test_block_must_be_there_exactly_once() -> None:
+def test_block_must_be_there_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDGATE_RUNTIME_DIR", "/run/shardgate")
     nothing = (
         'listener.kdl: there is no reverse-listener block; write reverse-listener { path "/run/shardgate/agents.sock" }'
     )
