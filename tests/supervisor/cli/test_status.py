@@ -242,6 +242,7 @@ def test_help_is_no_dearer_than_status_since_it_imports_no_command(rundir: Path)
         command = [sys.executable, "-c", code, *arguments]
         env = environment() | {"SHARDGATE_RUNTIME_DIR": str(rundir)}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-        return set(done.stdout.rpartition("::")[2].split())
+        dear = ("supervisor", "ipc", "dialout", "shards", "msgspec", "psutil", "zmq", "asyncio")
+        return {name for name in done.stdout.rpartition("::")[2].split() if name.partition(".")[0] in dear}
 
     assert imported("--help") - imported("status") == set()
