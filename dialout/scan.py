@@ -63,7 +63,7 @@ def why_costly(payload: bytes, *, max_keys: int = MAX_KEYS, max_levels: int = MA
     brackets = outside.translate(None, _NO_BRACKET)
     # As many as may be there, each with its end; the loop takes a step for each.
     if _is_deep(brackets[: 2 * max_keys], max_levels):
-        return f"values nested more than {max_levels} levels deep"
+        return f"more than {max_levels} levels of nesting"
     if brackets.count(b"[") + brackets.count(b"{") > max_keys:
         return f"more than {max_keys} arrays and objects"
     return _why_numbers(outside)

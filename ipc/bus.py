@@ -106,11 +106,16 @@ class Bus:
         return bus
 
     def bind(self, path: Path, mode: int = 0o600) -> None:
-        """Listen at *path*. The caller holds the runtime directory's lock."""
+        """Listen at *path*, and where it listens already; OSError when that is not possible.
+
+        The caller holds the runtime directory's lock.
+        """
         # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
         previous = os.umask(0o777 & ~mode)
         try:
             self._socket.bind(_endpoint(path))
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         finally:
             os.umask(previous)
         self._watch()

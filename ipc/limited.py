@@ -158,7 +158,7 @@ class LimitedConnection:
 
     def begin(self) -> None:
         """Read what is there already, in the turn that accepted."""
-        self._read_now()
+        self._or_close(self._read_now)
 
     def read(self) -> None:
         """Read once, as soon as there is something, in a turn of this peer's; `received` gets it."""
@@ -167,8 +167,16 @@ class LimitedConnection:
             self._loop.add_reader(self._fd, self._readable)
 
     def turn(self, work: Callable[[], None]) -> None:
-        """Run *work* in a turn of this peer's, unless the connection is closed by then."""
-        self._turns.take(self.peer, lambda: None if self.is_closed else work())
+        """Run *work* in a turn of this peer's, unless the connection is closed by then.
+
+        A defect closes the connection: it would be served no more, and hold its place.
+        """
+
+        def guarded() -> None:
+            if not self.is_closed:
+                self._or_close(work)
+
+        self._turns.take(self.peer, guarded)
 
     def write(self, data: bytes) -> None:
         """Send *data*; `sent` is called when all has left, which may be at once."""
@@ -207,6 +215,13 @@ class LimitedConnection:
         self._sock.close()
         self._listener.connections.pop(self, None)
         self.lost()
+
+    def _or_close(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException:
+            self.close()
+            raise
 
     def _readable(self) -> None:
         self._unwatch()

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from dialout import Capabilities, Dialect, HealthState
+from ipc.peers import NOBODY, Owner
 
 VERSION = b"\x02"
 
@@ -61,7 +62,8 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent and nobody
     has taken for a frame yet: the first that the shard's decoder gets. *unsent* are the first bytes that the shard
     writes, at commit and not a moment earlier: the acceptance, the whole frame that makes an agent a member, or what
-    the shard that had the connection could not write any more. *state* is None for a newcomer.
+    the shard that had the connection could not write any more. *state* is None for a newcomer. *owner* is whose
+    connection it is, for the counts of the supervisor after this one.
     """
 
     number: int
@@ -73,6 +75,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     residue: bytes
     unsent: bytes
     state: Established | None = None
+    owner: Owner = NOBODY
 
     @property
     def weight(self) -> int:

@@ -74,13 +74,26 @@ class QueryServer:
         refusal: str = "",
         access: Access = OPERATORS,
     ) -> None:
+        self.path = path
         self._methods = methods
         self._refusal = refusal
-        self._sock = bind_private(path, socket.SOCK_STREAM, mode)
-        self._sock.listen(BACKLOG)
+        self._mode = mode
+        self._limits = access.limits
         share = None if access.part >= 1 else Share(access.part, _BURST, monotonic())
         self._turns = Turns(share)
-        self._listener = LimitedListener(self._sock, self._connection, lambda: access.limits, self._turns)
+        self._sock, self._listener = self._listen()
+
+    def bind(self) -> None:
+        """Listen again where the socket's file is gone; OSError when that is not possible."""
+        sock, listener = self._listen()
+        self._listener.close()
+        self._sock.close()
+        self._sock, self._listener = sock, listener
+
+    def _listen(self) -> tuple[socket.socket, LimitedListener]:
+        sock = bind_private(self.path, socket.SOCK_STREAM, self._mode)
+        sock.listen(BACKLOG)
+        return sock, LimitedListener(sock, self._connection, lambda: self._limits, self._turns)
 
     def close(self) -> None:
         """Stop answering. The socket's file stays: a successor may have bound the path by now."""

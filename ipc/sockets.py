@@ -22,6 +22,11 @@ def bind_private(path: Path, kind: socket.SocketKind, mode: int = 0o600) -> sock
             sock.bind(os.fspath(path))
         finally:
             os.umask(previous)
+    except OSError as error:
+        sock.close()
+        if error.errno is None:
+            raise  # Python's own, for a path that is too long: it says what it is about.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except BaseException:
         sock.close()
         raise

@@ -30,6 +30,7 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
     """Make the directory, or check and adjust the one that is there. It is to be locked. Raises `RuntimeDirError`."""
     rundir = RuntimeDir(path)
     rundir.check_length()
+    rundir.maker = lambda: create_status_dir(path, mode, group)
     try:
         gid = _group_id(group)
         make_private(rundir.path)

@@ -28,12 +28,14 @@ from dialout import (
     Unreadable,
     pong_for,
 )
-from dialout.dialects import MAX_PING
+from dialout.awake import AwakeClock
+from dialout.dialects import MAX_PING, says_draining
 from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
 from ipc.messages import Established, Offer
+from ipc.peers import owner
 from shards.breaker import Breaker
 from shards.calls import Call, Outcome
 from shards.kind import Kind
@@ -61,6 +63,7 @@ class Pool(Host, Protocol):
 
     requests: Requests
     spending: Spending
+    clock: AwakeClock
     frames_total: int
     leaving: int
 
@@ -114,6 +117,7 @@ class Connection(Stream):
         "number",
         "on_closed",
         "open",
+        "owner",
         "paused",
         "pending",
         "ping_mark",
@@ -138,6 +142,8 @@ class Connection(Stream):
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
+        # One object for all that have the same owner: 100,000 of them weigh.
+        self.owner = owner(*offer.owner)
         self.connected_at = time.time()
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
@@ -323,18 +329,21 @@ class Connection(Stream):
                 self.errors,
                 self.health,
                 self.paused,
-                self.pinged_at,
+                # In the other shard's process other times were slept through.
+                self.pinged_at and self.pinged_at + self.pool.clock.slept,
                 self.ping_mark,
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
             ),
+            self.owner,
         )
 
     def _restore(self, state: Established) -> None:
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
-        self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
+        self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self.pool.requests.begin_above(state.last_id)
         self._look_whether_open()
 
@@ -427,8 +436,12 @@ class Connection(Stream):
         pong = pong_for(self.kind.dialect, frame_type, payload)
         if pong is None:
             self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
-        else:
-            self.send(pong)
+            return
+        if says_draining(payload):
+            # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
+            self.health = HealthState.DRAINING
+            self._look_whether_open()
+        self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from supervisor.farewell import Farewell
@@ -33,6 +33,9 @@ MOST_UNDER_WAY = 8192
 
 DESCRIPTORS_OF_A_SHARD = 4
 """Descriptors that the supervisor has for each shard: its process, its channel, and two on the bus."""
+
+MOST_FORMER = 8
+"""Listening sockets that are kept open although somebody has removed their files."""
 
 _OF_ITS_OWN = 48
 """Descriptors of a supervisor beside its listeners and shards: the loop, ZeroMQ, locks; 36 were measured."""
@@ -96,12 +99,15 @@ class Acceptor:
         self._gather, self._flush = gather, flush
         self.handshake_timeout = handshake_timeout
         self._listeners = listeners
+        self._former: list[Listener] = []
+        self._is_on = False
         self._begin = begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
         self._shards = shards
         self._budget = DescriptorBudget(expected=8 + DESCRIPTORS_OF_A_SHARD * shards + spare)
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
@@ -133,20 +139,39 @@ class Acceptor:
 
     def start(self) -> None:
         """Accept from now on."""
-        for listener in self._listeners:
+        self._is_on = True
+        for listener in (*self._listeners, *self._former):
             self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+    def replace(self, old: Listener, new: Listener) -> None:
+        """Accept from *new*, and still from *old*, whose file is gone: its queue may hold somebody.
+
+        The oldest of more than `MOST_FORMER` such is closed.
+        """
+        self._listeners[self._listeners.index(old)] = new
+        self._former.append(old)
+        while len(self._former) > MOST_FORMER:
+            oldest = self._former.pop(0)
+            self._loop.remove_reader(oldest.sock.fileno())
+            oldest.leave()
+        if self._is_on:
+            self._loop.add_reader(new.sock.fileno(), self._accept, new)
 
     def stop(self) -> None:
         """Accept no more; the listeners stay open."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
-        for listener in self._listeners:
+        self._is_on = False
+        for listener in (*self._listeners, *self._former):
             self._loop.remove_reader(listener.sock.fileno())
 
     def close(self, *, leave: bool = False) -> None:
         """Stop, and close the listeners, or *leave* them to another process that has copies."""
         self.stop()
+        for listener in self._former:
+            listener.leave()
+        self._former.clear()
         for listener in self._listeners:
             listener.leave() if leave else listener.close()
         if self._reserve >= 0:
@@ -175,10 +200,10 @@ class Acceptor:
         kind, is_tcp = listener.kind, listener.kind == "tcp"
         # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
         now = monotonic()
-        deadline = now + self.handshake_timeout
+        deadline = self._clock.at(now) + self.handshake_timeout
         for _ in range(most):
             try:
-                fd, _address = accept()
+                fd, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -190,9 +215,11 @@ class Acceptor:
                 return
             newcomer = Newcomer(fd, kind, deadline)
             newcomer.accepted_at = now
-            if is_tcp and not tune_tcp(fd):
-                newcomer.close()
-                continue
+            if is_tcp:
+                newcomer.host = address[0]
+                if not tune_tcp(fd):
+                    newcomer.close()
+                    continue
             self._begin(newcomer)
 
     def _pause(self) -> None:

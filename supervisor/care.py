@@ -8,6 +8,7 @@
 """
 
 import signal
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ipc.status import RequestLatency, ShardReport, ShardRow, ShardState
@@ -49,7 +50,7 @@ class IllegalTransition(Exception):
 
 @dataclass(slots=True)
 class Care:
-    """The state of one shard. Times are seconds of the loop's clock."""
+    """The state of one shard. Times are seconds in which the supervisor ran (`dialout.awake`)."""
 
     shard: int
     state: ShardState = ShardState.DOWN
@@ -67,6 +68,9 @@ class Care:
     doubt: int = 0
     gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     has_counts: bool = False
+    capacity: int = 0
+    """How many agents' connections its descriptors allow, by the last word of any of its processes; 0 is unknown."""
+
     draining: bool = False
     """Gets no connections, by an operator's word; how its process is, *state* says."""
 
@@ -80,6 +84,11 @@ class Care:
     """How many signals it was sent for staying where it should go."""
 
     signalled_at: float = 0.0
+
+    def hears_of(self, report: ShardReport, latency: RequestLatency) -> None:
+        """Keep what a heartbeat tells."""
+        self.report, self.latency = report, latency
+        self.capacity = report.capacity or self.capacity
 
     def go(self, state: ShardState) -> None:
         """Change the state; IllegalTransition when that cannot be."""
@@ -177,3 +186,21 @@ class Care:
     def note(self, event: str, when: str) -> None:
         """Keep *event* as the newest thing that happened to the shard, at *when* in RFC 3339."""
         self.last_event, self.last_event_at = event, when
+
+
+def capacity_of(cares: Iterable[Care], load: Callable[[int], int]) -> int | None:
+    """How many agents' connections all shards may hold together, by their descriptors; None while none has said so.
+
+    A shard that is away for a moment, or has not said so yet, counts with what it or another had. One that drains
+    counts with its *load* alone.
+    """
+    cares = list(cares)
+    largest = max((care.capacity for care in cares), default=0)
+    if not largest:
+        return None
+    return sum(
+        load(care.shard)
+        if care.draining or care.foreign or care.state is ShardState.DRAINING
+        else care.capacity or largest
+        for care in cares
+    )

@@ -10,9 +10,11 @@ they hold: a stuck shard may have been passed over, and the same connection be s
 import asyncio
 from collections.abc import Callable
 
+from dialout import awake
 from ipc import events
 from ipc.events import CloseCode
 from ipc.logs import get_logger
+from ipc.peers import NOBODY, Owner
 from supervisor.care import Care
 from supervisor.handoffs import Handoffs
 from supervisor.journal import Journal
@@ -42,12 +44,14 @@ class Census:
         self._ledger, self._handoffs, self._moves, self._journal = ledger, handoffs, moves, journal
         self._send = send
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         # Numbers below it were drawn by an earlier supervisor.
         self._first_number = ledger.next_number
         self._next_request = 1
         self._inquiries: dict[int, Inquiry] = {}
         self._found: set[Found] = set()
+        self._owners: dict[int, Owner] = {}
         self._timer: asyncio.TimerHandle | None = None
         moves.on_recalled = self._recalled
 
@@ -67,7 +71,7 @@ class Census:
             # Without a channel it decides by itself about connections that are on their way.
             inquiry.request = 0
         elif self._send(shard, events.SnapshotRequest(self._next_request)):
-            inquiry.ask(self._next_request, self._ledger.live_numbers(shard), self._loop.time())
+            inquiry.ask(self._next_request, self._ledger.live_numbers(shard), self._clock.time())
             self._next_request += 1
         elif not inquiry.request and self._timer is None:
             self._timer = self._loop.call_later(ASK_PAUSE, self._ask_the_rest)
@@ -78,7 +82,7 @@ class Census:
         inquiry = self._inquiries.get(shard)
         if inquiry is not None:
             # Meanwhile the counts may differ; the heartbeats after the snapshot compare them again.
-            if inquiry.request and self._loop.time() - inquiry.asked_at > ASK_AGAIN:
+            if inquiry.request and self._clock.time() - inquiry.asked_at > ASK_AGAIN:
                 self.ask(shard)
             return
         load = self._ledger.load(shard)
@@ -93,7 +97,8 @@ class Census:
             return
         del self._inquiries[shard]
         before = self._ledger.live_numbers(shard)
-        changed = self._ledger.reconcile(shard, *inquiry.compare(snapshot))
+        owners = snapshot.owners()
+        changed = self._ledger.reconcile(shard, *inquiry.compare(snapshot), owners)
         after = self._ledger.live_numbers(shard) if changed else before
         self._journal.lost(shard, before - after, CloseCode.LOST_SIGHT)
         self._journal.adopted(shard, after - before)
@@ -106,6 +111,7 @@ class Census:
             live={number for number, _ in after},
             moving=self._moves.under_way,
         )
+        self._owners |= {one.number: owners[one.number] for one in self._found if one.number in owners}
 
     def forget(self, shard: int) -> None:
         """Want nothing of a shard any more, nor decide about what it holds: it has ended, or nobody can talk to it."""
@@ -132,14 +138,15 @@ class Census:
 
     def _decide(self, found: Found) -> None:
         shard, number, agent_id, _ = found
+        owner = self._owners.pop(number, NOBODY)
         what = verdict(
             found,
             served_by=self._ledger.shard_of(agent_id, number),
             is_moving=number in self._moves.under_way,
-            has_room=self._ledger.count(agent_id) < self._ledger.limit,
+            has_room=self._ledger.has_room(agent_id, owner),
         )
         if what is Verdict.ADOPT:
-            self._ledger.adopt(agent_id, number, shard)
+            self._ledger.adopt(agent_id, number, shard, owner)
             self._journal.adopted(shard, [(number, agent_id)])
         if what in (Verdict.COMMIT, Verdict.ADOPT):
             self._handoffs.commit_found(shard, number)
@@ -150,6 +157,8 @@ class Census:
 
     def _forget_found(self, shard: int) -> None:
         self._found = {found for found in self._found if found.shard != shard}
+        if not self._found:
+            self._owners.clear()
 
     def _recalled(self, shard: int, number: int) -> None:
         inquiry = self._inquiries.get(shard)

@@ -43,7 +43,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     *directory* is the runtime directory, with its *mode* and *owner* where it is there. *records* are those of its
     processes, and whether they live; *sockets* those in it that nobody serves. *names* tells where each of our import
     names comes from, *strangers* the other distributions that own one of them. *agents* is how many connections there
-    are now. *limits* are how many descriptors each of the running processes may have open.
+    are now. *limits* are how many descriptors each of the running processes may have open. *problems* are what they
+    miss on disk, by their own word, and *held_by* is the pid that has the directory, whatever is in it.
     """
 
     config: Config
@@ -64,6 +65,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     strangers: Mapping[str, tuple[str, ...]]
     running: bool
     limits: Mapping[str, int]
+    problems: tuple[str, ...] = ()
+    held_by: int | None = None
     versions: Mapping[str, str]
     version: str
 
@@ -72,6 +75,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """Everything that was looked at, in the order of how much it hurts."""
     yield from _names(facts)
     yield from _directory(facts)
+    yield from _on_disk(facts)
     yield from _leftovers(facts)
     yield from _descriptors(facts)
     yield _backlog(facts)
@@ -128,6 +132,26 @@ def _directory(facts: Facts) -> Iterator[Finding]:
             f"{facts.free_bytes} bytes are free where {facts.directory} is",
             "make room: records and sockets cannot be made on a full file system",
         )
+
+
+def _on_disk(facts: Facts) -> Iterator[Finding]:
+    about = "on disk"
+    if facts.held_by is not None and not facts.running:
+        yield Finding(
+            about,
+            Level.PROBLEM,
+            f"pid {facts.held_by} has {facts.directory}, and cannot be asked there: somebody has removed its sockets",
+            "it makes them again within seconds; when it does not, its log says why",
+        )
+    for problem in facts.problems:
+        yield Finding(
+            about,
+            Level.PROBLEM,
+            problem,
+            "mend that; shardgate tries again by itself, and its log says when it is well",
+        )
+    if facts.running and not facts.problems:
+        yield Finding(about, Level.OK, "every socket and every file is where it should be")
 
 
 def _leftovers(facts: Facts) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import msgspec
 
-from dialout import ErrorCode, Registration, Rejection
+from dialout import ErrorCode, Registration, Rejection, awake
 from dialout.claims import Claim
 from dialout.registration import read_registration
 from ipc.client import AcceptedClient, ClientGone, Probe
@@ -28,10 +28,11 @@ from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, Toke
 from supervisor.config.tokens import hash_token, read_token_file
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.listeners import ListenError, open_all
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
+from supervisor.quotas import LimitReached
 
 __all__ = [
     "AcceptError",
@@ -86,6 +87,7 @@ class ReverseConnectionListener:
 
     def __init__(self, config: Config) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._policy = Policy(config)
         (self._listener,) = open_all(config, Path())
         self._readiness = Readiness()
@@ -320,11 +322,13 @@ class ReverseConnectionListener:
         self._farewell.reject(newcomer, Rejection(code, message, newcomer.answer_type, retry_after_ms))
 
     def _tick(self) -> None:
-        now = self._loop.time()
-        for newcomer in list(self._held.values()):
-            if newcomer.deadline <= now:
-                self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
-        self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
+        now = self._clock.time()
+        try:
+            for newcomer in list(self._held.values()):
+                if newcomer.deadline <= now:
+                    self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
+        finally:
+            self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
 
     def _end_when_quiet(self) -> None:
         if len(self._farewell):

@@ -5,15 +5,18 @@ import contextlib
 import itertools
 import secrets
 import signal
+import time
 from collections.abc import Callable, Collection
 
+from dialout import awake
 from ipc import events
 from ipc.events import CloseCode
 from ipc.logs import get_logger
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState
-from supervisor.care import Care
+from ipc.timers import Every
+from supervisor.care import Care, capacity_of
 from supervisor.handoffs import Handoffs
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
@@ -22,6 +25,9 @@ from supervisor.member import Fate, Member
 from supervisor.moves import Moves
 from supervisor.processes import Process, adopt_shard, start_shard
 from supervisor.totals import Totals
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two attempts to start a process where there is no room or no descriptor for it: 100 µs each."""
 
 TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
@@ -55,6 +61,7 @@ class Fleet:
         self._on_gone = on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._members: dict[int, Member] = {}
         self.totals = Totals.decode(rundir.read_totals())
@@ -78,7 +85,7 @@ class Fleet:
             on_freed=on_freed,
             on_known=self._look_whether_ready,
         )
-        self._timer = self._loop.call_later(TICK, self._tick)
+        self._timer = Every(TICK, self._tick)
 
     # Beginning, and ending.
 
@@ -95,7 +102,7 @@ class Fleet:
                 self._forget(shard)
                 continue
             member = self._members[shard] = Member(shard, self._journal)
-            member.care.begin(record.epoch, self._loop.time(), found=True)
+            member.care.begin(record.epoch, self._clock.time(), found=True)
             self.lines.census.ask(shard)
             self._watch(member, process, "adopted")
         # Only now: until all that were found are wanted to tell what they hold, none of them completes the ledger.
@@ -165,7 +172,7 @@ class Fleet:
         member = self._members[shard]
         member.fate = Fate.RENEW if again else Fate.FORGET
         if member.process is not None:
-            member.care.end_by = self._loop.time() + seconds
+            member.care.end_by = self._clock.time() + seconds
         self._ask_to_end(member, events.Stop(seconds))
 
     def drain(self, shard: int, *, draining: bool) -> None:
@@ -213,9 +220,10 @@ class Fleet:
 
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
-        now = self._loop.time()
+        now = self._clock.time()
         rows = [member.care.row(member.pid, now) for _, member in sorted(self._members.items())]
         for row in rows:
+            row.uptime_s = self._members[row.id].uptime
             row.slots = self._ledger.load(row.id)
         return rows
 
@@ -233,19 +241,27 @@ class Fleet:
         self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
+            for directory in filter(None, (self._rundir, self._status_dir)):
+                # A process that finds no room for its sockets would only end again.
+                directory.check_usable()
             process = start_shard(
                 shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
             )
         except OSError as error:
-            delay = max(1.0, member.care.backoff.after_death(0.0))
-            self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)
+            delay = min(LONGEST_PAUSE, max(1.0, member.care.backoff.after_death(0.0)))
+            reason = ": ".join(filter(None, (error.filename, error.strerror)))
+            if reason != member.why_not_started:
+                member.why_not_started = reason
+                member.note("cannot_start", f"cannot be started: {reason}")
+                self._log.error("shard cannot be started, trying again", shard=shard, reason=reason, again_in_s=delay)
             member.respawn = self._loop.call_later(delay, self._spawn, member)
             return
-        member.care.begin(epoch, self._loop.time())
+        member.why_not_started = ""
+        member.care.begin(epoch, self._clock.time())
         self._watch(member, process, "started")
 
     def _watch(self, member: Member, process: Process, code: str) -> None:
-        member.process = process
+        member.process, member.began_at = process, time.monotonic()
         member.note(code, f"{code} pid {process.pid}")
         self._loop.add_reader(process.pidfd, self._ended, member)
         self._log.info("shard starting", shard=member.shard, pid=process.pid, epoch=member.care.epoch)
@@ -290,7 +306,7 @@ class Fleet:
             self._log.info("shard stopped", shard=shard, pid=process.pid, how=how)
             self._meet_fate(member)
         else:
-            delay = care.backoff.after_death(self._loop.time() - care.started_at)
+            delay = care.backoff.after_death(self._clock.time() - care.started_at)
             care.restarts += 1
             lost = f"; connections lost: {len(gone)}; starting again in {delay:g} s"
             member.note("died", f"pid {process.pid} {how}", lost)
@@ -322,7 +338,7 @@ class Fleet:
     async def _gone_within(self, seconds: float) -> bool:
         if self._members:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with self._clock.timeout(seconds):
                     await self._emptied.wait()
         return not self._members
 
@@ -336,6 +352,7 @@ class Fleet:
         census = self.lines.census
         if not census.is_complete:
             return
+        self._look_at_capacity()
         if not self.known.is_set():
             self.known.set()
             self.lines.publisher.open()
@@ -344,12 +361,16 @@ class Fleet:
             self.ready.set()
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK, self._tick)
-        now = self._loop.time()
+        now = self._clock.time()
         for member in self._members.values():
             if member.process is not None and not self._stopping:
                 self._look_after(member, member.process, now)
+        self._look_at_capacity()
         self.turns += 1
+
+    def _look_at_capacity(self) -> None:
+        """Have the ledger admit what descriptors allow, before a shard has to decline connections."""
+        self._ledger.quotas = self._ledger.quotas.with_capacity(capacity_of(self.cares, self._ledger.load))
 
     def _look_after(self, member: Member, process: Process, now: float) -> None:
         care, shard = member.care, member.shard

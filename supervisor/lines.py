@@ -4,13 +4,13 @@ A shard is spoken to as the process that it is now; what comes from an earlier l
 the bus says that its socket for supervisors is there, the Hello over its channel that it takes connections.
 """
 
-import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
 
+from dialout import awake
 from ipc import events, handoff
 from ipc.bus import Bus
 from ipc.handoff import HandoffChannel
@@ -55,13 +55,17 @@ class Lines:
         """Gets a shard's answer to `events.ListAgents`."""
         self.log_level: str | None = None
         """What shards are told when they come up; None when they were started with it."""
-        self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._closing = False
         self.census = Census(ledger, handoffs, moves, journal, self.send)
         self.publisher = Publisher(rundir, ledger)
         self._bus = Bus.router(self._hear)
-        self._bus.bind(rundir.bus)
+        self.bind()
+
+    def bind(self) -> None:
+        """Listen, or listen again where the socket's file is gone; who is connected stays so."""
+        self._bus.bind(self._rundir.bus)
 
     def send(self, shard: int, command: events.Command) -> bool:
         """Tell a shard something; False when it cannot be told now, or there is no such shard."""
@@ -153,7 +157,7 @@ class Lines:
         except msgspec.MsgspecError as error:
             self._log.error("bus event cannot be read", shard=shard, reason=str(error))
             return
-        missed = member.care.hear(event.sequence, self._loop.time())
+        missed = member.care.hear(event.sequence, self._clock.time())
         if not member.care.foreign:
             if missed:
                 self.census.ask(shard)
@@ -186,7 +190,7 @@ class Lines:
 
     def _beats(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
-        care.report, care.latency = event.report, event.latency
+        care.hears_of(event.report, event.latency)
         if care.state is ShardState.UNHEALTHY:
             care.answers_again()
             member.note("answers", "answers again")

@@ -35,6 +35,9 @@ from supervisor.policy import Policy
 from supervisor.sd import ServiceManager
 from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
 
+AGAIN_SECONDS = 1.0
+"""Between two attempts to go on with what could not be handed over."""
+
 _EXIT_CODES = {
     ConfigError: ExitCode.BAD_CONFIG,
     TakeoverRefused: ExitCode.REFUSED,
@@ -78,7 +81,11 @@ def serve(
         TooFewDescriptors,
         TakeoverRefused,
         TakeoverTimedOut,
+        OSError,
     ) as error:
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            error = RuntimeDirError(f"{where}{error.strerror or error}; nothing was started")
         print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
@@ -103,6 +110,11 @@ class _Life:
     ) -> None:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
+        for path in (config.path, config.admin_listen):
+            if isinstance(path, str) and rundir.is_ours(Path(path).absolute()):
+                raise ListenError(
+                    f"{path} is a name that shardgate itself uses; choose another name, or another folder"
+                )
         self._status_dir: RuntimeDir | None = None
         inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
         self._policy = Policy(config, inherited)
@@ -149,7 +161,13 @@ class _Life:
             close_all([newcomer.fd for newcomer in predecessor.handshakes])
         lock, *further = predecessor.locks
         self._rundir.inherit_lock(lock)
-        self._take_status_dir(further)
+        others = [fd for fd in further if not self._rundir.is_lock(fd)]
+        for fd in further:
+            if fd not in others:
+                self._rundir.inherit_lock(fd)
+        # The names too, where the one before was of a version that had none.
+        self._rundir.lock_names()
+        self._take_status_dir(others)
 
         def on_serving(supervisor: Supervisor) -> None:
             predecessor.say_taken()
@@ -163,10 +181,10 @@ class _Life:
         for fd in inherited:
             if self._status_dir is not None and self._status_dir.is_lock(fd):
                 self._status_dir.inherit_lock(fd)
-                return
-            # Of another directory, which the configuration does not name any more.
-            os.close(fd)
-        if self._status_dir is not None:
+            else:
+                # Of another directory, which the configuration does not name any more.
+                os.close(fd)
+        if self._status_dir is not None and not self._status_dir.is_locked:
             self._status_dir.lock()
 
     def _is_locked(self) -> bool:
@@ -181,12 +199,28 @@ class _Life:
         supervisor = self._supervisor(estate)
         left = await supervisor.run(lambda: on_serving(supervisor))
         while left is not None and not await self._has_handed_over(supervisor, left):
-            stop_asked = supervisor.stop_asked
             self._config, self._policy = supervisor.rules
-            supervisor = self._supervisor(left)
-            if stop_asked:
+            before = supervisor
+            supervisor = await self._supervisor_again(left, before)
+            if before.stop_asked:
                 supervisor.stop()
             left = await supervisor.run()
+
+    async def _supervisor_again(self, estate: Estate, before: Supervisor) -> Supervisor:
+        """Begin anew with what was not handed over after all, however often that takes: shards and agents wait."""
+        while True:
+            copies = {listener: os.dup(fd) for listener, fd in estate.listeners.items()}
+            try:
+                supervisor = self._supervisor(estate._replace(listeners=copies))
+            except (OSError, ListenError) as error:
+                close_context()
+                if before.stop_asked:
+                    raise
+                get_logger().error("cannot go on yet, trying again", reason=str(error), in_s=AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                close_all(list(estate.listeners.values()))
+                return supervisor
 
     def _supervisor(self, estate: Estate) -> Supervisor:
         admin = open_admin(self._config)
@@ -209,7 +243,7 @@ class _Life:
         successor = supervisor.successor
         assert successor is not None
         directories = [self._rundir] if self._status_dir is None else [self._rundir, self._status_dir]
-        taken = await successor.receives(left, [directory.lock_descriptor for directory in directories])
+        taken = await successor.receives(left, [fd for directory in directories for fd in directory.lock_descriptors])
         if taken:
             get_logger().info("handed over", to_pid=successor.process.pid)
             if supervisor.stop_asked:

@@ -33,10 +33,14 @@ _Answer = TypeVar("_Answer")
 
 
 class Collected(NamedTuple):
-    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time."""
+    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time.
+
+    *held_by* is the pid of a supervisor that runs and whose sockets are gone; None otherwise.
+    """
 
     status: Status
     supervisor_silent: bool
+    held_by: int | None = None
 
 
 class Pages(NamedTuple):
@@ -127,7 +131,10 @@ def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
     for row in status.shards:
         if row.pid is not None and row.state is not ShardState.DOWN and not row.rss_bytes:
             row.rss_bytes = _rss(row.pid)
-    return Collected(status, supervised is None and is_served(rundir.supervisor_query))
+    if supervised is not None:
+        return Collected(status, supervisor_silent=False)
+    is_there = is_served(rundir.supervisor_query)
+    return Collected(status, is_there, None if is_there else rundir.holder())
 
 
 def collect_pages(

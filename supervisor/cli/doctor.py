@@ -20,14 +20,15 @@ from ipc.schema import SCHEMA
 from ipc.sockets import is_served
 from ipc.version import __version__
 from supervisor import words
-from supervisor.cli import output
-from supervisor.cli.errors import ExitCode
+from supervisor.cli import asking, output
+from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option
 from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config, parse_config
 from supervisor.config.model import Config
 from supervisor.config.show import Setting, as_kdl
 from supervisor.doctor import Facts, Level, findings
+from supervisor.merge import problems
 
 _OUR_NAMES = ("supervisor", "ipc", "shards", "dialout")
 _OURS = frozenset({"shardgate", "dialout"})
@@ -65,18 +66,18 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
         output.note(str(error))
         return ExitCode.BAD_CONFIG
     found = list(findings(_look(config, rundir)))
-    problems = sum(finding.level is Level.PROBLEM for finding in found)
+    wrong = sum(finding.level is Level.PROBLEM for finding in found)
     if as_json:
-        output.print_json({"schema": SCHEMA, "ok": not problems, "findings": found})
-        return ExitCode.FAILED if problems else ExitCode.OK
+        output.print_json({"schema": SCHEMA, "ok": not wrong, "findings": found})
+        return ExitCode.FAILED if wrong else ExitCode.OK
     colour = output.use_colour()
     for finding in found:
         level = output.styled(f"{finding.level.value:<8}", _COLOURS[finding.level], enabled=colour)
         click.echo(f"{level} {finding.about}: {words.safe(finding.found, 1000)}")
         if finding.do:
             click.echo(f"         {words.safe(finding.do, 1000)}")
-    click.echo(words.count("problem", problems) if problems else "no problem")
-    return ExitCode.FAILED if problems else ExitCode.OK
+    click.echo(words.count("problem", wrong) if wrong else "no problem")
+    return ExitCode.FAILED if wrong else ExitCode.OK
 
 
 def _config_in_use(rundir: RuntimeDir) -> Config | None:
@@ -121,11 +122,21 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         clock_offset_change=_clock_change(),
         clock_synchronised=_is_synchronised(),
         strangers=_strangers(),
-        running=is_served(rundir.supervisor_query),
         limits=_limits(records),
+        problems=_problems(rundir),
+        held_by=rundir.holder(),
+        running=is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
+
+
+def _problems(rundir: RuntimeDir) -> tuple[str, ...]:
+    try:
+        status = asking.collect_status(rundir, 1.5).status
+    except CommandError:
+        return ()
+    return tuple(problems(status))
 
 
 def _limits(records: Mapping[str, ProcessRecord]) -> dict[str, int]:

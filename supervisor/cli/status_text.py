@@ -1,10 +1,10 @@
 """The human form of a status: a few lines about the supervisor, then a table of the shards."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ipc.status import ShardRow, ShardState, SupervisorRow
 from supervisor.cli.output import Cell, Column, folded, styled, table
-from supervisor.merge import Status
+from supervisor.merge import Status, problems
 from supervisor.words import count, duration, moment_of, safe, size
 
 _COLUMNS = (
@@ -56,18 +56,27 @@ def status_text(
     height: int | None = None,
     colour: bool,
     now: float,
+    held_by: int | None = None,
 ) -> str:
     """Lay out *status* for people, within *width* columns and *height* lines where they are given.
 
-    *now* is in seconds of the epoch. Where there are too many shards for the lines the foremost are shown.
+    *now* is in seconds of the epoch. *held_by* is the supervisor's process where that cannot be asked: its sockets are
+    gone. Where there are too many shards for the lines the foremost are shown.
     """
-    head: Iterable[tuple[str, str | None]]
+    head: list[tuple[str, str | None]]
     if status.supervisor is not None:
-        head = _supervisor_lines(status.supervisor, now)
+        head = list(_supervisor_lines(status.supervisor, now))
     elif supervisor_silent:
         head = [(f"supervisor in {safe(runtime_dir)} does not answer", "red")]
+    elif held_by is not None:
+        text = (
+            f"supervisor pid {held_by} runs and cannot be asked: its sockets in {safe(runtime_dir)} are gone;"
+            " it makes them again within seconds, or its log says why not"
+        )
+        head = [(text, "red")]
     else:
         head = [(f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'", "red")]
+    head += [(f"problem    {safe(problem, _LONGEST_PROBLEM)}", "red") for problem in problems(status)]
     lines = [
         styled(line, its_colour, enabled=colour) for text, its_colour in head for line in folded(text, width, _INDENT)
     ]

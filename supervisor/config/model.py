@@ -1,5 +1,6 @@
 """What a configuration is, with its defaults, and the rules that span more than one value."""
 
+import hashlib
 import ipaddress
 import math
 import socket
@@ -19,6 +20,8 @@ from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 BLOCK = "reverse-listener"
 # Each registration looks at each of them.
 MAX_AGENT_CONFIG_RULES = 256
+MAX_RULE_NAME = 200
+MAX_CONNECTIONS = 10_000_000
 
 
 class Placement(StrEnum):
@@ -47,6 +50,13 @@ class TcpAddress(msgspec.Struct, frozen=True):
         """Whether only this host can connect to it."""
         return ipaddress.ip_address(self.host).is_loopback
 
+    def clashes(self, other: "TcpAddress") -> bool:
+        """Whether no process can listen on both, since one is the other or holds it: ip(7), EADDRINUSE."""
+        if self.port != other.port or not self.port:
+            return False
+        one, two = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
+        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -54,14 +64,27 @@ class TcpAddress(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True):
     """A token that agents may present: the patterns of ids it is good for and its SHA-256 (32 bytes).
 
+    `max_connections` bounds the connections of all agents that it, and others with the same patterns, let in.
+
     Neither repr shows the digest: that of a token which somebody thought up can be guessed back.
     """
 
     patterns: tuple[str, ...]
     digest: bytes
+    max_connections: int | None = None
+
+    @property
+    def rule(self) -> str:
+        """What connections that it let in are counted by: its patterns, so that a new token can take its place."""
+        name = ",".join(sorted(self.patterns))
+        if len(name) <= MAX_RULE_NAME:
+            return name
+        # It travels with each connection.
+        return f"{len(self.patterns)} patterns, sha256 {hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def __repr__(self) -> str:
-        return f"Token(patterns={self.patterns!r}, digest=…)"
+        most = "" if self.max_connections is None else f", max_connections={self.max_connections}"
+        return f"Token(patterns={self.patterns!r}, digest=…{most})"
 
     def __rich_repr__(self) -> Iterator[tuple[str, object]]:  # type: ignore[override]  # msgspec's is loose
         yield "patterns", self.patterns
@@ -89,11 +112,12 @@ class ReverseConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `shardgate run` can be told. Two equal configurations behave the same.
 
-    `shards` None means one per CPU that the process may use (`ipc.capacity`); `allow_uids` None lets any uid register
-    over the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
-    those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
-    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the admin
-    endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
+    `max_connections` bounds all connections together, `max_connections_per_peer` those of one address or uid; None
+    leaves that to what descriptors allow. `shards` None means one per CPU that the process may use (`ipc.capacity`);
+    `allow_uids` None lets any uid register over the Unix socket. `tokens` are those written in the configuration;
+    `tokens.load_tokens` adds those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a
+    supervisor. `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the
+    admin endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
     without one.
     """
 
@@ -103,6 +127,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     socket_group: int | str | None = None
     tcp_addresses: tuple[TcpAddress, ...] = ()
     limits: ReverseConnectionConfig = ReverseConnectionConfig()
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
     max_registration_bytes: int = 16_384
     max_handshakes: int = 4096
     max_handshakes_per_peer: int = 256
@@ -151,17 +177,7 @@ def validate(config: Config) -> list[Problem]:
     problems += _out_of_range(config)
     problems += _status_problems(config)
     problems += _length_problems(config)
-    admin = config.admin_listen
-    if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
-        report(
-            "admin > listen",
-            f"{admin} can be reached from other hosts, and the admin endpoint asks nobody who they are",
-            f'write "127.0.0.1:{admin.port}", or allow it with "allow-remote true" (--admin-allow-remote)',
-        )
-    if admin is not None and (admin == config.path or (admin in config.tcp_addresses and admin.port)):
-        report("admin > listen", f"agents register at {admin}", "choose another address for one of the two")
-    if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
-        report("tcp-address", "the same address is there twice")
+    problems += _address_problems(config)
     if limits.allowed_agents is not None and not limits.allowed_agents:
         report(
             "allowed-agents",
@@ -187,6 +203,34 @@ def validate(config: Config) -> list[Problem]:
             'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
         )
     return problems
+
+
+def _address_problems(config: Config) -> list[Problem]:
+    problems: list[Problem] = []
+
+    def report(node: str, message: str, hint: str | None = None) -> None:
+        problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
+
+    admin = config.admin_listen
+    if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
+        report(
+            "admin > listen",
+            f"{admin} can be reached from other hosts, and the admin endpoint asks nobody who they are",
+            f'write "127.0.0.1:{admin.port}", or allow it with "allow-remote true" (--admin-allow-remote)',
+        )
+    if admin is not None and (admin == config.path or _clashing(admin, config.tcp_addresses)):
+        report("admin > listen", f"agents register at {admin}", "choose another address for one of the two")
+    if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
+        report("tcp-address", "the same address is there twice")
+    for place, one in enumerate(config.tcp_addresses):
+        other = _clashing(one, config.tcp_addresses[:place])
+        if other is not None and other != one:
+            report("tcp-address", f"{one} and {other} have an address in common", "leave one of the two out")
+    return problems
+
+
+def _clashing(address: TcpAddress | str, others: Iterable[TcpAddress]) -> TcpAddress | None:
+    return None if isinstance(address, str) else next((other for other in others if address.clashes(other)), None)
 
 
 def uid_problems(config: Config, tcp_addresses: Iterable[str]) -> Iterator[Problem]:
@@ -236,8 +280,11 @@ def _out_of_range(config: Config) -> list[Problem]:
         problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
 
     limits, total, pool = config.limits, config.max_handshakes, config.pool
+    most, of_peer = config.max_connections, config.max_connections_per_peer
     ranges = (
         ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
+        ("max-connections", 1 if most is None else most, 1, MAX_CONNECTIONS),
+        ("max-connections-per-peer", 1 if of_peer is None else of_peer, 1, MAX_CONNECTIONS),
         ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
         ("max-handshakes", config.max_handshakes, 1, 65_536),
         # A total that is out of range itself is one problem, not two.

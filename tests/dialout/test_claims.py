@@ -82,7 +82,7 @@ def good(**fields: bytes) -> Claim:
     [
         ({"metadata": b"[" + b",".join([b"1e308"] * 2000) + b"]"}, "metadata has more than 8 numbers"),
         ({"metadata": b"9" * 10_000}, "metadata has a number of more than 64 digits"),
-        ({"metadata": b"[" * 65 + b"]" * 65}, "metadata has values nested more than 64 levels"),
+        ({"metadata": b"[" * 65 + b"]" * 65}, "metadata has more than 64 levels"),
         ({"metadata": b"{" + b",".join([b'"":1'] * 10_001) + b"}"}, "metadata has more than 10000 keys"),
         ({"capabilities": b'{"features":{},"limits":{"max_body_size":' + b"9" * 2000 + b"}}"}, "more than 64 digits"),
         ({"capabilities": b'{"supported_events":[' + b"1," * 1000 + b"1]}"}, "length <= 256"),

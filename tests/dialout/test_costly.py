@@ -14,7 +14,7 @@ KEYS: Final = b"{" + b",".join(b'"%d":0' % number for number in range(11_000)) +
 LISTS: Final = b"[" + b"[]," * 11_000 + b"0]"
 COSTLY: Final = pytest.mark.parametrize(
     ("value", "reason"),
-    [(FLOATS, "exponent"), (NESTED, "nested"), (DIGITS, "digits"), (KEYS, "keys"), (LISTS, "arrays")],
+    [(FLOATS, "exponent"), (NESTED, "nesting"), (DIGITS, "digits"), (KEYS, "keys"), (LISTS, "arrays")],
     ids=["floats", "nesting", "digits", "keys", "lists"],
 )
 IDS: Final = {Dialect.SDK: (7, None), Dialect.CORE: (None, "c"), Dialect.DOCS: (7, "c")}

@@ -36,13 +36,13 @@ def registration(agent_id: str, dialect: Dialect = Dialect.SDK, **fields: Any) -
 class Agent:
     """One connection of an agent; blocking, with a time limit on everything."""
 
-    def __init__(self, address: Path | tuple[str, int], timeout: float = 10.0) -> None:
+    def __init__(self, address: Path | tuple[str, int], timeout: float = 10.0, source: str | None = None) -> None:
         if isinstance(address, Path):
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(timeout)
             self.sock.connect(str(address))
         else:
-            self.sock = socket.create_connection(address, timeout=timeout)
+            self.sock = socket.create_connection(address, timeout=timeout, source_address=source and (source, 0))
         self.decoder = FrameDecoder()
         self.frames: list[tuple[int, bytes]] = []
 
