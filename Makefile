@@ -56,10 +56,13 @@ test: $(app)/.tests $(root)/.copied ## run the whole test suite against the buil
 		$(app)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 .PHONY: lint
-lint: $(check)/.tools ## ruff's rules and format, mypy --strict; changes nothing
+# The examples besides as their readers have them: alone, beside the installed wheels.
+lint: $(check)/.tools $(check)/.wheels ## ruff's rules and format, mypy --strict; changes nothing
 	$(check)/bin/ruff check .
 	$(check)/bin/ruff format --check .
 	$(check)/bin/mypy
+	@rm -rf $(check)/examples && mkdir $(check)/examples && cp examples/*.py $(check)/examples
+	cd $(check)/examples && $(check)/bin/mypy --strict --config-file= --cache-dir $(check)/.mypy-examples *.py
 
 .PHONY: format
 format: $(check)/.tools ## write ruff's format and the fixes that it is sure of
@@ -134,6 +137,11 @@ $(app)/.deploy: $(app)/.tests
 $(check)/.tools: $(check)/.made | $(dist)/.built
 	@echo "Installing the linters for Python $(VERSION) ..."
 	@$(call pip_into,$(check)) $(wheels) --group test --group lint
+	@touch $@
+
+# For the examples: what was built last.
+$(check)/.wheels: $(dist)/.built $(check)/.tools
+	@$(call pip_into,$(check)) --no-deps --force-reinstall $(wheels)
 	@touch $@
 
 $(root)/.copied: $(call files,$(tested))

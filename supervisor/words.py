@@ -4,6 +4,10 @@ import time
 from datetime import datetime
 
 _LONGEST_TEXT = 128
+
+LONGEST_CONNECTION_ID = 160
+"""An agent's id of 128 characters, ``-conn-`` and a number of up to 19 digits are 153."""
+
 _DAY = 86_400.0
 
 

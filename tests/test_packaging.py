@@ -107,7 +107,7 @@ def test_wheel_holds_its_packages_and_nothing_else(name: str, top_level: set[str
     modules = {path for path in names if not path.startswith(info)}
     pages = {"supervisor/admin/page.html"} if name == "shardgate" else set()
     assert {path for path in modules if not path.endswith((".py", "/py.typed"))} == pages
-    assert {f"{package}/py.typed" for package in top_level & {"dialout", "ipc"}} <= modules
+    assert {f"{package}/py.typed" for package in top_level & set(PACKAGES)} <= modules
 
 
 @built_only

@@ -145,3 +145,12 @@ def test_readme_names_every_command_and_every_code() -> None:
     text = README.read_text()
     assert [name for name in _COMMANDS if name not in text] == []
     assert [code.value for code in CloseCode if f"`{code.value}`" not in text] == []
+
+
+def test_readme_says_what_the_list_of_agents_is_over_http() -> None:
+    from supervisor.admin.agents import MOST, AgentList
+    from supervisor.admin.server import PAGE_AGENTS
+
+    (row,) = (line for line in README.read_text().splitlines() if line.startswith("| `/agents.json` |"))
+    assert [name for name in AgentList.__struct_fields__ if f"`{name}`" not in row] == []
+    assert f"({PAGE_AGENTS}, at most {MOST})" in row

@@ -62,7 +62,7 @@ def command(
 def _cells(row: ConnectionRow, now: float) -> list[Cell]:
     metadata = "" if row.metadata is None else msgspec.json.encode(row.metadata).decode()
     return [
-        Cell(words.safe(row.connection_id)),
+        Cell(words.safe(row.connection_id, words.LONGEST_CONNECTION_ID)),
         Cell(words.safe(row.agent_id)),
         Cell(str(row.shard)),
         Cell(words.safe(row.transport)),

@@ -112,8 +112,7 @@ def _say(events: list[Event], *, as_json: bool) -> None:
         return
     colour, now = output.use_colour(), time.time()
     rows = [event_cells(event, now) for event in events]
-    first = max((len(cells[0].text) for cells in rows), default=0)
-    for cells in rows:
-        widths = zip(cells, (first, *_WIDTHS), strict=True)
-        line = "  ".join(output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in widths)
-        click.echo(line.rstrip())
+    widths = [max((len(cells[0].text) for cells in rows), default=0), *_WIDTHS]
+    click.echo(
+        "".join(f"{output.line(cells, widths, output.terminal_width(), colour=colour)}\n" for cells in rows), nl=False
+    )

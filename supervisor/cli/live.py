@@ -9,22 +9,40 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 
+import click
+
+from supervisor.cli import output
+
 
 def show(text: Callable[[], str], interval: float) -> None:
-    """Draw *text* every *interval* seconds; returns on q and on Ctrl-C. Needs a terminal."""
+    """Draw *text* every *interval* seconds; returns on q and on Ctrl-C. Needs a terminal.
+
+    On one that obeys no escape sequences each text stands below the one before it.
+    """
+    with _drawing() as draw, _interrupts() as interrupts, _keys() as keys:
+        while True:
+            draw(text())
+            ready, _, _ = select.select([interrupts, *keys], [], [], interval)
+            # At the end of the terminal there is nothing to read, and nobody to draw for.
+            if interrupts in ready or any(_says_end(os.read(descriptor, 64)) for descriptor in ready):
+                return
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[Callable[[str], None]]:
+    """What draws a text."""
+    if output.is_dumb():
+        # rich would draw nothing at all there.
+        yield lambda text: click.echo(f"{text}\n")
+        return
     # rich costs as much time to import as all the rest of a command.
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(highlight=False, markup=False)
-    with _interrupts() as interrupts, _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            live.update(Text.from_ansi(text(), no_wrap=True, overflow="crop"), refresh=True)
-            ready, _, _ = select.select([interrupts, *keys], [], [], interval)
-            # At the end of the terminal there is nothing to read, and nobody to draw for.
-            if interrupts in ready or any(_says_end(os.read(descriptor, 64)) for descriptor in ready):
-                return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        yield lambda text: live.update(Text.from_ansi(text, no_wrap=True, overflow="crop"), refresh=True)
 
 
 def _says_end(typed: bytes) -> bool:

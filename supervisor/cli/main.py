@@ -14,31 +14,34 @@ from ipc.version import __version__
 from supervisor.cli.errors import CommandError, ExitCode
 
 _COMMANDS = {
-    "run": "run",
-    "check": "check",
-    "config": "config",
-    "token": "tokens",
-    "doctor": "doctor",
-    "status": "status",
-    "top": "top",
-    "agents": "agents",
-    "connections": "connections",
-    "why": "why",
-    "events": "events",
-    "send": "send",
-    "agent": "agent",
-    "drain": "operating",
-    "restart": "operating",
-    "scale": "operating",
-    "rebalance": "operating",
-    "kick": "kick",
-    "log-level": "log_level",
-    "reload": "reload",
-    "stop": "stop",
-    "completion": "completion",
-    "man": "man",
+    "run": ("run", "Accept agents and start the shards."),
+    "check": ("check", "Check a configuration file."),
+    "config": ("config", "Show the configuration."),
+    "token": ("tokens", "Make tokens for agents, and keep a file of them."),
+    "doctor": ("doctor", "Look for what is wrong with this host."),
+    "status": ("status", "Show the supervisor and its shards."),
+    "top": ("top", "Watch the shards, and the busiest agents."),
+    "agents": ("agents", "List the agents."),
+    "connections": ("connections", "List the agents' connections."),
+    "why": ("why", "Explain what became of an agent."),
+    "events": ("events", "Show what happened to agents and shards."),
+    "send": ("send", "Show an agent a request and print its decision."),
+    "agent": ("agent", "Be an agent, to try things out."),
+    "drain": ("operating", "Move a shard's connections to the others."),
+    "restart": ("operating", "Replace shards' processes, without a reconnect."),
+    "scale": ("operating", "Change the number of shards."),
+    "rebalance": ("operating", "Spread the connections over the shards."),
+    "kick": ("kick", "Close an agent's connections."),
+    "log-level": ("log_level", "Change what is logged from now on."),
+    "reload": ("reload", "Read the configuration again."),
+    "stop": ("stop", "Stop the supervisor and its shards."),
+    "completion": ("completion", "Print the script that completes commands in a shell."),
+    "man": ("man", "Write the manual pages."),
 }
-"""Commands in the order of the help, and the modules that they are in."""
+"""Commands in the order of the help: the modules that they are in, and what the help says of them.
+
+Here, so that ``shardgate --help`` imports none of them: it took longer than most commands.
+"""
 
 _SECTIONS = {"run": "Run it", "status": "See what it does", "drain": "Change it while it runs", "completion": "Use it"}
 """Headings in the help, each in front of its first command."""
@@ -58,7 +61,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"supervisor.cli.{_COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"supervisor.cli.{_COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name, None) or module.command
         assert isinstance(command, click.Command)
         return command
@@ -75,15 +78,13 @@ class _LazyGroup(click.Group):
                 raise
             raise click.UsageError(f"{error.message} Did you mean '{meant[0]}'?", ctx) from None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """List the commands under their headings."""
         sections: dict[str, list[tuple[str, str]]] = {}
         heading = ""
-        for name in self.list_commands(ctx):
+        for name, (_, text) in _COMMANDS.items():
             heading = _SECTIONS.get(name, heading)
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                sections.setdefault(heading, []).append((name, command.get_short_help_str(formatter.width)))
+            sections.setdefault(heading, []).append((name, text))
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)

@@ -7,6 +7,7 @@ a screen (``status --watch``).
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ class Column(NamedTuple):
     """A column: its heading, whether it holds numbers, and how it gives way in a terminal that is too narrow.
 
     Texts of the last column are cut to *shortest* characters, where that is set, before columns are left out: those
-    with the highest *gives_way* first. 0 stays.
+    with the highest *gives_way* first. 0 stays, and the longest texts of these are cut at last.
     """
 
     heading: str
@@ -34,9 +35,18 @@ class Cell(NamedTuple):
     colour: str | None = None
 
 
+_LEAST_TEXT = 8
+"""Characters that are left of a text at least, however narrow the terminal is."""
+
+
+def is_dumb() -> bool:
+    """Whether the terminal obeys no escape sequences, as far as ``TERM`` tells (term(7))."""
+    return os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+
+
 def use_colour() -> bool:
     """Whether standard output is a terminal and nobody asked for no colour (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
 
 
 def terminal_width() -> int | None:
@@ -47,6 +57,27 @@ def terminal_width() -> int | None:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     except OSError:
         return None
+
+
+def screen_height() -> int | None:
+    """The lines of a text that is drawn again and again; None where it may have any number, as on a dumb terminal."""
+    if is_dumb():
+        return None
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).lines or None
+    except (OSError, ValueError):
+        return None
+
+
+def folded(text: str, width: int | None, indent: int) -> list[str]:
+    """*text* in lines of at most *width* columns where it is given, all but the first behind *indent* blanks."""
+    if width is None or len(text) <= width:
+        return [text]
+    blanks = " " * min(indent, max(0, width - _LEAST_TEXT))
+    # Words that are too long are paths: whole they can be copied.
+    return textwrap.wrap(
+        text, width, subsequent_indent=blanks, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def note(text: str) -> None:
@@ -82,13 +113,27 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int 
     return "\n".join(_line(line, formats, colour=colour) for line in lines)
 
 
+def line(cells: Sequence[Cell], widths: Sequence[int], width: int | None, *, colour: bool) -> str:
+    """*cells* in columns of at least these *widths*, as one line of a list that grows; cut at *width* columns."""
+    parts, left = [], 1 << 20 if width is None else width
+    for cell, its_width in zip(cells, widths, strict=True):
+        text = cell.text.ljust(its_width)
+        if len(text.rstrip()) > left:
+            text = f"{text[: max(0, left - 1)]}~"
+        parts.append(styled(text, cell.colour, enabled=colour))
+        left -= len(text) + 2
+        if left <= 0:
+            break
+    return "  ".join(parts).rstrip()
+
+
 def styled(text: str, colour: str | None, *, enabled: bool) -> str:
     """*text* in a colour where colours are enabled."""
     return click.style(text, fg=colour) if colour and enabled else text
 
 
 def _fitted(columns: Sequence[Column], widths: Sequence[int], available: int) -> tuple[list[int], list[int]]:
-    """The columns that fit, and all widths with the last of them cut."""
+    """The columns that fit, and all widths with the last of them cut; others too where that is not enough."""
     least = [width if c.shortest is None else min(width, c.shortest) for c, width in zip(columns, widths, strict=True)]
     kept = list(range(len(columns)))
 
@@ -100,7 +145,15 @@ def _fitted(columns: Sequence[Column], widths: Sequence[int], available: int) ->
         if not columns[first_to_go].gives_way:
             break
         kept.remove(first_to_go)
+    texts = [i for i in kept if not columns[i].numeric]
+    while spare() < 0 and texts:
+        longest = max(texts, key=lambda i: least[i])
+        if least[longest] <= _LEAST_TEXT:
+            break
+        least[longest] -= 1
     cut = list(widths)
+    for i in kept:
+        cut[i] = least[i]
     cut[kept[-1]] = min(widths[kept[-1]], least[kept[-1]] + max(spare(), 0))
     return kept, cut
 
@@ -110,11 +163,17 @@ def _line(cells: Sequence[Cell], formats: Sequence[tuple[int, int, bool, bool]],
     for i, width, numeric, last in formats:
         text, its_colour = cells[i]
         if len(text) > width:
-            text = text[: width - 1] + "~"
+            text = _cut(text, width, ends=not last)
         # No blanks at the end of a line.
         padded = text.rjust(width) if numeric else text if last else text.ljust(width)
         parts.append(styled(padded, its_colour, enabled=colour))
     return "  ".join(parts).rstrip()
+
+
+def _cut(text: str, width: int, *, ends: bool) -> str:
+    """*text* in *width* columns, with ``~`` for what was left out; with both *ends*, since ids begin alike."""
+    kept = min(8, width // 3) if ends else 0
+    return f"{text[: width - kept - 1]}~{text[len(text) - kept :]}"
 
 
 def _json_escape(found: re.Match[str]) -> str:

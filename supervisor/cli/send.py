@@ -224,7 +224,7 @@ def _summary(answers: list[Answer], asked_shard: int, seconds: float) -> _Decide
 
 
 def _print(decided: _Decided) -> None:
-    where = f"{words.safe(decided.connection_id)}, shard {decided.shard}"
+    where = f"{words.safe(decided.connection_id, words.LONGEST_CONNECTION_ID)}, shard {decided.shard}"
     if decided.relayed:
         where += f", asked by shard {decided.asked_shard}"
     click.echo(f"{_sentence(decided.decision)}  ({where}, {decided.duration_ms:g} ms)")

@@ -72,24 +72,28 @@ def _watch(rundir: RuntimeDir, timeout: float, interval: float, *, as_json: bool
 def _watch_on_screen(rundir: RuntimeDir, timeout: float, interval: float) -> int:
     from supervisor.cli.live import show
 
-    show(lambda: screen_text(rundir, asking.collect_status(rundir, timeout)), interval)
+    def text() -> str:
+        return screen_text(rundir, asking.collect_status(rundir, timeout), output.screen_height())
+
+    show(text, interval)
     return ExitCode.OK
 
 
-def screen_text(rundir: RuntimeDir, collected: asking.Collected) -> str:
-    """What a screen shows of a status, also when nothing runs: it goes on until something does."""
+def screen_text(rundir: RuntimeDir, collected: asking.Collected, height: int | None) -> str:
+    """What a screen of so many lines shows of a status, also when nothing runs: it goes on until something does."""
     if _exit_code(collected) is ExitCode.NOT_REACHABLE:
         return str(asking.nothing_runs(rundir))
-    return _text(rundir, collected)
+    return _text(rundir, collected, height)
 
 
-def _text(rundir: RuntimeDir, collected: asking.Collected) -> str:
+def _text(rundir: RuntimeDir, collected: asking.Collected, height: int | None = None) -> str:
     return status_text(
         collected.status,
         runtime_dir=str(rundir.path),
         supervisor_silent=collected.supervisor_silent,
         held_by=collected.held_by,
         width=output.terminal_width(),
+        height=height,
         colour=output.use_colour(),
         now=time.time(),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ipc.status import ShardRow, ShardState, SupervisorRow
-from supervisor.cli.output import Cell, Column, styled, table
+from supervisor.cli.output import Cell, Column, folded, styled, table
 from supervisor.merge import Status, problems
 from supervisor.words import count, duration, moment_of, safe, size
 
@@ -34,6 +34,12 @@ _COLOURS = {
 
 _LONGEST_PROBLEM = 1000
 
+_INDENT = 11
+"""Columns of the words in front of each line about the supervisor."""
+
+_AROUND = 3
+"""Lines around the rows of the shards: an empty one, the headings and the total."""
+
 NEARLY_FULL = 0.8
 """Part of the descriptor limit above which the figure is red."""
 
@@ -47,56 +53,77 @@ def status_text(
     runtime_dir: str,
     supervisor_silent: bool,
     width: int | None,
+    height: int | None = None,
     colour: bool,
     now: float,
     held_by: int | None = None,
 ) -> str:
-    """Lay out *status* for people, within *width* columns where it is given; *now* is in seconds of the epoch.
+    """Lay out *status* for people, within *width* columns and *height* lines where they are given.
 
-    *held_by* is the supervisor's process where that cannot be asked: its sockets are gone.
+    *now* is in seconds of the epoch. *held_by* is the supervisor's process where that cannot be asked: its sockets are
+    gone. Where there are too many shards for the lines the foremost are shown.
     """
+    head: list[tuple[str, str | None]]
     if status.supervisor is not None:
-        head = list(_supervisor_lines(status.supervisor, now, colour=colour))
+        head = list(_supervisor_lines(status.supervisor, now))
     elif supervisor_silent:
-        head = [styled(f"supervisor in {safe(runtime_dir)} does not answer", "red", enabled=colour)]
+        head = [(f"supervisor in {safe(runtime_dir)} does not answer", "red")]
     elif held_by is not None:
         text = (
             f"supervisor pid {held_by} runs and cannot be asked: its sockets in {safe(runtime_dir)} are gone;"
             " it makes them again within seconds, or its log says why not"
         )
-        head = [styled(text, "red", enabled=colour)]
+        head = [(text, "red")]
     else:
-        text = f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'"
-        head = [styled(text, "red", enabled=colour)]
-    head += [
-        styled(f"problem    {safe(problem, _LONGEST_PROBLEM)}", "red", enabled=colour) for problem in problems(status)
+        head = [(f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'", "red")]
+    head += [(f"problem    {safe(problem, _LONGEST_PROBLEM)}", "red") for problem in problems(status)]
+    lines = [
+        styled(line, its_colour, enabled=colour) for text, its_colour in head for line in folded(text, width, _INDENT)
     ]
     known = status.supervisor is not None
-    rows = [_shard_cells(row, now, supervised=known) for row in status.shards]
+    shown = status.shards if height is None else _foremost(status.shards, height - len(lines) - _AROUND)
+    rows = [_shard_cells(row, now, supervised=known) for row in shown]
     if len(status.shards) > 1:
         rows.append(_total_cells(status.shards, supervised=known))
-    return "\n".join([*head, "", table(_COLUMNS, rows, width, colour=colour)])
+    lines += ["", table(_COLUMNS, rows, width, colour=colour)]
+    if len(shown) < len(status.shards):
+        lines.append(f"not shown: {count('shard', len(status.shards) - len(shown))} with less to do")
+    return "\n".join(lines)
 
 
-def _supervisor_lines(row: SupervisorRow, now: float, *, colour: bool) -> Iterator[str]:
+def _foremost(rows: Sequence[ShardRow], most: int) -> Sequence[ShardRow]:
+    """The *most* rows that matter most, at least one, in their order: shards that do not run, then the busiest."""
+    if len(rows) <= most:
+        return rows
+    by_need = sorted(
+        rows, key=lambda row: (row.state is ShardState.RUNNING, -row.requests_per_s, -row.in_flight, -row.connections)
+    )
+    chosen = {row.id for row in by_need[: max(1, most - 1)]}
+    return [row for row in rows if row.id in chosen]
+
+
+def _supervisor_lines(row: SupervisorRow, now: float) -> Iterator[tuple[str, str | None]]:
     state = "" if row.state == "running" else f", {safe(row.state)}"
-    yield f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}{_resources(row)}"
+    yield (
+        f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}{_resources(row)}",
+        None,
+    )
     source = safe(row.config_file) if row.config_file else "none, options only"
-    yield f"config     {source}, loaded {moment_of(row.config_loaded_at, now)}"
+    yield f"config     {source}, loaded {moment_of(row.config_loaded_at, now)}", None
     for line in (row.config_error or "").splitlines():
-        yield styled(f"           not reloaded: {safe(line, _LONGEST_PROBLEM)}", "red", enabled=colour)
+        yield f"           not reloaded: {safe(line, _LONGEST_PROBLEM)}", "red"
     listeners = ", ".join(f"{safe(listener.kind)} {safe(listener.address)}" for listener in row.listeners)
-    yield f"listening  {listeners or 'nowhere'}"
+    yield f"listening  {listeners or 'nowhere'}", None
     refused = {safe(code): number for code, number in row.rejected_total.items() if number}
     detail = ", ".join(f"{code} {number:,}" for code, number in sorted(refused.items()))
     kicked = f"; kicked {row.kicked_total:,}" if row.kicked_total else ""
     total = f"refused {sum(refused.values()):,}{f' ({detail})' if detail else ''}"
-    yield f"accepted   {row.accepted_total:,}; {total}{kicked}"
+    yield f"accepted   {row.accepted_total:,}; {total}{kicked}", None
     if row.handshakes or row.held_descriptors:
         held = count("descriptor", row.held_descriptors)
-        yield f"now        {count('handshake', row.handshakes)} in progress, {held} held"
+        yield f"now        {count('handshake', row.handshakes)} in progress, {held} held", None
     if row.operation is not None and not row.operation.is_done:
-        yield f"operation  {safe(row.operation.name)}: {safe(row.operation.step)}"
+        yield f"operation  {safe(row.operation.name)}: {safe(row.operation.step)}", None
 
 
 def _resources(row: SupervisorRow) -> str:

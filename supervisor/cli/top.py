@@ -24,6 +24,13 @@ _COLUMNS = (
 )
 
 
+_AROUND = 4
+"""Lines around the agents: an empty one, the headings, another empty one, and how to end."""
+
+_LEAST_AGENTS = 3
+"""Agents that are shown at least; where they are too many for the screen, shards give way."""
+
+
 class _Busy(msgspec.Struct, array_like=True):
     """An agent of one shard: its id, connections, requests in flight, and frames that it has sent in all."""
 
@@ -50,7 +57,9 @@ class _Row(msgspec.Struct):
     epilog=examples("shardgate top", "shardgate top --interval 5s --agents 30"),
 )
 @click.option("--interval", type=Duration(), default="2s", show_default=True, metavar="TIME", help="Between two looks.")
-@click.option("--agents", type=click.IntRange(0, 200), default=15, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--agents", type=click.IntRange(0, 200), default=15, show_default=True, metavar="N", help="How many at most."
+)
 @runtime_dir_option
 @timeout_option("1.5s", "to wait for answers; slower shards appear with their last report")
 def command(interval: float, agents: int, rundir: RuntimeDir, timeout: float) -> int:
@@ -67,8 +76,13 @@ def command(interval: float, agents: int, rundir: RuntimeDir, timeout: float) ->
 
     def text() -> str:
         collected = asking.collect_status(rundir, timeout)
-        table = busiest.table([row.id for row in collected.status.shards if row.pid is not None])
-        return f"{screen_text(rundir, collected)}\n\n{table}\n\nq ends"
+        shards = [row.id for row in collected.status.shards if row.pid is not None]
+        height = output.screen_height()
+        if height is None:
+            return f"{screen_text(rundir, collected, None)}\n\n{busiest.table(shards, agents)}\n\nq ends"
+        above = screen_text(rundir, collected, height - _AROUND - _LEAST_AGENTS)
+        room = max(_LEAST_AGENTS, height - above.count("\n") - 1 - _AROUND)
+        return f"{above}\n\n{busiest.table(shards, min(agents, room))}\n\nq ends"
 
     show(text, interval)
     return ExitCode.OK
@@ -82,8 +96,8 @@ class _Busiest:
         self._before: dict[str, int] = {}
         self._looked_at = 0.0
 
-    def table(self, shards: Sequence[int]) -> str:
-        """The table of these shards' agents; each shard is asked for more than are shown, and adds them up."""
+    def table(self, shards: Sequence[int], most: int) -> str:
+        """The table of at most so many of these shards' agents; each shard is asked for more, and adds them up."""
         rows = self._look(shards)
         now = time.monotonic()
         seconds = now - self._looked_at
@@ -91,7 +105,7 @@ class _Busiest:
             row.per_s = max(0, row.frames - self._before.get(row.agent_id, row.frames)) / seconds
         self._before, self._looked_at = {row.agent_id: row.frames for row in rows}, now
         rows.sort(key=lambda row: (-row.per_s, -row.in_flight, -row.frames, row.agent_id))
-        cells = [_cells(row) for row in rows[: self._most]]
+        cells = [_cells(row) for row in rows[:most]]
         return output.table(_COLUMNS, cells, output.terminal_width(), colour=output.use_colour())
 
     def _look(self, shards: Sequence[int]) -> list[_Row]:

@@ -18,7 +18,7 @@ from supervisor.cli.options import complete_agents, examples, json_option, runti
 from supervisor.history_rows import Refusals
 from supervisor.history_words import what, with_code
 from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
-from supervisor.words import count, duration, moment, safe
+from supervisor.words import LONGEST_CONNECTION_ID, count, duration, moment, safe
 
 
 @click.command(
@@ -99,7 +99,7 @@ def _text(
         entry = connections.get(slot.connection_id)
         since = f", since {moment(entry.connected_at, at)}, {safe(entry.peer)}" if entry else ""
         state = "" if slot.live else ", being accepted"
-        yield f"  {safe(slot.connection_id)}  {where}{state}{since}"
+        yield f"  {safe(slot.connection_id, LONGEST_CONNECTION_ID)}  {where}{state}{since}"
     story = answer.story
     if story is not None and story.refusals:
         yield "refused"

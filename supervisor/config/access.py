@@ -5,6 +5,7 @@ The rule is the same for a configuration and for a token file, and resembles Str
 - The file, each folder on the way to it and each link among them belong to root or to the user of this process.
 - No other user may write the file, nor a folder: a folder's writer puts another file in its place. A sticky folder as
   /tmp is fine, since only an owner moves its files away; there a link has to be of root or of ours too.
+- A folder on a read-only mount is fine too: Kubernetes mounts a ConfigMap as one of mode 0777 that nobody can write.
 - A group may write: an operator has chosen its members.
 """
 
@@ -38,7 +39,7 @@ def _objections(path: str, status: os.stat_result | None) -> Iterator[tuple[str,
     for step, found in _way(path):
         if stat.S_ISDIR(found.st_mode):
             shared = bool(found.st_mode & stat.S_IWOTH)
-            if shared and not found.st_mode & stat.S_ISVTX:
+            if shared and not found.st_mode & stat.S_ISVTX and not _is_read_only(step):
                 yield (
                     f"everybody may write the folder {step}, and so put another file in its place",
                     f"run: chmod o-w {shlex.quote(step)}",
@@ -81,6 +82,14 @@ def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
     except OSError:
         # Opening the file has failed too, or succeeded through /proc/self/fd: then its own status has been looked at.
         return
+
+
+def _is_read_only(folder: str) -> bool:
+    """Whether the folder's mount is, statvfs(3)."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _is_trusted(uid: int) -> bool:

@@ -47,6 +47,16 @@ def test_pod_is_probed_stopped_and_locked_up_as_it_should_be(manifests: dict[str
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert set(mounts.values()) == set(volumes)
     assert "emptyDir" in volumes[mounts["/run/shardgate"]]
+    # A file that is mounted by a subPath stays as it was when the pod began. And no folder can be made in a volume that
+    # may only be read, so that none of them is in another.
+    assert not [mount for mount in container["volumeMounts"] if "subPath" in mount]
+    assert not [(a, b) for a in mounts for b in mounts if Path(a) in Path(b).parents]
+    given = Path(container["args"][container["args"].index("--config") + 1])
+    assert (volumes[mounts[str(given.parent)]], given.name in manifests["ConfigMap"]["data"]) == (
+        {"name": "config", "configMap": {"name": "shardgate"}}, True,
+    )  # fmt: skip
+    (token_file,) = (line.split('"')[1] for line in config.splitlines() if "token-file" in line)
+    assert "secret" in volumes[mounts[str(Path(token_file).parent)]]
     # An emptyDir is root's, whatever the pod's fsGroup: shardgate takes a directory of its own user only.
     (runtime_dir,) = (one["value"] for one in container["env"] if one["name"] == "SHARDGATE_RUNTIME_DIR")
     assert str(Path(runtime_dir).parent) == "/run/shardgate"

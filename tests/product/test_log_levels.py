@@ -1,4 +1,4 @@
-"""What levels mean: an info is as it should be, a warning asks for a look, an error for a hand."""
+"""What levels mean: info is normal operation, a warning is to be looked at, an error needs action."""
 
 import json
 import signal

@@ -50,6 +50,19 @@ def test_script_puts_in_text_and_never_html() -> None:
         assert way not in SCRIPT
 
 
+def test_page_says_that_it_needs_javascript_and_where_the_same_is_without() -> None:
+    (text,) = re.findall(r"<main>\s*<noscript>(.*?)</noscript>", HTML, re.DOTALL)
+    assert "needs JavaScript" in text
+    assert re.findall(r'href="([^"]+)"', text) == ["/readyz", "/status.json", "/agents.json"]
+    # What only a script fills in is not shown empty.
+    assert "body:has(.without)" in HTML
+
+
+def test_sizes_on_the_page_are_named_for_what_they_are_divided_by() -> None:
+    (size,) = re.findall(r"const size = .*", SCRIPT)
+    assert re.findall(r"\b[KMG]i?B\b", size) == ["KiB", "MiB", "GiB"]
+
+
 def test_page_tells_its_language_and_fits_its_window() -> None:
     assert '<html lang="en">' in HTML
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in HTML

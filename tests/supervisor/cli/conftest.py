@@ -68,17 +68,24 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 @pytest.fixture
 def on_terminal(tmp_path: Path) -> Callable[..., tuple[str, int]]:
-    """Run ``shardgate ARGUMENTS`` in a terminal of so many columns; return what it shows, and the exit code.
+    """Run ``shardgate ARGUMENTS`` in a terminal of so many columns and rows; return what it shows, and the exit code.
 
     *until* is a text after which it gets a Ctrl-C.
     """
 
-    def run(*arguments: str | Path, columns: int = 200, until: str | None = None, typed: str = "") -> tuple[str, int]:
+    def run(
+        *arguments: str | Path,
+        columns: int = 200,
+        rows: int = 40,
+        term: str = "xterm",
+        until: str | None = None,
+        typed: str = "",
+    ) -> tuple[str, int]:
         ours, theirs = pty.openpty()
         try:
-            # rich believes COLUMNS more than the terminal.
-            env = environment() | {"TERM": "xterm", "COLUMNS": str(columns)}
-            termios.tcsetwinsize(theirs, (40, columns))
+            # rich believes COLUMNS and LINES more than the terminal.
+            env = environment() | {"TERM": term, "COLUMNS": str(columns), "LINES": str(rows)}
+            termios.tcsetwinsize(theirs, (rows, columns))
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "shardgate", *map(str, arguments)],
                 stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=tmp_path, start_new_session=True,

@@ -14,7 +14,7 @@ from support.product import environment
 
 from ipc.version import __version__
 from supervisor.cli import tokens
-from supervisor.cli.main import shardgate
+from supervisor.cli.main import _COMMANDS, shardgate
 from supervisor.cli.man import commands
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -255,3 +255,10 @@ def test_commands_work_when_started_with_a_closed_stream(closed: str, rundir: Pa
 
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
+
+
+def test_help_says_of_each_command_what_it_says_of_itself() -> None:
+    context = click.Context(shardgate)
+    found = {name: shardgate.get_command(context, name) for name in _COMMANDS}
+    told = {name: command.short_help for name, command in found.items() if command is not None}
+    assert told == {name: text for name, (_, text) in _COMMANDS.items()}

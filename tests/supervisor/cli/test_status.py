@@ -234,3 +234,15 @@ def test_status_does_not_pay_for_what_only_daemons_need(rundir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
 
     assert done.stdout == "[]\n"
+
+
+def test_help_is_no_dearer_than_status_since_it_imports_no_command(rundir: Path) -> None:
+    def imported(*arguments: str) -> set[str]:
+        code = "import sys; from supervisor.cli.main import main; main(sys.argv[1:]); print('::', *sys.modules)"
+        command = [sys.executable, "-c", code, *arguments]
+        env = environment() | {"SHARDGATE_RUNTIME_DIR": str(rundir)}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        dear = ("supervisor", "ipc", "dialout", "shards", "msgspec", "psutil", "zmq", "asyncio")
+        return {name for name in done.stdout.rpartition("::")[2].split() if name.partition(".")[0] in dear}
+
+    assert imported("--help") - imported("status") == set()
