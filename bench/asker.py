@@ -60,6 +60,7 @@ class Asker:
         self._agents = agents
         self._pause_s = pause_s
         self._number = 0
+        self._in_flight: dict[int, float] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -83,6 +84,10 @@ class Asker:
         self._clear()
         return report
 
+    def oldest(self) -> float | None:
+        """When the oldest request without an end began; None when there is none."""
+        return next(iter(self._in_flight.values()), None)
+
     async def work(self) -> None:
         """Ask, for ever."""
         await asyncio.sleep(random.uniform(0, self._pause_s))
@@ -92,14 +97,15 @@ class Asker:
 
     async def _ask(self) -> None:
         self._number += 1
+        number = self._number
         agent_id = f"agent-{random.randrange(self._agents)}"
         kind = random.random()
-        began = time.monotonic()
+        self._in_flight[number] = began = time.monotonic()
         try:
             if kind < 0.1:
-                await self._with_body(agent_id, f"/body/{self._number}")
+                await self._with_body(agent_id, f"/body/{number}")
             else:
-                uri = f"/slow/{self._number}" if kind < 0.15 else f"/{self._number}"
+                uri = f"/slow/{number}" if kind < 0.15 else f"/{number}"
                 event = RequestHeaders("GET", uri, {"host": ["a.example"]})
                 self._check(uri, await self._client.send_request_headers(agent_id, event, TIMEOUT_S))
         except PoolError as error:
@@ -108,6 +114,8 @@ class Asker:
             self._failed.append(failed)
         else:
             self._times.append(time.monotonic() - began)
+        finally:
+            del self._in_flight[number]
 
     async def _with_body(self, agent_id: str, uri: str) -> None:
         async with self._client.exchange(agent_id) as exchange:
@@ -130,7 +138,7 @@ async def serve(options: argparse.Namespace) -> None:
     async with PoolClient(options.runtime_dir, client_name="asker") as client:
         asker = Asker(client, options.agents, options.pause)
         tasks = [asyncio.create_task(asker.work()) for _ in range(options.in_flight)]
-        await converse({"report": asker.report})
+        await converse({"report": asker.report, "oldest": asker.oldest})
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bench.accounting import ProcessGoneError, memory_bytes
-from bench.crowd import SLOW_S
 from bench.world import Account, BrokenError, World
 from ipc import query
 
@@ -29,6 +28,9 @@ __all__ = ["Growth", "Row", "main"]
 
 BETWEEN_S = (0.5, 2.5)
 """Seconds of load before each fault."""
+
+LONG_S = 20.0
+"""Seconds for which the supervisor is stopped: it replaces a shard that is silent for 15."""
 
 MOST_SHARDS = 5
 MOST_GROWTH = 2.0
@@ -78,6 +80,27 @@ class Soak:
             time.sleep(random.choice([0.2, 1.0]))
         return set()
 
+    def stop_supervisor_for_long(self) -> set[str]:
+        """SIGSTOP the supervisor for longer than it lets a shard be silent."""
+        with self._stopped(self.world.supervisor.pid):
+            time.sleep(LONG_S)
+        return set()
+
+    def attack(self) -> set[str]:
+        """Have registered agents flood their shards with what is dear to read, or never ends, or is never read."""
+        with self.world.attacked():
+            time.sleep(random.uniform(2, 4))
+        return set()
+
+    def fill_disk(self) -> set[str]:
+        """Fill the runtime directory, and SIGKILL a shard, which must come back all the same."""
+        if self.world.disk is None:
+            return self.kill_shard()
+        with self.world.disk.full():
+            ends = self.kill_shard()
+            self.world.wait_until_running()
+        return ends
+
     def drain(self) -> set[str]:
         """Drain a shard, and let it take connections again."""
         shard = random.choice(self.world.running())
@@ -121,14 +144,19 @@ FAULTS: dict[str, Callable[[Soak], set[str]]] = {
     "supervisor killed in an operation": Soak.kill_supervisor_in_operation,
     "shard stopped": Soak.stop_shard,
     "supervisor stopped": Soak.stop_supervisor,
+    "supervisor stopped for long": Soak.stop_supervisor_for_long,
+    "agents attack": Soak.attack,
+    "disk full, shard killed": Soak.fill_disk,
     "drain, undrain": Soak.drain,
     "rolling restart": Soak.restart,
     "scaled up": Soak.scale_up,
     "scaled down": Soak.scale_down,
 }
-CUTTING = {"shard killed", "supervisor killed", "supervisor killed in an operation"}
+KILLING = {"shard killed", "disk full, shard killed"}
+"""Faults that end a shard with all that is in flight on it."""
+CUTTING = {*KILLING, "supervisor killed", "supervisor killed in an operation"}
 """Faults that may end a registration without an answer."""
-BLINDING = {"shard stopped", "supervisor stopped"}
+BLINDING = {"shard stopped", "supervisor stopped", "supervisor stopped for long"}
 """Faults during which an agent may be told that it is at its limit, because the shard that knows better is silent."""
 
 
@@ -158,7 +186,7 @@ class Row:
         self.lost_with_their_shard += len(new.closed) - len(strangers)
         self.lost += len(strangers)
         wrong = [f"connection lost: {closed}" for closed in strangers]
-        if kind == "shard killed":
+        if kind in KILLING:
             explained = [f for f in new.failed if f.code in {"connection_lost", "agent_not_found"}]
         else:
             explained = []
@@ -236,10 +264,9 @@ def _break_things(world: World, minutes: float) -> list[str]:
                 world.wait_until_running()
                 world.wait_for(lambda: _is_idle(world), "the operation to end", 120)
                 exact_s = world.wait_until_exact(30)
-                # What has waited for a stopped process may now take an agent its time, and belongs to this fault.
-                time.sleep(2 * SLOW_S)
             except (BrokenError, query.QueryError) as error:
                 return [*wrong, f"{kind}: {error}"]
+            # It waits for what has waited for a stopped process, which belongs to this fault.
             found = rows[kind].add(kind, world.collect(), ends, exact_s)
             wrong += [f"{kind}: {line}" for line in found]
             print(f"{kind}: {time.monotonic() - began:.2f} s, exact after {exact_s:.3f} s", file=sys.stderr, flush=True)
@@ -296,7 +323,7 @@ def main() -> None:
     random.seed(seed)
     try:
         with World.begin(
-            shards=3, agents=options.agents, connections=2, limit=2, options=("--tcp", "127.0.0.1:0")
+            shards=3, agents=options.agents, connections=2, limit=2, options=("--tcp", "127.0.0.1:0"), small_disk=True
         ) as world:
             soak(world, options.minutes)
     except BrokenError as error:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -58,6 +58,7 @@ class Pool(msgspec.Struct, frozen=True):
     restarts: int = 0
     requests_total: int = 0
     answered_total: int = 0
+    rejected_total: dict[str, int] = {}
 
 
 class Target(Protocol):
@@ -120,6 +121,7 @@ def streams(directory: Path, loop: Literal["asyncio", "uvloop"]) -> Iterator[Str
 class _Supervisor(msgspec.Struct):
     pid: int
     accepted_total: int
+    rejected_total: dict[str, int]
 
 
 class _Shard(msgspec.Struct):
@@ -165,6 +167,7 @@ class Shardgate:
             restarts=sum(shard.restarts for shard in status.shards),
             requests_total=sum(shard.requests_total for shard in status.shards),
             answered_total=sum(shard.answered_total for shard in status.shards),
+            rejected_total=supervisor.rejected_total,
         )
 
     def wait_until_running(self, shards: int) -> None:
@@ -183,7 +186,9 @@ class Shardgate:
         """What `status` prints; `None` when nobody can be reached, as before the start is complete."""
         arguments = [*command(), "status", "--json", "--runtime-dir", str(self.runtime_dir)]
         try:
-            done = subprocess.run(arguments, capture_output=True, cwd=ROOT, check=False, timeout=QUERY_TIMEOUT_S)
+            done = subprocess.run(
+                arguments, capture_output=True, cwd=ROOT, env=environment(), check=False, timeout=QUERY_TIMEOUT_S
+            )
             if done.returncode == NOT_REACHABLE:
                 return None
             return msgspec.json.decode(done.stdout, type=_Status)
@@ -199,9 +204,11 @@ class Shardgate:
 
 
 @contextlib.contextmanager
-def shardgate(directory: Path, shards: int = 2, *, log_level: str = "info") -> Iterator[Shardgate]:
-    """The product with `shards` shards, listening in `directory`, all of its processes ended on leaving."""
-    options = ["--uds", str(directory / "agents.sock"), "--runtime-dir", str(directory / "run")]
+def shardgate(
+    directory: Path, shards: int = 2, *, log_level: str = "info", options: Sequence[str] = ()
+) -> Iterator[Shardgate]:
+    """The product with `shards` shards and further `options`, listening in `directory`, ended on leaving."""
+    options = [*options, "--uds", str(directory / "agents.sock"), "--runtime-dir", str(directory / "run")]
     options += ["--shards", str(shards), "--max-connections-per-agent", str(PER_AGENT)]
     options += ["--log-level", log_level]
     log = directory / "shardgate.log"

@@ -5,6 +5,7 @@ A `World` starts ``shardgate run``, a crowd of agents (`bench.crowd`) and a prox
 """
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -20,9 +21,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from bench.asker import AskerReport, Failed
+from bench.attackers import AttackReport
 from bench.children import Child
 from bench.crowd import FICKLE, Closed, CrowdReport, Refused
 from bench.kernel import descriptors, ends_by_process
+from bench.small_disk import SmallDisk
 from bench.targets import command, environment
 from ipc import query
 from ipc.rundir import RuntimeDir
@@ -31,6 +34,9 @@ from ipc.status import OperationRow, ShardReport
 __all__ = ["Account", "BrokenError", "World"]
 
 ANSWER_S = 20.0
+
+SETTLE_S = 30.0
+"""Seconds until a request has certainly ended: three times its own limit, since the host may be busy."""
 _Report = TypeVar("_Report", CrowdReport, AskerReport)
 
 
@@ -82,6 +88,8 @@ class World:
         self.total = Account()
         self.crowd: Child | None = None
         self.asker: Child | None = None
+        self.attackers: Child | None = None
+        self.disk: SmallDisk | None = None
         self._options = options
         self._children = contextlib.ExitStack()
         self.supervisor = self._start()
@@ -99,13 +107,16 @@ class World:
         in_flight: int = 16,
         pause_s: float = 0.02,
         options: tuple[str, ...] = (),
+        small_disk: bool = False,
     ) -> "Iterator[World]":
         """A world with everybody connected and asking; at the end nothing of it may be left, or `BrokenError`.
 
-        No proxy asks with *in_flight* 0.
+        No proxy asks with *in_flight* 0. With *small_disk* root gets the runtime directory on a `SmallDisk`.
         """
         folder = Path(tempfile.mkdtemp(prefix="sg-"))
+        disk = SmallDisk.at(folder / "run") if small_disk and SmallDisk.can_be else None
         world = cls(folder, shards, agents, connections, limit, list(options))
+        world.disk = disk
         try:
             world.wait_until_running()
             world._rest = world.own_descriptors()
@@ -117,6 +128,8 @@ class World:
             raise
         finally:
             world._kill_all()
+            if disk is not None:
+                disk.remove()
             shutil.rmtree(folder)
         if leftovers:
             raise BrokenError("\n".join(["left over:", *leftovers]))
@@ -128,6 +141,7 @@ class World:
         arguments += ["--agents", str(self.agents), "--connections", str(self.connections), "--limit", str(self.limit)]
         self.crowd = self._child("crowd", "bench.crowd", *arguments)
         self.wait_for(self.everybody_is_connected, "all agents to be connected", 60)
+        self.attackers = self._child("attackers", "bench.attackers", "--uds", str(self.uds))
         if in_flight:
             # Those who come and go by themselves are not asked: a request that they leave behind is no fault.
             where = ["--runtime-dir", str(self.rundir.path), "--agents", str(self.agents - self.agents // FICKLE)]
@@ -240,6 +254,20 @@ class World:
         assert self.crowd is not None
         self.crowd.ask(f"pace {churn} {extra}", ANSWER_S)
 
+    @contextlib.contextmanager
+    def attacked(self) -> Iterator[None]:
+        """Agents that mean harm, beside the others; `BrokenError` when one of their attacks was not made."""
+        assert self.attackers is not None
+        self.attackers.ask("attack", ANSWER_S)
+        try:
+            yield
+        finally:
+            self.attackers.ask("rest", ANSWER_S)
+        done = msgspec.json.decode(self.attackers.ask("report", ANSWER_S), type=AttackReport)
+        idle = [name for name, sent in done.sent.items() if not sent]
+        if idle or not done.accepted:
+            raise BrokenError(f"the attackers did nothing: {idle}, {done.accepted} connections")
+
     def ends(self) -> dict[str, str]:
         """All connections that agents hold: end → connection id."""
         assert self.crowd is not None
@@ -251,8 +279,14 @@ class World:
         return len(ends) == self.agents * self.connections and not ends.items() & but.items()
 
     def collect(self) -> Account:
-        """What agents and proxy have met since the last time."""
+        """What agents and proxy have met since the last time.
+
+        Requests that have begun by now are waited for. A proxy that has had no processor time since a fault has not
+        noticed yet what it cost: that would be found in the account of what comes next.
+        """
         assert self.crowd is not None
+        now = time.monotonic()
+        self.wait_for(lambda: self._oldest_request() > now, "the requests in flight to end", SETTLE_S)
         new = Account()
         crowd = msgspec.json.decode(self.crowd.ask("report", ANSWER_S), type=CrowdReport)
         asker = None
@@ -261,6 +295,13 @@ class World:
         new.add(crowd, asker)
         self.total.add(crowd, asker)
         return new
+
+    def _oldest_request(self) -> float:
+        """When the oldest request in flight began; infinity when there is none."""
+        if self.asker is None:
+            return math.inf
+        oldest = msgspec.json.decode(self.asker.ask("oldest", ANSWER_S), type=float | None)
+        return math.inf if oldest is None else oldest
 
     # What must hold.
 
@@ -367,7 +408,7 @@ class World:
         self.collect()
         self.check_never()
         self._children.close()
-        self.crowd = self.asker = None
+        self.crowd = self.asker = self.attackers = None
         self.wait_until_running()
         self.wait_for(self._is_empty, "empty shards", 10)
         leftovers = self.excess()

@@ -141,6 +141,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+PROJECT = "shardgate"
+"""Whose package this is: a listener refuses to start with another package of this name."""
+
 __all__ = [
     "ALLOW",
     "ALLOWED",

@@ -6,7 +6,7 @@ and null counts as absent, as in the agents' own parsers.
 """
 
 from enum import IntFlag
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
@@ -14,6 +14,12 @@ from msgspec.json import Decoder
 __all__ = ["Capabilities", "Event", "read_core", "read_flags", "write_core", "write_flags"]
 
 _U64_SAFE: Final = 2**63 - 1
+
+MAX_EVENTS: Final = 256
+"""Entries in a list of supported events. There are 17 numbers; each entry costs a look-up."""
+
+_MAX_ID_TEXT: Final = 1024
+"""Bytes of JSON text in which an agent id fits. What is longer is none, and is not decoded."""
 
 
 class Event(IntFlag):
@@ -68,6 +74,7 @@ class Capabilities(Struct, frozen=True, array_like=True, gc=False):
 
 _U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _U64 = Annotated[int, Meta(ge=0)]
+_Events = Annotated[list[int], Meta(max_length=MAX_EVENTS)]
 
 
 class _Flags(Struct, gc=False):
@@ -99,14 +106,15 @@ class _Limits(Struct, gc=False):
 
 
 class _Core(Struct):
-    agent_id: Any = None
-    supported_events: list[int] | None = None
+    agent_id: Raw = Raw(b"null")
+    supported_events: _Events | None = None
     features: _Features | None = None
     limits: _Limits | None = None
 
 
 _decode_flags = Decoder(_Flags | None).decode
 _decode_core = Decoder(_Core | None).decode
+_decode_text = Decoder(str).decode
 _NO_LIMITS: Final = _Limits()
 
 
@@ -139,8 +147,10 @@ def read_flags(raw: bytes | Raw) -> tuple[Capabilities, bool]:
     ), named
 
 
-def read_core(raw: bytes | Raw) -> tuple[Capabilities, object] | None:
-    """Read the core schema, with the ``agent_id`` inside it as the second value (None when absent).
+def read_core(raw: bytes | Raw) -> tuple[Capabilities, str | None] | None:
+    """Read the core schema, with the ``agent_id`` inside it as the second value.
+
+    That is None when absent, and empty when it is no string.
 
     None when the object has neither ``supported_events`` nor ``features``, so is not of this schema. The
     crate's own reader insists on every key of features and limits; here an absent one is false or 0, and
@@ -173,7 +183,15 @@ def read_core(raw: bytes | Raw) -> tuple[Capabilities, object] | None:
         bool(features.health_reporting),
         min(limits.max_body_size or 0, _U64_SAFE),
         min(limits.preferred_chunk_size or 0, _U64_SAFE),
-    ), core.agent_id
+    ), _inner_id(core.agent_id)
+
+
+def _inner_id(raw: Raw) -> str | None:
+    """The agent id inside capabilities: None when absent, empty when it is something else than a string."""
+    text = bytes(raw)
+    if text == b"null":
+        return None
+    return _decode_text(text) if text[0] == 0x22 and len(text) <= _MAX_ID_TEXT else ""
 
 
 def _implied_features(events: int) -> _Features:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.header_syntax import why_bad_header
+from dialout.header_syntax import why_bad_header, why_bad_word
 from dialout.wrong_types import (
     is_body,
     is_integer,
@@ -78,8 +78,8 @@ class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
             raise wrong_type("the URL of a redirect", "a text", self.url)
         if not is_integer(self.status):
             raise wrong_type("the status of a redirect", "a number", self.status)
-        if why := why_bad_header("location", self.url):
-            raise ValueError(f"a redirect is a header: {why}")
+        if why := why_bad_word("the URL of a redirect", self.url):
+            raise ValueError(why)
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -93,6 +93,8 @@ class Challenge(Struct, frozen=True, tag="challenge"):
             raise wrong_type("the type of a challenge", "a text", self.challenge_type)
         if not isinstance(self.params, dict):
             raise wrong_type("the params of a challenge", "a dict", self.params)
+        if why := why_bad_word("the type of a challenge", self.challenge_type):
+            raise ValueError(why)
 
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge

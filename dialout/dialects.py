@@ -13,11 +13,23 @@ docs    written from the published documents    0x01          0x02      0xF0, 0x
 """
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import DecodeError, Meta, Struct
+from msgspec.json import Decoder
 
 from dialout.frames import encode_frame
 
-__all__ = ["CoreFrame", "Dialect", "SdkFrame", "answer_type_for", "pong_for", "says_draining", "with_draining"]
+__all__ = [
+    "MAX_PING",
+    "CoreFrame",
+    "Dialect",
+    "SdkFrame",
+    "answer_type_for",
+    "pong_for",
+    "says_draining",
+    "with_draining",
+]
 
 
 class SdkFrame(IntEnum):
@@ -121,15 +133,38 @@ def says_draining(payload: bytes) -> bool:
     return payload.endswith(b',"draining":true}')
 
 
+MAX_PING: Final = 1024
+"""Bytes in the payload of a ping. Known ones have up to 50."""
+
+_Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Ping(Struct, gc=False):
+    """What pings hold that a peer looks for in the pong: ``timestamp`` (sdk, docs), the others (core)."""
+
+    timestamp: _Number = 0
+    sequence: _Number | None = None
+    timestamp_ms: _Number | None = None
+
+
+_decode_ping: Final = Decoder(_Ping).decode
+
+
 def pong_for(dialect: Dialect, frame_type: int, payload: bytes) -> bytes | None:
     """The whole frame that answers an inbound frame, if that is a ping of this dialect, else None.
 
-    A pong repeats its ping's payload byte for byte, so that whatever the peer put in to tell its pings
-    apart comes back. A ping without one gets what a real peer answers with: a timestamp of 0 (sdk, docs)
-    or an empty object (core).
+    A pong says the numbers of its ping again, so that the peer can tell its pings apart, and nothing else of it. A ping
+    without them, or one that cannot be read, gets what a real peer answers with: a timestamp of 0 (sdk, docs) or an
+    empty object (core). One of more than ``MAX_PING`` bytes gets none.
     """
-    if frame_type != dialect.ping_type:
+    if frame_type != dialect.ping_type or len(payload) > MAX_PING:
         return None
-    if not payload and dialect is not _CORE:
-        payload = b'{"timestamp":0}'
-    return encode_frame(dialect.pong_type, payload)
+    try:
+        ping = _decode_ping(payload)
+    except (DecodeError, ValueError, RecursionError):
+        ping = _Ping()
+    if dialect is not _CORE:
+        return encode_frame(dialect.pong_type, b'{"timestamp":%d}' % ping.timestamp)
+    fields = {"sequence": ping.sequence, "timestamp_ms": ping.timestamp_ms}
+    text = ",".join(f'"{name}":{value}' for name, value in fields.items() if value is not None)
+    return encode_frame(dialect.pong_type, f"{{{text}}}".encode())

@@ -40,12 +40,13 @@ class FrameDecoder:
 
     Between frames it holds no buffer at all, and one that a large frame needed is let go with that frame.
     Inside a frame it holds what has arrived, never what was announced: a length field reserves nothing.
+    ``limit`` is the largest length field that is legal from now on; a frame whose length is known keeps its own.
     """
 
-    __slots__ = ("_buffer", "_limit", "_wanted")
+    __slots__ = ("_buffer", "_wanted", "limit")
 
     def __init__(self, max_length: int = MAX_FRAME_LENGTH) -> None:
-        self._limit = max_length
+        self.limit = max_length
         # The bytes of an incomplete frame, its length field included.
         self._buffer: bytearray | None = None
         # Size that _buffer must reach before there is anything to do: 4 until the length is known.
@@ -56,6 +57,11 @@ class FrameDecoder:
     def buffered(self) -> int:
         """Bytes held of a frame that is not complete yet; 0 between frames."""
         return 0 if self._buffer is None else len(self._buffer)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the stream stands inside a frame, its length field included."""
+        return self._wanted > 0
 
     @property
     def incomplete(self) -> bytes:
@@ -81,7 +87,7 @@ class FrameDecoder:
             # one plain copy up front costs less than the second object of each.
             data, position = bytes(memoryview(data)[position:]), 0
         end = len(data)
-        limit = self._limit
+        limit = self.limit
         unpack = HEADER.unpack_from
         while end - position >= 5:
             length, frame_type = unpack(data, position)
@@ -130,9 +136,9 @@ class FrameDecoder:
         self._buffer = bytearray(memoryview(data)[position:])
 
     def _checked(self, length: int, frames: Sequence[tuple[int, bytes]]) -> int:
-        if 0 < length <= self._limit:
+        if 0 < length <= self.limit:
             return length
         self._buffer, self._wanted = None, -1
         if length == 0:
             raise ZeroLengthFrame("the peer sent a frame of length 0", frames)
-        raise OversizedFrame(length, self._limit, frames)
+        raise OversizedFrame(length, self.limit, frames)

@@ -27,8 +27,9 @@ from dialout.events import (
     WebSocketFrame,
     headers_from_pairs,
 )
+from dialout.scan import refuse_costly
 
-__all__ = ["WireIds", "read_event", "read_ids", "read_request"]
+__all__ = ["SCANNED_ABOVE", "WireIds", "read_event", "read_ids", "read_request"]
 
 
 class WireIds(Struct, gc=False):
@@ -72,7 +73,10 @@ def _headers(wire: _WireHeaders) -> Headers:
     return headers_from_pairs(wire) if type(wire) is list else {}
 
 
-read_ids = Decoder(WireIds).decode
+SCANNED_ABOVE: Final = 2048
+"""Bytes of an event above which it is looked at before it is decoded. Most requests are shorter."""
+
+_decode_ids = Decoder(WireIds).decode
 _decode_request_headers = Decoder(_RequestHeaders).decode
 _decode_response_headers = Decoder(_ResponseHeaders).decode
 _NO_METADATA: Final = RequestMetadata()
@@ -87,8 +91,17 @@ _DECODERS: Final[dict[int, Callable[[bytes], AgentEvent]]] = {
 }
 
 
+def read_ids(payload: bytes) -> WireIds:
+    """The ids in a frame of any type, and the reason in one that cancels."""
+    if len(payload) > SCANNED_ABOVE:
+        refuse_costly(payload, SCANNED_ABOVE)
+    return _decode_ids(payload)
+
+
 def read_request(payload: bytes) -> tuple[WireIds, RequestHeaders]:
     """The event in a frame of type 0x10, and its ids: both in one pass, for the frame that every request has."""
+    if len(payload) > SCANNED_ABOVE:
+        refuse_costly(payload, SCANNED_ABOVE)
     wire = _decode_request_headers(payload)
     headers, has_body = _headers(wire.headers), wire.has_body
     if has_body is None:

@@ -15,13 +15,12 @@ same as absent. Strict it is on UTF-8, on trailing bytes, on types, and on metad
 could not read back.
 """
 
-import re
 from functools import lru_cache
 from struct import Struct as Packing
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import Struct
 
 from dialout.answers import (
     RegistrationResponse,
@@ -30,10 +29,19 @@ from dialout.answers import (
     rejection_frame,
 )
 from dialout.capabilities import Capabilities, Event, read_core, read_flags, write_core, write_flags
+from dialout.claims import (
+    AGENT_ID_RULE,
+    PROTOCOL_VERSION,
+    Claim,
+    bad_registration,
+    is_agent_id,
+    read_claim,
+)
 from dialout.dialects import Dialect, answer_type_for
 from dialout.errors import ErrorCode, LocalProtocolError, NotAgentProtocol, Rejection
 from dialout.frames import MAX_FRAME_LENGTH, encode_frame
-from dialout.nesting import MAX_DEPTH, is_too_deep
+from dialout.nesting import MAX_DEPTH
+from dialout.scan import why_costly
 
 __all__ = [
     "MAX_METADATA_DEPTH",
@@ -52,9 +60,17 @@ __all__ = [
     "scan_first_frame",
 ]
 
-PROTOCOL_VERSION: Final = 2
 MAX_METADATA_DEPTH: Final = MAX_DEPTH
 """Levels of nesting in metadata; serde_json gives up at 128, Python's readers at their recursion limit."""
+
+MAX_CAPABILITIES: Final = 4096
+"""Bytes of capabilities. Agents write up to 700; unknown keys are ignored, but not for nothing."""
+
+_COSTS_LITTLE: Final = 1024
+"""Bytes of capabilities that are decoded as they are: 30 µs at most. The look at what they hold takes 1 µs."""
+
+_FLAT: Final = 2 * MAX_METADATA_DEPTH
+"""Bytes of metadata that cannot be nested too deeply, and hold no more than 20 numbers."""
 
 _SDK, _CORE, _DOCS = Dialect.SDK, Dialect.CORE, Dialect.DOCS
 _LENGTH: Final = Packing(">I")
@@ -62,14 +78,6 @@ _V1_TYPE: Final = 0x7B  # "{": v1 frames have no type byte, their JSON follows t
 _HTTP_STARTS: Final = frozenset(
     (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI ", b"HTTP")
 )
-_agent_id_matches = re.compile(r"[A-Za-z0-9._:@-]{1,128}").fullmatch
-_AGENT_ID_RULE: Final = "1 to 128 characters of A-Z a-z 0-9 . _ : @ -"
-
-
-def is_agent_id(text: str) -> bool:
-    """Whether this is a legal agent id: 1 to 128 characters of ``A-Z a-z 0-9 . _ : @ -``."""
-    return _agent_id_matches(text) is not None
-
 
 # --- the first frame ---------------------------------------------------------------------------------
 
@@ -114,16 +122,12 @@ def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | R
         return NotAgentProtocol("HTTP")
     if length == 0:
         # A fifth byte would belong to the next frame, so it cannot choose the answer.
-        return _bad("a frame of length 0 is not a registration", answer_type_for(None))
+        return bad_registration("a frame of length 0 is not a registration", answer_type_for(None))
     if len(data) > 4 and data[4] == _V1_TYPE:
         message = "protocol version mismatch: expected 2, got v1 framing (no type byte)"
         return Rejection(ErrorCode.VERSION_MISMATCH, message, answer_type_for(_V1_TYPE))
     message = f"the registration frame announces {length} bytes, the limit is {max_bytes}"
-    return _bad(message, answer_type_so_far(data))
-
-
-def _bad(message: str, answer_type: int) -> Rejection:
-    return Rejection(ErrorCode.BAD_REGISTRATION, message, answer_type)
+    return bad_registration(message, answer_type_so_far(data))
 
 
 # --- the listener's side -----------------------------------------------------------------------------
@@ -157,17 +161,6 @@ class Registration(Struct, frozen=True, gc=False):
         return _fields_without_token(self)
 
 
-class _Payload(Struct, gc=False):
-    protocol_version: Any = None
-    agent_id: Any = None
-    capabilities: Raw = Raw(b"null")
-    auth_token: Any = None
-    metadata: Raw = Raw(b"null")
-    supported_versions: Any = UNSET
-    client_name: Any = UNSET
-
-
-_decode_payload = msgspec.json.Decoder(_Payload).decode
 _read_flags_again = lru_cache(maxsize=256)(read_flags)
 _decode_any = msgspec.json.Decoder().decode
 
@@ -175,96 +168,78 @@ _decode_any = msgspec.json.Decoder().decode
 def parse_registration(frame_type: int, payload: bytes) -> Registration:
     """Read the first frame of a connection as a registration.
 
+    A listener that checks tokens does so between the two halves of this, ``read_claim`` and ``read_registration``.
     Raises Rejection, ready to be answered with: version_mismatch unless ``protocol_version`` is the integer
     2, bad_registration for everything else.
     """
-    answer_type = answer_type_for(frame_type)
-    if frame_type not in {0x01, 0x03}:
-        message = f"the first frame has type 0x{frame_type:02x}, a registration has 0x03 or 0x01"
-        raise _bad(message, answer_type)
+    registration = read_registration(read_claim(frame_type, payload))
     try:
-        if not payload.isascii():
-            payload.decode()  # msgspec skips over values that it need not build, and does not look inside
-        fields = _decode_payload(payload)
-        token = fields.auth_token
-        _check_identity(fields, frame_type, answer_type)
-        if token is not None and type(token) is not str:
-            raise _bad("auth_token must be a string", answer_type)
-        dialect, capabilities, warnings = _read_capabilities(fields, frame_type, answer_type)
-        metadata = bytes(fields.metadata)
+        if registration.metadata:
+            _decode_any(registration.metadata)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise bad_registration(f"metadata cannot be read: {error}", registration.answer_type) from None
+    return registration
+
+
+def read_registration(claim: Claim) -> Registration:
+    """Read the rest of a registration whose claim was found good. Raises Rejection: bad_registration.
+
+    Metadata is not decoded. It is JSON that costs its reader little for each byte; a number in it may be too large for
+    some readers, as 1e999 is, which ``parse_registration`` refuses.
+    """
+    answer_type = claim.answer_type
+    try:
+        dialect, capabilities, warnings = _read_capabilities(claim, answer_type)
+        metadata = bytes(claim.metadata)
         if metadata == b"null":
             metadata = b""
         else:
             _check_metadata(metadata, dialect, answer_type)
-    except UnicodeDecodeError as error:
-        message = f"the registration is not valid UTF-8 at byte {error.start}"
-    except msgspec.ValidationError as error:
-        # Its message names keys of our own structs and types, never a value.
-        message = f"the registration does not fit: {error}"
     except msgspec.DecodeError as error:
         message = f"the registration is not valid JSON: {error}"
     except RecursionError:
         message = "the registration is nested too deeply"
     else:
-        return Registration(dialect, fields.agent_id, token or None, capabilities, metadata, warnings)
-    raise _bad(message, answer_type)
+        return Registration(dialect, claim.agent_id, claim.auth_token, capabilities, metadata, warnings)
+    raise bad_registration(message, answer_type)
 
 
-def _check_identity(fields: _Payload, frame_type: int, answer_type: int) -> None:
-    agent_id = fields.agent_id
-    # A proxy says hello with the same type byte, and in one of its two forms without a version.
-    proxy_says_hello = fields.supported_versions is not UNSET or fields.client_name is not UNSET
-    if agent_id is None and frame_type == 0x01 and proxy_says_hello:
-        raise _bad("this is a proxy's handshake; here agents register", answer_type)
-    version = fields.protocol_version
-    # 2.0 == 2, and True is an int: only the integer counts.
-    if type(version) is not int or version != PROTOCOL_VERSION:
-        if version is None:
-            got = "none"
-        elif type(version) is int and 0 <= version < 2**32:
-            got = str(version)
-        else:
-            got = "something else"
-        message = f"protocol version mismatch: expected {PROTOCOL_VERSION}, got {got}"
-        raise Rejection(ErrorCode.VERSION_MISMATCH, message, answer_type)
-    if agent_id is None:
-        raise _bad("agent_id is missing", answer_type)
-    if type(agent_id) is not str or not _agent_id_matches(agent_id):
-        raise _bad(f"agent_id must be a string of {_AGENT_ID_RULE}", answer_type)
-
-
-def _read_capabilities(
-    fields: _Payload, frame_type: int, answer_type: int
-) -> tuple[Dialect, Capabilities, tuple[str, ...]]:
+def _read_capabilities(claim: Claim, answer_type: int) -> tuple[Dialect, Capabilities, tuple[str, ...]]:
+    raw = bytes(claim.capabilities)
+    if len(raw) > _COSTS_LITTLE:
+        reason = f"more than {MAX_CAPABILITIES} bytes" if len(raw) > MAX_CAPABILITIES else why_costly(raw)
+        if reason is not None:
+            raise bad_registration(f"capabilities have {reason}", answer_type)
     try:
-        if frame_type == 0x03:
-            raw = bytes(fields.capabilities)
+        if claim.frame_type == 0x03:
             # Agents of one kind declare the same, byte for byte, and there are few kinds. Never so for whole
             # registrations: they hold tokens.
-            read = _read_flags_again if len(raw) <= 1024 else read_flags
+            read = _read_flags_again if len(raw) <= _COSTS_LITTLE else read_flags
             return _SDK, read(raw)[0], ()
-        core = read_core(fields.capabilities)
+        core = read_core(raw)
         if core is not None:
             capabilities, inner_id = core
-            if inner_id is None or inner_id == fields.agent_id:
+            if inner_id is None or inner_id == claim.agent_id:
                 return _CORE, capabilities, ()
             return _CORE, capabilities, ("capabilities.agent_id differs from agent_id, which is the one used",)
-        capabilities, named = read_flags(fields.capabilities)
+        capabilities, named = read_flags(raw)
     except msgspec.ValidationError as error:
-        raise _bad(f"capabilities do not fit: {error}", answer_type) from None
+        raise bad_registration(f"capabilities do not fit: {error}", answer_type) from None
     if named:
         return _DOCS, capabilities, ()
     message = "unrecognised capabilities: neither handles_* flags nor supported_events or features"
-    raise _bad(message, answer_type)
+    raise bad_registration(message, answer_type)
 
 
 def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None:
-    """Prove that whoever gets the raw text can read it: skipping over it, as msgspec did, proves less."""
+    """Prove that the raw text costs little to read; that it is JSON, skipping over it has proved."""
     if dialect is not _CORE and metadata[:1] != b"{":
-        raise _bad("metadata must be an object", answer_type)
-    value = _decode_any(metadata)
-    if is_too_deep(metadata, value):
-        raise _bad(f"metadata is nested more than {MAX_METADATA_DEPTH} levels deep", answer_type)
+        raise bad_registration("metadata must be an object", answer_type)
+    if len(metadata) <= _FLAT:
+        return
+    reason = why_costly(metadata, max_levels=MAX_METADATA_DEPTH)
+    if reason is not None:
+        raise bad_registration(f"metadata has {reason}", answer_type)
 
 
 # --- the agent's side --------------------------------------------------------------------------------
@@ -292,7 +267,7 @@ class RegistrationRequest(Struct, frozen=True, kw_only=True):
         out. Raises LocalProtocolError when the agent id is not legal, or metadata is not JSON.
         """
         if not is_agent_id(self.agent_id):
-            raise LocalProtocolError(f"agent_id must be {_AGENT_ID_RULE}, not {self.agent_id!r}")
+            raise LocalProtocolError(f"agent_id must be {AGENT_ID_RULE}, not {self.agent_id!r}")
         fields: dict[str, object] = {"protocol_version": self.protocol_version, "agent_id": self.agent_id}
         if dialect is _CORE:
             fields["capabilities"] = write_core(

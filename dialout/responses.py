@@ -32,8 +32,18 @@ from dialout.decisions import (
 from dialout.errors import RemoteProtocolError
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
+from dialout.scan import refuse_costly
 
-__all__ = ["READ_ERRORS", "Mutation", "WireResponse", "decode_response", "read_response", "unreadable", "why"]
+__all__ = [
+    "READ_ERRORS",
+    "SCANNED_ABOVE",
+    "Mutation",
+    "WireResponse",
+    "decode_response",
+    "read_response",
+    "unreadable",
+    "why",
+]
 
 READ_ERRORS: Final = (RemoteProtocolError, msgspec.DecodeError, ValueError, RecursionError)
 """All that reading can raise; ValueError covers bad UTF-8 and integers of thousands of digits."""
@@ -120,10 +130,21 @@ class _Challenge(Struct, gc=False):
     params: dict[str, Any] | None = None
 
 
-decode_response = Decoder(WireResponse).decode
+_decode_response = Decoder(WireResponse).decode
 _decode_block = Decoder(_Block).decode
 _decode_redirect = Decoder(_Redirect).decode
 _decode_challenge = Decoder(_Challenge).decode
+
+
+SCANNED_ABOVE: Final = 512
+"""Bytes of an answer above which it is looked at before it is decoded. Ordinary answers are shorter."""
+
+
+def decode_response(payload: bytes) -> WireResponse:
+    """What an answer says, as it is written. Raises one of ``READ_ERRORS``, also for what would be dear to decode."""
+    if len(payload) > SCANNED_ABOVE:
+        refuse_costly(payload, SCANNED_ABOVE)
+    return _decode_response(payload)
 
 
 # --- the model ---------------------------------------------------------------------------------------
@@ -236,13 +257,31 @@ def _read_websocket_decision(wire: str | dict[str, _Close] | None) -> WebSocketD
 # --- what cannot be read -----------------------------------------------------------------------------
 
 
+# Raw: what cannot be used may be dear to decode, too.
+_NOTHING: Final = Raw(b"null")
+_MAX_ID_LENGTH: Final = 6 * 256
+"""Bytes of an id as it is written: 256 characters, each of them escaped."""
+
+
 class _Ids(Struct):
-    request_id: Any = None
-    correlation_id: Any = None
-    audit: Any = None
+    request_id: Raw = _NOTHING
+    correlation_id: Raw = _NOTHING
+    audit: Raw = _NOTHING
+
+
+class _IdsAudit(Struct):
+    custom: Raw = _NOTHING
+
+
+class _IdsCustom(Struct):
+    correlation_id: Raw = _NOTHING
 
 
 _decode_ids = Decoder(_Ids).decode
+_decode_ids_audit = Decoder(_IdsAudit).decode
+_decode_ids_custom = Decoder(_IdsCustom).decode
+_decode_text = Decoder(str).decode
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 # SDK agents write the id first, so it survives whatever is wrong behind it; further in, a number under this
 # key could be anybody's.
 _request_id_at_start = re.compile(rb'\s*\{\s*"request_id"\s*:\s*(0|[1-9][0-9]{0,19})\s*[,}]').match
@@ -263,24 +302,42 @@ def why(error: Exception) -> str:
 
 def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:
     """An answer that raised ``error`` when it was read, with all the ids that can be dug out of it."""
-    request_id: object = None
-    correlation_id: object = None
+    request_id: int | None = None
+    correlation_id: str | None = None
     try:
         ids = _decode_ids(payload)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except _UNREADABLE:
         if found := _request_id_at_start(payload):
             request_id = int(found[1])
         named = set(_correlation_ids(payload))
         if len(named) == 1:
             correlation_id = named.pop().decode(errors="replace")
     else:
-        request_id, correlation_id = ids.request_id, ids.correlation_id
-        custom = ids.audit.get("custom") if type(ids.audit) is dict else None
-        if type(custom) is dict:
-            correlation_id = custom.get("correlation_id") or correlation_id
+        request_id = _read_number(ids.request_id)
+        correlation_id = _read_text(_id_in_audit(ids.audit)) or _read_text(ids.correlation_id)
     return Unreadable(
         frame_type,
         why(error),
-        request_id if type(request_id) is int and 0 < request_id <= _MAX_ID else None,
-        correlation_id if type(correlation_id) is str and correlation_id else None,
+        request_id if request_id is not None and 0 < request_id <= _MAX_ID else None,
+        correlation_id or None,
     )
+
+
+def _id_in_audit(audit: Raw) -> Raw:
+    try:
+        return _decode_ids_custom(_decode_ids_audit(audit).custom).correlation_id
+    except _UNREADABLE:
+        return _NOTHING
+
+
+def _read_number(raw: Raw) -> int | None:
+    """A number without sign, point and exponent, of as many digits as an id may have."""
+    digits = bytes(raw)
+    return int(digits) if len(digits) <= 20 and digits.isdigit() else None
+
+
+def _read_text(raw: Raw) -> str | None:
+    try:
+        return _decode_text(raw) if memoryview(raw).nbytes <= _MAX_ID_LENGTH else None
+    except _UNREADABLE:
+        return None

@@ -24,8 +24,19 @@ from dialout.events import (
 from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics
 from dialout.received import WireIds
 from dialout.responses import READ_ERRORS, why
+from dialout.scan import refuse_costly
 
-__all__ = ["Reader", "Wire", "Writer", "checked", "checked_size", "encode_json", "has_body", "report_reader"]
+__all__ = [
+    "MAX_REPORT",
+    "Reader",
+    "Wire",
+    "Writer",
+    "checked",
+    "checked_size",
+    "encode_json",
+    "has_body",
+    "report_reader",
+]
 
 Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
 """(event, request id, correlation id, now) to the struct that is the payload."""
@@ -90,11 +101,23 @@ def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
     return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
 
 
+MAX_REPORT: Final = 64 * 1024
+"""Bytes of a report: health, metrics, a word about configuration. A thousand series of metrics take about as many."""
+
+_SCANNED_ABOVE: Final = 256
+
+
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:
-    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored."""
+    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored.
+
+    So is what has more than ``MAX_REPORT`` bytes, and what would be dear to decode.
+    """
 
     def reader(payload: bytes) -> Inbound:
+        if len(payload) > MAX_REPORT:
+            return Ignored(frame_type, f"larger than {MAX_REPORT} bytes")
         try:
+            refuse_costly(payload, _SCANNED_ABOVE)
             return read(payload) or Ignored(frame_type, "of no known kind")
         except READ_ERRORS as error:
             return Ignored(frame_type, why(error))

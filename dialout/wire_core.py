@@ -14,7 +14,7 @@ from msgspec.json import Decoder
 from dialout.bodies import body_by_headers
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import Decision
-from dialout.dialects import CoreFrame, Dialect
+from dialout.dialects import MAX_PING, CoreFrame, Dialect
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
     Cancel,
@@ -261,6 +261,8 @@ def _read_response(payload: bytes) -> Inbound:
 
 
 def _read_pong(payload: bytes) -> Pong:
+    if len(payload) > MAX_PING:
+        return Pong(None, b"")
     try:
         return Pong(_decode_sequence(payload).sequence, payload)
     except READ_ERRORS:

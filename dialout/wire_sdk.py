@@ -10,7 +10,7 @@ from msgspec.json import Decoder
 
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import ALLOWED, BodyMutation, Decision
-from dialout.dialects import Dialect, SdkFrame
+from dialout.dialects import MAX_PING, Dialect, SdkFrame
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
     Cancel,
@@ -29,7 +29,8 @@ from dialout.inbound import Answer, Health, Ignored, Inbound, Metrics, MutationA
 from dialout.received import WireIds
 from dialout.reports import read_sdk_health, read_sdk_metrics, sdk_health, sdk_metrics
 from dialout.responding import sdk_response
-from dialout.responses import READ_ERRORS, Mutation, decode_response, read_response, unreadable
+from dialout.responses import READ_ERRORS, SCANNED_ABOVE, Mutation, decode_response, read_response, unreadable
+from dialout.scan import refuse_costly
 from dialout.wire import Wire, checked, encode_json, has_body, report_reader
 
 __all__ = ["SDK", "check_ids", "forget_frame"]
@@ -138,6 +139,7 @@ def _read_decision(payload: bytes) -> Inbound:
 def _read_mutation(payload: bytes) -> Inbound:
     """Read a 0x21, which the documents name without a schema: what it belongs to must be said in full."""
     try:
+        refuse_costly(payload, SCANNED_ABOVE)
         wire = _decode_mutation(payload)
         request_id, index = wire.request_id, wire.chunk_index
         if request_id is None or not 0 < request_id <= _MAX_ID or index is None:
@@ -150,6 +152,8 @@ def _read_mutation(payload: bytes) -> Inbound:
 
 
 def _read_pong(payload: bytes) -> Pong:
+    if len(payload) > MAX_PING:
+        return Pong(None, b"")
     try:
         return Pong(_decode_timestamp(payload).timestamp, payload)
     except READ_ERRORS:

@@ -1,6 +1,8 @@
-"""ZeroMQ on the event loop. No other module imports zmq.
+"""ZeroMQ on the event loop, between our own processes of one user alone. No other module imports zmq.
 
-`Bus` is one socket with a callback for its messages; `request` is the blocking call of a command line.
+`Bus` is one socket with a callback for its messages. No peer of another trust level may connect to one: libzmq 4.3.5
+aborts its process when it accepts at the descriptor limit (ipc_listener.cpp), and its high water mark bounds messages,
+not bytes. Status queries have sockets of their own kind (`ipc.query_server`).
 
 Three traps decide the shape of this file:
 
@@ -13,11 +15,8 @@ Three traps decide the shape of this file:
 """
 
 import asyncio
-import contextlib
 import os
-import socket
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -107,11 +106,16 @@ class Bus:
         return bus
 
     def bind(self, path: Path, mode: int = 0o600) -> None:
-        """Listen at *path*. The caller holds the runtime directory's lock."""
+        """Listen at *path*, and where it listens already; OSError when that is not possible.
+
+        The caller holds the runtime directory's lock.
+        """
         # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
         previous = os.umask(0o777 & ~mode)
         try:
             self._socket.bind(_endpoint(path))
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         finally:
             os.umask(previous)
         self._watch()
@@ -170,54 +174,3 @@ class Bus:
             except Exception as error:  # noqa: BLE001 - one bad message must not silence the bus
                 self._loop.call_exception_handler({"message": "a bus message could not be handled", "exception": error})
         self._schedule_drain()
-
-
-def is_served(path: Path) -> bool:
-    """Whether a living process listens on the Unix socket at *path*.
-
-    ZeroMQ's connect never fails, so a command line asks the kernel first and can say "not running" at once.
-    """
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except BlockingIOError:
-            # Its backlog is full (EAGAIN, unix(7)): it is there and does not accept, as a stopped process does after
-            # a hundred questions.
-            return True
-        except OSError:
-            return False
-        return True
-
-
-def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Path, bytes]:
-    """Send *payload* to the router at each of *paths* and collect the answers for at most *timeout* seconds.
-
-    For programs without a loop. Paths that nobody serves, and peers that stay silent, are missing from the
-    result; all are asked at the same time.
-    """
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-    answers: dict[Path, bytes] = {}
-    waiting: dict[zmq.Socket[bytes], Path] = {}
-    poller = zmq.Poller()
-    try:
-        for path in paths:
-            if not is_served(path):
-                continue
-            peer = context.socket(zmq.DEALER)
-            peer.linger = 0
-            peer.connect(_endpoint(path))
-            peer.send(payload)
-            poller.register(peer, zmq.POLLIN)
-            waiting[peer] = path
-        deadline = time.monotonic() + timeout
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            for peer, _ in poller.poll(int(left * 1000) + 1):
-                answers[waiting.pop(peer)] = peer.recv_multipart()[-1]
-                poller.unregister(peer)
-                peer.close()
-    finally:
-        for peer in waiting:
-            peer.close()
-        context.destroy(linger=0)
-    return answers

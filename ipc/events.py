@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ipc.peers import Owner, owner
 from ipc.status import RequestLatency, ShardReport
 
 
@@ -25,7 +26,7 @@ class CloseCode(StrEnum):
     """The kernel gave up on it: keepalive, ``TCP_USER_TIMEOUT``, no route."""
 
     BAD_FRAME = "bad_frame"
-    """What the agent sent cannot be cut into frames any more."""
+    """What the agent sent cannot be cut into frames, was not complete in time, or cost much and answered nothing."""
 
     NOT_READING = "not_reading"
     """More waits for the agent than a connection may hold."""
@@ -73,7 +74,8 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """All that the shard holds, in answer to request *request*. Pairs of number and agent id.
 
     *prepared* are newcomers without their commit, *moving* members on their way to another shard, or from one.
-    Of the latter the shard has sent the descriptors: those are the numbers in *let_go*.
+    Of the latter the shard has sent the descriptors: those are the numbers in *let_go*. *owned* says whose they all
+    are: for each rule and peer the numbers of their connections.
     """
 
     sequence: int
@@ -82,6 +84,11 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
     prepared: list[tuple[int, str]]
     moving: list[tuple[int, str]]
     let_go: list[int] = []
+    owned: list[tuple[str, str, list[int]]] = []
+
+    def owners(self) -> dict[int, Owner]:
+        """Whose each connection is, by number; a shard of an older version does not tell."""
+        return {number: owner(rule, peer) for rule, peer, numbers in self.owned for number in numbers}
 
 
 class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):
@@ -109,7 +116,10 @@ Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest | AgentsPage
 
 
 class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
-    """Look at the connections of *agent_id* and report those that are gone, then answer `Probed`."""
+    """Look at the connections of *agent_id* and report those that are gone, then answer `Probed`.
+
+    Without an agent: report those of all agents that the kernel says are gone.
+    """
 
     probe: int
     agent_id: str

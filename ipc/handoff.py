@@ -47,6 +47,7 @@ from ipc.messages import (
     ChannelError,
     Declined,
     Entrust,
+    ForeignVersion,
     Inheritance,
     Kept,
     Message,
@@ -97,6 +98,8 @@ class HandoffChannel:
         self._loop = asyncio.get_running_loop()
         self.unreadable = False
         """Whether the other end speaks another version, or garbage."""
+        self.is_foreign = False
+        """Whether the other end speaks another version."""
         self._buffer = bytearray(MAX_MESSAGE)
         self._when_writable: Callable[[], None] | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -199,7 +202,7 @@ class HandoffChannel:
                 message = self._checked(decode(memoryview(self._buffer)[:size]), descriptors, flags)
             except ChannelError as error:
                 close_all(descriptors)
-                self.unreadable = True
+                self.unreadable, self.is_foreign = True, isinstance(error, ForeignVersion)
                 self._lose(str(error))
                 return False
             if message is not None:
@@ -218,9 +221,9 @@ class HandoffChannel:
         descriptors.clear()
         # Nothing is better kept than a part of it: what is kept and not wanted any more would swallow connects.
         if isinstance(message, Entrust):
-            return Entrust([], message.orphan_timeout)
+            return Entrust([], message.orphan_timeout, adds=message.adds)
         if isinstance(message, Kept):
-            return Kept([])
+            return Kept([], more=message.more)
         if isinstance(message, Moving):
             return message  # Without any descriptor: whoever gets it sends the connections back.
         if isinstance(message, Unregistered | Inheritance):

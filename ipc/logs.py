@@ -99,6 +99,12 @@ def get_logger() -> Any:
     return structlog.get_logger()
 
 
+def say(text: str) -> None:
+    """Write *text* for a person among the log lines; like them it waits for no reader."""
+    if _State.output is not None:
+        _State.output.write(text)
+
+
 def flush() -> None:
     """Write what has gathered, as far as the reader takes it; for the end of a process."""
     if _State.output is not None:

@@ -4,9 +4,13 @@ One byte of version, then msgpack. The order in which messages follow each other
 them, and the descriptors that go with some of them.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
 import msgspec
 
 from dialout import Capabilities, Dialect, HealthState
+from ipc.peers import NOBODY, Owner
 
 VERSION = b"\x02"
 
@@ -20,14 +24,22 @@ MAX_MESSAGE = 512 * 1024
 """Size of the receive buffer: one batch and the largest single record (64 KiB of registration, 48 KiB of config)."""
 
 
+Item = TypeVar("Item")
+
+
 class ChannelError(Exception):
     """The other end of the channel speaks another version, or garbage."""
+
+
+class ForeignVersion(ChannelError):
+    """The other end of the channel speaks another version."""
 
 
 class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
 
     *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`ipc.tickets`).
+    No request id above *last_id* was written on it.
     """
 
     left_at: float
@@ -41,6 +53,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pinged_at: float
     ping_mark: int
     answers_pings: bool
+    last_id: int = 0
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -49,7 +62,8 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent and nobody
     has taken for a frame yet: the first that the shard's decoder gets. *unsent* are the first bytes that the shard
     writes, at commit and not a moment earlier: the acceptance, the whole frame that makes an agent a member, or what
-    the shard that had the connection could not write any more. *state* is None for a newcomer.
+    the shard that had the connection could not write any more. *state* is None for a newcomer. *owner* is whose
+    connection it is, for the counts of the supervisor after this one.
     """
 
     number: int
@@ -61,6 +75,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     residue: bytes
     unsent: bytes
     state: Established | None = None
+    owner: Owner = NOBODY
 
     @property
     def weight(self) -> int:
@@ -154,11 +169,13 @@ class KeptListener(msgspec.Struct, array_like=True, frozen=True):
 class Entrust(msgspec.Struct, array_like=True, frozen=True, tag=10):
     """Keep copies of these listening sockets, and close all that you kept before; the descriptors come with it.
 
-    *orphan_timeout* is how many seconds the shard goes on without a supervisor.
+    *orphan_timeout* is how many seconds the shard goes on without a supervisor. With *adds* the shard keeps what it
+    kept before, too: there are more sockets than go into one message, see `entrusting`.
     """
 
     listeners: list[KeptListener]
     orphan_timeout: float
+    adds: bool = False
 
 
 class TakeBack(msgspec.Struct, array_like=True, frozen=True, tag=11):
@@ -166,9 +183,13 @@ class TakeBack(msgspec.Struct, array_like=True, frozen=True, tag=11):
 
 
 class Kept(msgspec.Struct, array_like=True, frozen=True, tag=12):
-    """The listening sockets that the shard keeps; the descriptors come with it, in the same order."""
+    """The listening sockets that the shard keeps; the descriptors come with it, in the same order.
+
+    *more* says that another Kept follows.
+    """
 
     listeners: list[KeptListener]
+    more: bool = False
 
 
 class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
@@ -180,7 +201,7 @@ class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
         new supervisor                               old supervisor
           TakeOver                             ──►   accepts no more, finishes the handoffs under way
           ◄── HandingOver
-          ◄── Unregistered…, Kept + descriptors
+          ◄── Unregistered…, Kept… + descriptors
           ◄── Inheritance + the locks' descriptors   touches nothing from here on
           Taken                                ──►   ends
     """
@@ -210,6 +231,12 @@ class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag=23):
     """Go on with these handshakes; the descriptors come with it, in the same order."""
 
     handshakes: list[Handshake]
+
+
+class Further(msgspec.Struct, array_like=True, frozen=True, tag=26):
+    """More of what the last handshake before this has sent: a message holds no registration of any size."""
+
+    received: bytes
 
 
 class Inheritance(msgspec.Struct, array_like=True, frozen=True, tag=24):
@@ -244,6 +271,7 @@ Message = (
     | HandingOver
     | NotNow
     | Unregistered
+    | Further
     | Inheritance
     | Taken
 )
@@ -260,11 +288,24 @@ def encode(message: Message) -> bytes:
 def decode(data: bytes | bytearray | memoryview) -> Message:
     """The message in *data*; `ChannelError` when it is none of ours."""
     if bytes(data[:1]) != VERSION:
-        raise ChannelError(f"handoff message of version {bytes(data[:1]).hex()}, this is version {VERSION.hex()}")
+        raise ForeignVersion(f"handoff message of version {bytes(data[:1]).hex()}, this is version {VERSION.hex()}")
     try:
         return _decoder.decode(data[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ChannelError(f"handoff message cannot be read: {error}") from error
+
+
+def entrusting(listeners: Mapping[KeptListener, int], orphan_timeout: float) -> list[tuple[Entrust, list[int]]]:
+    """The messages that have a shard keep *listeners* and no others, with their descriptors; one at least."""
+    return [
+        (Entrust([listener for listener, _ in batch], orphan_timeout, adds=n > 0), [fd for _, fd in batch])
+        for n, batch in enumerate(batches(list(listeners.items())))
+    ]
+
+
+def batches(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """*items* in parts that go into one message each; one empty part when there are none."""
+    return [items[start : start + MAX_BATCH] for start in range(0, max(1, len(items)), MAX_BATCH)]
 
 
 def descriptors_expected(message: Message) -> int:

@@ -40,7 +40,10 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     flow_control_wait: float = 0.1
     breaker_threshold: int = 5
     breaker_open_for: float = 30.0
-    affinity_idle: float = 300.0
+    affinity_idle: float = 3600.0
+    """For so long a request may send no event; its next one then fails. A slow upload or a WebSocket pauses for
+    minutes, and what a request without events costs is some hundred bytes."""
+
     most_affinities: int = 100_000
     sticky_idle: float = 300.0
     most_sticky: int = 100_000
@@ -54,6 +57,17 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     close_at: int = 48 * 1024 * 1024
     """Bytes that wait, at which the connection is closed: room for the two largest frames, and more."""
+
+    max_answer_bytes: int = 1024 * 1024
+    """Bytes of a frame from an agent. As large as a frame can be while a chunk of a body waits for its answer: that may
+    hold the body, changed."""
+
+    max_held_bytes: int = 256 * 1024 * 1024
+    """Bytes of unfinished frames and of what agents do not read, of all connections of a shard together. Above it those
+    that hold most are closed."""
+
+    frame_timeout: float = 30.0
+    """Seconds from a frame's first byte to its last."""
 
     free_agent_memory: bool = True
     """Send a cancel after a request is over, to sdk agents that support cancelling.

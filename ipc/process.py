@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -87,11 +88,22 @@ def end_with_parent(*, ends: bool) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if ends else 0, 0, 0, 0)
 
 
+def descriptor_limit_of(pid: int) -> int | None:
+    """How many descriptors the process *pid* may have open; None when it has ended (proc(5), ``/proc/PID/limits``)."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        soft = next(line for line in lines if line.startswith("Max open files")).split()[3]
+        return 1_048_576 if soft == "unlimited" else int(soft)
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
 class DescriptorBudget:
     """How many agents' descriptors this process may hold, with a reserve for everything else.
 
     The reserve is no comfort: libzmq 4.3.5 aborts the process when accepting a peer of an ``ipc://`` socket fails with
-    EMFILE (an assertion in ipc_listener.cpp), so one status query at the limit would cost every agent its connection.
+    EMFILE (an assertion in ipc_listener.cpp), so one shard that connects to the bus at the limit would cost every agent
+    its connection. Operators' queries take up to 32 descriptors of the reserve.
     *expected* are descriptors that the process will yet open for itself.
     """
 
@@ -99,6 +111,10 @@ class DescriptorBudget:
 
     def __init__(self, expected: int) -> None:
         self._others = expected + len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
+
+    def expect(self, more: int) -> None:
+        """Count *more* descriptors, or fewer, that the process will yet open for itself."""
+        self._others += more
 
     def left(self, held: int) -> int:
         """How many more may be taken when *held* are; looks at the limit anew, which prlimit(1) may have changed."""

@@ -1,16 +1,46 @@
 """Status queries and commands: what a command line asks a supervisor or a shard.
 
-Every process answers on a socket of its own in the runtime directory, so that a shard tells its state even while
-the supervisor is down. Requests and replies are msgpack maps; both sides ignore keys they do not know.
+Every process answers on a Unix stream socket of its own in the runtime directory, so that a shard tells its state even
+while the supervisor is down, and on another one in the status directory (`ipc.query_server`). A question and its answer
+are frames: four bytes of length, big-endian, then a msgpack map. Both sides ignore keys they do not know. A connection
+may ask again when it has its answer.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from ipc import bus
+from ipc.sockets import is_served
+
+HEADER = struct.Struct(">I")
+
+MAX_QUESTION_BYTES = 16 * 1024
+"""The longest question that is read."""
+
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""The longest answer that an asker reads."""
+
+MAX_PAGE = 1000
+"""Entries of a list in one answer. A process encodes that many in a few milliseconds, between which it serves."""
+
+MAX_PAGE_BYTES = 1024 * 1024
+"""Bytes of a list in one answer, but for its last entry."""
+
+_RETRY_INTERVAL = 0.01
+"""Seconds between attempts to connect while the backlog of a process is full."""
+
+_ENDING = 0.1
+"""Seconds in which the sockets of a process that ends are closed one after another."""
+
+_Shape = TypeVar("_Shape")
 
 
 class QueryError(Exception):
@@ -22,7 +52,7 @@ class NotReachable(QueryError):
 
 
 class NoAnswer(QueryError):
-    """The process is there and stayed silent for the whole time."""
+    """The process is there and stayed silent for the whole time, or closed the connection."""
 
 
 class Refused(QueryError):
@@ -43,52 +73,20 @@ class Reply(msgspec.Struct, omit_defaults=True):
     error: str | None = None
 
 
-_request_decoder = msgspec.msgpack.Decoder(Request)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
-Method = Callable[[dict[str, Any]], Any]
+
+def typed(arguments: Mapping[str, Any], shape: type[_Shape]) -> _Shape:
+    """The arguments of a question as a *shape*, a struct. Raises `Refused`, which tells what is wrong with them."""
+    try:
+        return msgspec.convert(dict(arguments), shape)
+    except msgspec.ValidationError as error:
+        raise Refused(f"arguments of another kind than this query has: {error}") from None
 
 
-class QueryServer:
-    """Answers queries on one socket with the functions in *methods*.
-
-    Whoever asks for another one hears *refusal*, where there is one. A method takes the arguments and returns what
-    msgspec can encode; a `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception
-    handler, and the asker hears that there is no answer to wait for.
-    """
-
-    def __init__(self, path: Path, methods: Mapping[str, Method], *, mode: int = 0o600, refusal: str = "") -> None:
-        self._methods = methods
-        self._refusal = refusal
-        self._bus = bus.Bus.router(self._answer)
-        self._bus.bind(path, mode)
-
-    def close(self) -> None:
-        """Stop answering."""
-        self._bus.close()
-
-    def _answer(self, parts: list[bytes]) -> None:
-        try:
-            reply = msgspec.msgpack.encode(self._reply_to(parts[-1]))
-        except Exception:
-            failed = Reply(error="the query failed; the log of the process that was asked says why")
-            self._bus.send(parts[0], msgspec.msgpack.encode(failed))
-            raise
-        self._bus.send(parts[0], reply)
-
-    def _reply_to(self, payload: bytes) -> Reply:
-        try:
-            request = _request_decoder.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return Reply(error=f"not a query: {error}")
-        method = self._methods.get(request.method)
-        if method is None:
-            unknown = f"unknown query {request.method!r}; this process may be of another version"
-            return Reply(error=self._refusal or unknown)
-        try:
-            return Reply(result=method(request.arguments))
-        except Refused as refusal:
-            return Reply(error=str(refusal))
+def page_length(limit: int) -> int:
+    """How many entries an asker who wants *limit* gets at most: none to `MAX_PAGE`."""
+    return max(0, min(limit, MAX_PAGE))
 
 
 def ask(path: Path, method: str, arguments: dict[str, Any] | None = None, *, timeout: float = 2.0) -> Any:
@@ -97,11 +95,16 @@ def ask(path: Path, method: str, arguments: dict[str, Any] | None = None, *, tim
     Raises `NotReachable` at once when nobody listens there, `NoAnswer` after *timeout* seconds, `Refused`, and
     `QueryError` when the answer cannot be read.
     """
+    deadline = time.monotonic() + timeout
     answers = ask_many([path], method, arguments, timeout=timeout)
     if path in answers:
         return answers[path]
-    if bus.is_served(path):
-        raise NoAnswer(f"{path}: no answer within {timeout:g} s")
+    # A process that ends may close a connection a moment before its listening socket.
+    deadline = min(deadline, time.monotonic() + _ENDING)
+    while is_served(path):
+        if time.monotonic() >= deadline:
+            raise NoAnswer(f"{path}: no answer within {timeout:g} s")
+        time.sleep(_RETRY_INTERVAL)
     raise NotReachable(f"{path}: nobody listens there")
 
 
@@ -114,7 +117,7 @@ def ask_many(
     """
     payload = msgspec.msgpack.encode(Request(method, arguments or {}))
     results = {}
-    for path, answer in bus.request(paths, payload, timeout).items():
+    for path, answer in request(paths, payload, timeout).items():
         try:
             reply = _reply_decoder.decode(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -123,3 +126,80 @@ def ask_many(
             raise Refused(reply.error)
         results[path] = reply.result
     return results
+
+
+def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Path, bytes]:
+    """Send *payload* to the process at each of *paths* and collect the answers for at most *timeout* seconds.
+
+    Paths that nobody serves, and peers that stay silent or hang up, are missing from the result; all are asked at the
+    same time.
+    """
+    deadline = time.monotonic() + timeout
+    frame = HEADER.pack(len(payload)) + payload
+    waiting = {path: _Question(path, frame) for path in paths}
+    answers: dict[Path, bytes] = {}
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        for question in waiting.values():
+            stack.enter_context(question.sock)
+        while waiting:
+            unconnected = False
+            for path, question in list(waiting.items()):
+                if not question.is_connected:
+                    if not question.connect():
+                        del waiting[path]
+                    elif question.is_connected:
+                        selector.register(question.sock, selectors.EVENT_READ, question)
+                    unconnected |= not question.is_connected
+            left = deadline - time.monotonic()
+            if left <= 0 or not waiting:
+                break
+            for key, _ in selector.select(min(left, _RETRY_INTERVAL) if unconnected else left):
+                asked: _Question = key.data
+                if asked.read():
+                    if asked.answer is not None:
+                        answers[asked.path] = asked.answer
+                    selector.unregister(asked.sock)
+                    del waiting[asked.path]
+    return answers
+
+
+class _Question:
+    """A question on its way to one process."""
+
+    def __init__(self, path: Path, frame: bytes) -> None:
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.is_connected = False
+        self.answer: bytes | None = None
+        self._frame = frame
+        self._received = bytearray()
+
+    def connect(self) -> bool:
+        """Connect and ask; False when nobody listens. A full backlog is no error: `is_connected` stays False."""
+        try:
+            self.sock.connect(os.fspath(self.path))
+            # A frame fits into an empty socket: at least 2 KiB is there by socket(7), and 208 KiB by default.
+            self.is_connected = self.sock.send(self._frame) == len(self._frame)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return self.is_connected
+
+    def read(self) -> bool:
+        """Read what has come; whether there is nothing more to wait for: `answer` is there, or there will be none."""
+        try:
+            data = self.sock.recv(1 << 20)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        self._received += data
+        if len(self._received) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._received)
+            if length > MAX_REPLY_BYTES:
+                return True
+            if len(self._received) >= HEADER.size + length:
+                self.answer = bytes(self._received[HEADER.size : HEADER.size + length])
+                return True
+        return not data

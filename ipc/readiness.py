@@ -15,6 +15,7 @@ BATCH = 256
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Ready(Protocol):
@@ -60,6 +61,12 @@ class Readiness:
         """Stop watching *fd*, which must still be open; no event of it is delivered after this."""
         del self._owners[fd]
         self._epoll.unregister(fd)
+
+    def gone(self, most: int) -> list[Ready]:
+        """At most so many of the owners whose peers have gone, by the kernel's word of this moment."""
+        ready = self._epoll.poll(0, max(1, len(self._owners)))
+        found = [self._owners[fd] for fd, events in ready if events & GONE and fd in self._owners]
+        return found[:most]
 
     def close(self) -> None:
         """Close the set. The descriptors in it stay open: they are their owners'."""

@@ -18,21 +18,36 @@ A record names a process by pid *and* create time, so that a recycled pid is nev
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
 
+from ipc import names
+from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
+from ipc.folders import make_private
+from ipc.replacing import replace
+
+if TYPE_CHECKING:
+    # It logs, which commands do not pay for.
+    from ipc.side_files import SideFiles
+
 ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
 
-UNIX_PATH_MAX = 107
-"""Longest path of a Unix socket in bytes, without its final NUL: unix(7); libzmq has the same limit."""
+_SUPERVISOR_SOCKETS = ("supervisor.query", "supervisor.handoff", "bus", "counts")
+_SHARD_SOCKETS = ("handoff", "query", "proxy")
+AGENTS_SOCKET = "agents.sock"
+"""The Unix socket in the runtime directory where a configuration without a listener listens."""
 
-_LONGEST_NAME = "shard-63.handoff"
+_LONGEST_NAME = max(
+    (*_SUPERVISOR_SOCKETS, AGENTS_SOCKET, *(f"shard-{MAX_SHARDS - 1}.{kind}" for kind in _SHARD_SOCKETS)), key=len
+)
 
 
 class RuntimeDirError(Exception):
@@ -104,15 +119,33 @@ def default_runtime_dir() -> Path:
     return Path(f"/tmp/shardgate-{os.geteuid()}")  # noqa: S108 - created 0700 and checked to be ours
 
 
+_WHAT_TO_DO = {
+    errno.ENOSPC: "make room there, or choose another --runtime-dir",
+    errno.EDQUOT: "make room there, or choose another --runtime-dir",
+    errno.EROFS: "mount it for writing, or choose another --runtime-dir",
+    errno.ENOENT: "choose another --runtime-dir",
+}
+
+
+def excess_length(path: str | os.PathLike[str]) -> int:
+    """By how many bytes the longest path of a socket in the directory *path* is too long; 0 or less: it fits."""
+    return len(os.fsencode(Path(path).absolute() / _LONGEST_NAME)) - UNIX_PATH_MAX
+
+
 class RuntimeDir:
     """Paths, records and the lock of one runtime directory.
 
-    Making the object touches nothing; `create` makes the directory, `lock` takes it.
+    Making the object touches nothing; `create` makes the directory, `lock` takes it. A process that serves sets
+    *files*: then what is written and removed here never raises, see `ipc.side_files`. OSError otherwise.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
+        self.files: SideFiles | None = None
+        self.maker: Callable[[], object] | None = None
+        """Makes it again where that is not `create`."""
         self._lock_fd = -1
+        self._names: list[int] = []
 
     @property
     def bus(self) -> Path:
@@ -152,14 +185,9 @@ class RuntimeDir:
         Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
         when somebody else could put files into it.
         """
-        longest = len(os.fsencode(self.path / _LONGEST_NAME))
-        if longest > UNIX_PATH_MAX:
-            raise RuntimeDirError(
-                f"{self.path}: the path is {longest - UNIX_PATH_MAX} bytes too long for Unix sockets"
-                f" ({UNIX_PATH_MAX} at most); choose a shorter --runtime-dir"
-            )
+        self.check_length()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path)
             info = self.path.lstat()
         except OSError as error:
             raise RuntimeDirError(f"{self.path}: {error.strerror}; choose another --runtime-dir") from error
@@ -173,49 +201,112 @@ class RuntimeDir:
             # systemd's RuntimeDirectory= defaults to 0755; what lies inside is for this user alone.
             self.path.chmod(0o700)
 
+    def make_again(self) -> None:
+        """Make the directory where it is gone, as it was made at first. Raises `RuntimeDirError`."""
+        if self.maker is None:
+            self.create()
+        else:
+            self.maker()
+
+    def check_usable(self) -> None:
+        """Raise OSError, with the path, when what a process of ours needs could not be made here now."""
+        probes = [self.path / f"probe-{n}.{os.getpid()}.part" for n in range(1 + len(_SHARD_SOCKETS))]
+        try:
+            for probe in probes:
+                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self.path)) from error
+        finally:
+            for probe in probes:
+                with contextlib.suppress(OSError):
+                    probe.unlink()
+
+    def check_length(self) -> None:
+        """Raise `RuntimeDirError` when a socket in it would have too long a path."""
+        if (excess := excess_length(self.path)) > 0:
+            raise RuntimeDirError(
+                f"{self.path}: the path is {excess} bytes too long for Unix sockets"
+                f" ({UNIX_PATH_MAX} at most); choose a shorter directory"
+            )
+
     def lock(self) -> None:
-        """Take the directory for this process until it ends or calls `unlock`.
+        """Take the directory for this process until it ends or calls `unlock`; once more where the file was removed.
 
         Raises `RuntimeDirBusy` when a living supervisor holds it, `RuntimeDirError` when there is no way to lock.
         The lock must be taken before anything is bound here: ZeroMQ's bind removes whatever lies at its path, a
         living server's socket included.
         """
         try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise RuntimeDirError(
-                f"{self.path / 'lock'}: {error.strerror}; remove it or choose another --runtime-dir"
-            ) from error
+            hint = _WHAT_TO_DO.get(error.errno or 0, "remove it or choose another --runtime-dir")
+            raise RuntimeDirError(f"{self.lock_path}: {error.strerror}; {hint}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             record = self.read_supervisor()
-            who = f"pid {record.pid}" if record else "another process"
-            raise RuntimeDirBusy(
-                f"{self.path}: in use by a running supervisor ({who}); stop it with"
-                f" 'shardgate stop --runtime-dir {self.path}' or choose another --runtime-dir"
-            ) from None
+            raise self._busy(f"pid {record.pid}" if record else "another process") from None
+        if not self._names:
+            # The lock file may be a new one, in the place of one that was removed while a supervisor ran.
+            self._names, pid = names.take(self.path)
+            if pid is not None:
+                os.close(fd)
+                raise self._busy(f"pid {pid}, whose lock file was removed")
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
         self._lock_fd = fd
 
+    def _busy(self, who: str) -> RuntimeDirBusy:
+        return RuntimeDirBusy(
+            f"{self.path}: in use by a running supervisor ({who}); stop it with"
+            f" 'shardgate stop --runtime-dir {self.path}' or choose another --runtime-dir"
+        )
+
+    def lock_names(self) -> None:
+        """Take the names that go with the lock, where this process has only its file."""
+        if not self._names:
+            self._names, _ = names.take(self.path)
+
     @property
-    def lock_descriptor(self) -> int:
-        """The descriptor of the lock, while this process has it. Copies of it are the same lock."""
-        return self._lock_fd
+    def is_locked(self) -> bool:
+        """Whether this process has the lock."""
+        return self._lock_fd >= 0
+
+    @property
+    def lock_path(self) -> Path:
+        """The file of the lock."""
+        return self.path / "lock"
+
+    @property
+    def lock_descriptors(self) -> list[int]:
+        """The descriptors of the lock, its file first, while this process has it. Copies are the same lock."""
+        return [self._lock_fd, *self._names]
 
     def is_lock(self, fd: int) -> bool:
         """Whether *fd* is an open lock of this very directory."""
+        if name := names.name_at(fd):
+            return name in names.names_of(self.path)
         try:
-            return os.path.samestat(os.fstat(fd), (self.path / "lock").stat())
+            return os.path.samestat(os.fstat(fd), self.lock_path.stat())
         except OSError:
             return False
 
     def inherit_lock(self, fd: int) -> None:
-        """Take the directory by a copy of the lock's descriptor, which is owned from now on."""
-        self._lock_fd = fd
+        """Take the directory by a copy of one of the lock's descriptors, which is owned from now on."""
+        if names.name_at(fd):
+            self._names.append(fd)
+        else:
+            self._lock_fd = fd
+
+    def holder(self) -> int | None:
+        """The pid of the supervisor of this user that has the directory, be it gone or not; None when none is known."""
+        return names.holder(self.path)
 
     def unlock(self) -> None:
         """Give the directory back, unless another process has got a copy of the lock."""
+        names.release(self._names)
+        self._names = []
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -243,9 +334,9 @@ class RuntimeDir:
         except (OSError, ValueError):
             return 1
 
-    def write_first_number(self, number: int) -> None:
-        """Record that all connection numbers below *number* may have been used."""
-        self._replace("numbers", b"%d" % number)
+    def write_first_number(self, number: int) -> bool:
+        """Record that all connection numbers below *number* may have been used; whether that is recorded by now."""
+        return self._replace("numbers", b"%d" % number)
 
     def read_totals(self) -> bytes:
         """What `write_totals` wrote last; empty when there is nothing."""
@@ -273,11 +364,11 @@ class RuntimeDir:
 
     def forget_supervisor(self) -> None:
         """Remove the supervisor's record and sockets."""
-        self._remove("supervisor.json", "supervisor.query", "supervisor.handoff", "bus", "counts")
+        self._remove("supervisor.json", *_SUPERVISOR_SOCKETS)
 
     def forget_shard(self, shard: int) -> None:
         """Remove a shard's record and sockets."""
-        self._remove(f"shard-{shard}.json", f"shard-{shard}.handoff", f"shard-{shard}.query", f"shard-{shard}.proxy")
+        self._remove(f"shard-{shard}.json", *(f"shard-{shard}.{kind}" for kind in _SHARD_SOCKETS))
 
     def forget_all_shards(self) -> None:
         """Remove what is left of any shard, of one without a record too: it may have been killed as it started.
@@ -298,14 +389,16 @@ class RuntimeDir:
     def _write(self, name: str, record: ProcessRecord) -> None:
         self._replace(name, msgspec.json.encode(record))
 
-    def _replace(self, name: str, content: bytes) -> None:
-        part = self.path / f"{name}.{os.getpid()}.part"
-        part.write_bytes(content)
-        # Who may enter the directory may read: its mode decides, and not the umask (0077 under our systemd unit).
-        part.chmod(0o644)
-        part.rename(self.path / name)
+    def _replace(self, name: str, content: bytes) -> bool:
+        if self.files is not None:
+            return self.files.write(self.path / name, content)
+        replace(self.path / name, content)
+        return True
 
     def _remove(self, *names: str) -> None:
+        if self.files is not None:
+            self.files.remove(*(self.path / name for name in names))
+            return
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).unlink()

@@ -52,7 +52,11 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     """The supervisor in ``status``.
 
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
-    committed, and refused connections that are being closed. At rest it is 0.
+    committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
+    their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
+    committed, and refused connections that are being closed. At rest it is 0. *problems* are what the process needs on
+    disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to remove a
+    file that failed, *mended_total* what was removed by others and made again.
     """
 
     pid: int
@@ -78,18 +82,27 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     shards_wanted: int = 0
     cpu_seconds: float = 0.0
     lag_ms: float = 0.0
+    connections: int = 0
+    max_connections: int | None = None
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people. *slots* are what the
+    heartbeat. *last_event* is the newest thing that happened to the process, for people, and *last_event_at* when it
+    was, in RFC 3339. *slots* are what the
     supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
     *moved_total* counts the connections that went to other shards. Requests are events for agents: *requests_total* is
     all that have an outcome, *answered_total* and *failed_total* (by error code) together, and those *in_flight* have
     none yet. What another shard served for this one is in *relayed_total* instead. All totals are the present process's
-    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*.
+    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. *capacity* is how
+    many agents' connections these allow, 0 when that is unknown.
+    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. What it has on disk
+    is told as by the supervisor, in *problems* and the two totals behind it.
     """
 
     id: int
@@ -118,8 +131,13 @@ class ShardRow(msgspec.Struct, kw_only=True):
     cpu_seconds: float = 0.0
     descriptors: int = 0
     descriptor_limit: int = 0
+    capacity: int = 0
     stale_s: float = 0.0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
     last_event: str | None = None
+    last_event_at: str | None = None
 
 
 class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
@@ -146,6 +164,10 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
     descriptors: int = 0
     descriptor_limit: int = 0
     cpu_seconds: float = 0.0
+    capacity: int = 0
+    problems: list[str] = []
+    write_failures_total: int = 0
+    mended_total: int = 0
 
 
 class RequestLatency(msgspec.Struct, array_like=True):

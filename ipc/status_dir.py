@@ -17,6 +17,7 @@ import os
 import stat
 from pathlib import Path
 
+from ipc.folders import make_private
 from ipc.rundir import RuntimeDir, RuntimeDirError
 
 READS_ONLY = (
@@ -28,9 +29,11 @@ READS_ONLY = (
 def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:
     """Make the directory, or check and adjust the one that is there. It is to be locked. Raises `RuntimeDirError`."""
     rundir = RuntimeDir(path)
+    rundir.check_length()
+    rundir.maker = lambda: create_status_dir(path, mode, group)
     try:
         gid = _group_id(group)
-        rundir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(rundir.path)
         info = rundir.path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise RuntimeDirError(f"{path}: not a directory of uid {os.geteuid()}; choose another status-dir")

@@ -1,29 +1,42 @@
-"""``python -m shards``: how the supervisor starts a shard. Not for people; they use ``shardgate run``."""
+"""``python -m shards``: how the supervisor starts a shard. Not for people; they use ``shardgate run``.
+
+The supervisor holds signals back until this process has decided about them, which it does before anything else.
+"""
 
 import argparse
 
-import msgspec
+from ipc import signals, streams
 
-from ipc.options import PoolOptions
-from shards.main import main
 
-parser = argparse.ArgumentParser(prog="shard", description="A shard of shardgate; started by its supervisor.")
-parser.add_argument("--shard", type=int, required=True)
-parser.add_argument("--epoch", required=True)
-parser.add_argument("--parent", type=int)
-parser.add_argument("--runtime-dir", required=True)
-parser.add_argument("--pool", type=lambda text: msgspec.json.decode(text, type=PoolOptions), default=PoolOptions())
-parser.add_argument("--status-dir")
-parser.add_argument("--log-level", default="info")
-parser.add_argument("--log-format", default="auto")
-arguments = parser.parse_args()
-main(
-    arguments.shard,
-    arguments.epoch,
-    arguments.parent,
-    arguments.runtime_dir,
-    arguments.pool,
-    arguments.log_level,
-    arguments.log_format,
-    arguments.status_dir,
-)
+def run() -> None:
+    """Run the shard that the command line describes."""
+    import msgspec
+
+    from ipc.options import PoolOptions
+    from shards.main import main
+
+    parser = argparse.ArgumentParser(prog="shard", description="A shard of shardgate; started by its supervisor.")
+    parser.add_argument("--shard", type=int, required=True)
+    parser.add_argument("--epoch", required=True)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--runtime-dir", required=True)
+    parser.add_argument("--pool", type=lambda text: msgspec.json.decode(text, type=PoolOptions), default=PoolOptions())
+    parser.add_argument("--status-dir")
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="auto")
+    arguments = parser.parse_args()
+    main(
+        arguments.shard,
+        arguments.epoch,
+        arguments.parent,
+        arguments.runtime_dir,
+        arguments.pool,
+        arguments.log_level,
+        arguments.log_format,
+        arguments.status_dir,
+    )
+
+
+streams.open_standard()
+signals.decide(signals.Role.SHARD)
+run()

@@ -4,11 +4,26 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from dialout import AgentEvent, CancelReason, Decision
+from dialout import AgentEvent, CancelReason, Decision, RequestHeaders
 from dialout.proxy.errors import PoolError
 
 Outcome = Decision | PoolError
 """How a call ends: the agent's answer, or why there is none. An error is never an allow; the caller has a policy."""
+
+
+MAX_WANTED = 200
+"""Characters of a proxy's correlation id that an agent sees; agents keep the whole id for each request."""
+
+
+def correlation_id(event: AgentEvent, request_id: int) -> str:
+    """The correlation id of a new request that begins with *event*: what the proxy wants, ``#``, and the request id.
+
+    A client may choose what the proxy wants (X-Request-Id), and may repeat it. The late answer to an earlier request
+    must not be taken for the answer to a later one, so no id is written unchanged and none is written twice: request
+    ids of a connection only grow, also when it moves (`shards.requests.Requests.begin_above`).
+    """
+    wanted = event.metadata.correlation_id[:MAX_WANTED] if type(event) is RequestHeaders else ""
+    return f"{wanted}#{request_id:x}"
 
 
 class Carrier(Protocol):
@@ -29,14 +44,14 @@ class Carrier(Protocol):
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
 
-    def correlation_id_for(self, call: "Call", request_id: int) -> str:
-        """The correlation id of a new request."""
-
     def carry(self, call: "Call", now: str) -> None:
         """Send a call's event and keep the call until its answer; LocalProtocolError when it cannot be encoded."""
 
     def settled(self, call: "Call", outcome: Outcome) -> None:
         """Note the outcome of a call that was carried."""
+
+    def forgive(self) -> None:
+        """Forget what speaks against the connection and its agent: it has answered."""
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
         """Tell the agent that a request is over, if it wants to know."""
@@ -51,7 +66,9 @@ class Exchange:
     One event is in flight at a time and the next ones wait, in order: core agents know an event by nothing but the
     request's correlation id. Once a call of an exchange has failed the exchange is *over*, and the later ones fail for
     the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
-    that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`.
+    that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`,
+    *mutated* that a chunk was answered by a body mutation in a frame of its own. *request_chunks* is how many chunks of
+    the request's body have an outcome.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
     """
@@ -65,6 +82,8 @@ class Exchange:
     going_on = False
     forgotten = False
     counted = False
+    mutated = False
+    request_chunks = 0
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:
         self.agent_id = agent_id
@@ -75,8 +94,9 @@ class Call:
     """One event on its way since *began*: *on_done* is called exactly once, with the call and its outcome.
 
     *key* finds the call among its connection's: the request id, or the correlation id of a core agent. *end_offset* is
-    how many bytes the connection has written when all of this call's frame is written. *handed_on* is set by an
-    *on_done* that has the event served elsewhere, so that its failure here was none, and does not count.
+    how many bytes the connection has written when all of this call's frame is written. *sent* is when it was handed to
+    its connection. *excused* says that its failure does not speak against the agent. *handed_on* is set by an *on_done*
+    that has the event served elsewhere, so that its failure here was none, and does not count.
     """
 
     connection: Carrier | None = None
@@ -84,7 +104,9 @@ class Call:
     correlation_id = ""
     key: int | str = 0
     end_offset = 0
+    sent = 0.0
     done = False
+    excused = False
     is_first = False
     retried = False
     handed_on = False

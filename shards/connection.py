@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from dialout import (
@@ -22,20 +23,24 @@ from dialout import (
     NotUnderstood,
     Ping,
     Pong,
-    RequestHeaders,
+    RequestBodyChunk,
+    ResponseBodyChunk,
     Unreadable,
     pong_for,
 )
-from dialout.dialects import says_draining
+from dialout.dialects import MAX_PING, says_draining
+from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
 from ipc.events import CloseCode
 from ipc.messages import Established, Offer
+from ipc.peers import owner
 from shards.breaker import Breaker
 from shards.calls import Call, Outcome
 from shards.kind import Kind
 from shards.pending import Pending
-from shards.requests import Requests
+from shards.requests import Requests, may_be_about
+from shards.spending import ANSWER, BURST, Spending
 from shards.stream import Host, Stream
 
 MOST_CARRIED = 64 * 1024
@@ -45,10 +50,18 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
+_ANSWERS = frozenset({0x20, 0x21})
+_BODIES = frozenset({RequestBodyChunk, ResponseBodyChunk})
+
+SLOW_READ = 0.25
+"""Seconds for one read of one connection, from which on the log names it: all others have waited."""
+
+
 class Pool(Host, Protocol):
     """What a connection needs of the pool that it is in."""
 
     requests: Requests
+    spending: Spending
     frames_total: int
     leaving: int
 
@@ -60,6 +73,9 @@ class Pool(Host, Protocol):
 
     def note_config_update(self, connection: "Connection", kind: str) -> None:
         """Log that an agent speaks about its configuration."""
+
+    def note_slow_read(self, connection: "Connection", seconds: float) -> None:
+        """Log that serving what an agent sent has held everything else up."""
 
 
 class Agent:
@@ -81,7 +97,6 @@ class Connection(Stream):
 
     __slots__ = (
         "agent",
-        "answers_by_name",
         "answers_pings",
         "codec",
         "connected_at",
@@ -100,6 +115,7 @@ class Connection(Stream):
         "number",
         "on_closed",
         "open",
+        "owner",
         "paused",
         "pending",
         "ping_mark",
@@ -121,10 +137,11 @@ class Connection(Stream):
         self.receivable = kind.receivable
         self.limit = kind.limit
         self.is_core = kind.dialect is Dialect.CORE
-        self.answers_by_name = kind.dialect is not Dialect.SDK
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
+        # One object for all that have the same owner: 100,000 of them weigh.
+        self.owner = owner(*offer.owner)
         self.connected_at = time.time()
         self.on_closed: Callable[[], None] | None = None
         self.frames = 0
@@ -173,24 +190,6 @@ class Connection(Stream):
         """Set *open* anew, after anything that it depends on has changed."""
         self.open = self.is_healthy and not self.paused and not self.leaving
 
-    def correlation_id_for(self, call: Call, request_id: int) -> str:
-        """The correlation id of a new request, which no other request that lives bears on this connection.
-
-        The caller's own where that is certain, so that logs match: of a request of one event, while no other by that
-        name is in flight. Clients may choose it (X-Request-Id): whoever repeats the id of another's request must not
-        get that one's answers. What we make up has a ``#`` in it, and what we take over has none.
-        """
-        event = call.event
-        wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
-        if (
-            wanted
-            and call.final
-            and "#" not in wanted
-            and not (self.answers_by_name and self.pending is not None and self.pending.bears(wanted))
-        ):
-            return wanted
-        return f"{wanted}#{request_id:x}"
-
     # Serving.
 
     def carry(self, call: Call, now: str) -> None:
@@ -204,6 +203,9 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
+        if type(call.event) in _BODIES:
+            # Its answer may hold the body, changed. In JSON it may be larger than the event, but not than a frame.
+            self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
         call.end_offset = self.offset + self.waiting_bytes
 
@@ -211,11 +213,9 @@ class Connection(Stream):
         """Note the outcome of a call that this connection carried."""
         self.in_flight -= 1
         if isinstance(outcome, Decision):
-            if self.errors:
-                self._forgive()
-            if self.agent.breaker is not None:
-                self.pool.judge(self.agent, failed=False)
-        elif outcome.code in _AGENTS_FAULT and type(call.event) is not Configure:
+            if self.errors or self.agent.breaker is not None:
+                self.forgive()
+        elif outcome.code in _AGENTS_FAULT and not call.excused and type(call.event) is not Configure:
             # An agent that takes no word of its configuration decides as well as before.
             self.errors += 1
             self._look_whether_open()
@@ -223,6 +223,19 @@ class Connection(Stream):
         if self.pending is not None and self.pending.get(call.key) is call:
             # Given up: its answer may still come.
             self.pending.abandon()
+        if self.decoder.limit == MAX_FRAME_LENGTH and not self._waits_for_body():
+            self.decoder.limit = self.pool.options.max_answer_bytes
+
+    def _waits_for_body(self) -> bool:
+        """Whether a chunk of a body is without an answer: one that was given up may still get one."""
+        return self.pending is not None and any(type(call.event) in _BODIES for call in self.pending.values())
+
+    def forgive(self) -> None:
+        """Forget what speaks against the connection and its agent: it has answered."""
+        if self.errors:
+            self._forgive()
+        if self.agent.breaker is not None:
+            self.pool.judge(self.agent, failed=False)
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
         """Tell the agent that a request is over, if it wants to know."""
@@ -317,7 +330,9 @@ class Connection(Stream):
                 self.pinged_at,
                 self.ping_mark,
                 self.answers_pings,
+                self.pool.requests.reserve_id(),
             ),
+            self.owner,
         )
 
     def _restore(self, state: Established) -> None:
@@ -325,6 +340,7 @@ class Connection(Stream):
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
         self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self.pool.requests.begin_above(state.last_id)
         self._look_whether_open()
 
     # Frames from the agent.
@@ -334,24 +350,46 @@ class Connection(Stream):
             return
         self.frames += 1
         self.pool.frames_total += 1
+        if frame_type in _ANSWERS and not self.pending:
+            # Decoding is for what somebody waits for.
+            self.pool.requests.late += 1
+            self.useless += 1
+            return
         inbound = self.codec.decode(frame_type, payload)
         if type(inbound) is not Answer:
+            self.useless += type(inbound) is not MutationAnswer
             self._serve_other(frame_type, payload, inbound)
             return
         pending = self.pending
         call = None if pending is None else pending.take(inbound.request_id, inbound.correlation_id)
         if call is None:
             self.pool.requests.late += 1
+            self.useless += 1
         else:
             self.pool.requests.answer(call, inbound.response)
+
+    def _spent(self, seconds: float, frames: int) -> None:
+        """Close the connection when its frames cost more than they are worth, and name it when one stops all others."""
+        if seconds > SLOW_READ:
+            self.pool.note_slow_read(self, seconds)
+        if not self.useless:
+            return
+        seconds -= (frames - self.useless) * ANSWER
+        if seconds > 0 and self.fd >= 0:
+            spending = self.pool.spending
+            if spending.charge(self.number, self.agent.agent_id, seconds, monotonic()):
+                reason = f"its frames that answer nothing took more than {BURST * 1000:.0f} ms of the processor"
+                self.close(CloseCode.BAD_FRAME, reason)
 
     def _serve_other(self, frame_type: int, payload: bytes, inbound: Inbound) -> None:
         match inbound:
             case MutationAnswer(request_id, mutation):
-                call = self._call_about(request_id, None)
-                if call is None:
+                call = None if self.pending is None else self.pending.get(request_id)
+                if call is None or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
+                    self.useless += 1
                 else:
+                    self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
             case Unreadable(_, reason, request_id, correlation_id):
                 self._bad_answer(self._call_about(request_id, correlation_id), reason)
@@ -396,7 +434,9 @@ class Connection(Stream):
             self.health = HealthState.DRAINING
             self._look_whether_open()
         pong = pong_for(self.kind.dialect, frame_type, payload)
-        if pong is not None:
+        if pong is None:
+            self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
+        else:
             self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
-from dialout import CancelReason, Decision
+from dialout import AgentEvent, CancelReason, Decision, RequestHeaders
 from dialout.proxy.errors import AgentMoving, AgentUnavailable, FailureCode, PoolError, RequestCancelled
 from dialout.proxy.wire import FINAL, RELAYED, Answer, ProxyRequest
 from shards.calls import Call, Exchange, Outcome
@@ -128,6 +128,17 @@ class Dispatch:
     def begin(self, asker: Asker, frame: ProxyRequest) -> Request:
         """The request that begins with the event in *frame*, which is to be submitted."""
         return Request(asker, frame.agent_id, self._exchange(frame, _NO_SHARDS))
+
+    def expects_headers(self, agent_id: str, kind: type[AgentEvent]) -> bool:
+        """Whether the agent, connected here, takes events of this *kind*, and the request headers before them.
+
+        For an agent of another shard that shard decides.
+        """
+        agent = self._pool.agents.get(agent_id)
+        return agent is not None and any(
+            kind in connection.receivable and RequestHeaders in connection.receivable
+            for connection in agent.connections.values()
+        )
 
     def submit(self, event: Event, seconds: float) -> None:
         """Have an event served within *seconds*, behind those of its request that came before it."""

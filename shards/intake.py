@@ -15,7 +15,6 @@ from ipc.messages import (
     Declined,
     Entrust,
     Hello,
-    Kept,
     Message,
     MoveOut,
     Moving,
@@ -95,6 +94,13 @@ class Intake:
     def let_go(self) -> list[int]:
         """Those of `moving` that were members here."""
         return [number for number in self._departing if number in self.prepared]
+
+    def listen_again(self, listener: socket.socket) -> None:
+        """Let supervisors connect to *listener* from now on: the file of the socket before it is gone."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
 
     def retire(self) -> None:
         """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
@@ -203,7 +209,7 @@ class Intake:
         elif isinstance(message, MoveOut):
             self._departures.begin(message)
         elif isinstance(message, Entrust):
-            self.custody.keep(message.listeners, descriptors)
+            self.custody.keep(message.listeners, descriptors, adds=message.adds)
             self._orphan.timeout = message.orphan_timeout
         elif isinstance(message, TakeBack):
             self._unanswered.append(message)
@@ -252,7 +258,7 @@ class Intake:
         while self._unanswered:
             answer = self._unanswered[0]
             if isinstance(answer, TakeBack):
-                sent = channel.try_send(Kept(self.custody.listeners), self.custody.descriptors)
+                sent = all(channel.try_send(*kept) for kept in self.custody.messages())
             else:
                 sent = channel.try_send(answer)
             if not sent:

@@ -1,12 +1,49 @@
 """What a shard tells of its agents and connections to whoever asks, a page at a time."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from ipc import peers
+from ipc.query import MAX_PAGE, MAX_PAGE_BYTES, page_length, typed
+from ipc.query_server import Method
 from shards.connection import Connection
 from shards.pool import AgentPool
+
+
+class _AgentsPage(msgspec.Struct):
+    after: str = ""
+    limit: int = MAX_PAGE
+    agent: str | None = None
+
+
+class _ConnectionsPage(msgspec.Struct):
+    after: int = 0
+    limit: int = MAX_PAGE
+    agent: str | None = None
+
+
+class _Busiest(msgspec.Struct):
+    limit: int = 100
+
+
+def methods(pool: AgentPool) -> dict[str, Method]:
+    """The queries for lists of *pool*, by name: their arguments have types, and a page has a length."""
+
+    def agents_page(arguments: dict[str, Any]) -> list[tuple[str, int, int, bool]]:
+        asked = typed(arguments, _AgentsPage)
+        return agents(pool, asked.after, page_length(asked.limit), asked.agent)
+
+    def busiest_agents(arguments: dict[str, Any]) -> list[tuple[str, int, int, int]]:
+        return busiest(pool, page_length(typed(arguments, _Busiest).limit))
+
+    def connections_page(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        asked = typed(arguments, _ConnectionsPage)
+        return connections(pool, asked.after, page_length(asked.limit), asked.agent)
+
+    return {"agents": agents_page, "busiest": busiest_agents, "connections": connections_page}
 
 
 def agents(pool: AgentPool, after: str, limit: int, only: str | None = None) -> list[tuple[str, int, int, bool]]:
@@ -38,13 +75,25 @@ def busiest(pool: AgentPool, limit: int) -> list[tuple[str, int, int, int]]:
 
 
 def connections(pool: AgentPool, after: int, limit: int, agent_id: str | None = None) -> list[dict[str, Any]]:
-    """At most *limit* connections with a number above *after*, ascending, of one agent or of all."""
+    """At most *limit* connections with a number above *after*, ascending, of one agent or of all.
+
+    The page ends after `MAX_PAGE_BYTES`: agents decide how long their metadata are.
+    """
     among: dict[int, Connection] = pool.connections
     if agent_id is not None:
         agent = pool.agents.get(agent_id)
         among = {} if agent is None else agent.connections
-    numbers = sorted(number for number in among if number > after)[:limit]
-    return [_describe(among[number]) for number in numbers]
+    numbers = heapq.nsmallest(limit, (number for number in among if number > after))
+    return list(_up_to_a_size(_describe(among[number]) for number in numbers))
+
+
+def _up_to_a_size(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    size = 0
+    for row in rows:
+        yield row
+        size += len(msgspec.msgpack.encode(row))
+        if size >= MAX_PAGE_BYTES:
+            return
 
 
 def _describe(connection: Connection) -> dict[str, Any]:

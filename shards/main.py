@@ -1,22 +1,28 @@
 """A shard's process: wiring, and the start and end of it."""
 
 import asyncio
-import faulthandler
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
-from ipc import events, handoff, messages, process
+from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
 from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
 from ipc.options import PoolOptions
-from ipc.query import Method, QueryServer
+from ipc.peers import Owner
+from ipc.places import LOOK_SECONDS, CannotMend, Places
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
-from ipc.rundir import RuntimeDir, record_of_this_process
+from ipc.rundir import RuntimeDir, RuntimeDirError, record_of_this_process
+from ipc.side_files import SideFiles
+from ipc.stacks import stacks
 from ipc.status import ShardReport
 from ipc.status_dir import READS_ONLY, socket_mode
+from ipc.timers import Every, all_of
 from ipc.version import __version__
 from shards import listing
 from shards.config_delivery import ConfigDelivery
@@ -36,6 +42,9 @@ DIRECTORY_PAUSE = 0.2
 
 STOP_PAUSE = 0.01
 """Seconds between looks at what proxies have in flight, before the end."""
+
+CANNOT_BEGIN = 73
+"""Exit status of a shard that cannot make what it needs on disk: EX_CANTCREAT, sysexits.h."""
 
 PROBE_PAUSE = 0.03
 """Seconds between the two looks of a probe."""
@@ -79,12 +88,15 @@ class Shard:
         self._drain = Drain(self._pool, self._stop_by)
         self._kicks = Kicks(self._pool)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        self._files, self._places = SideFiles(), Places()
+        for directory in self._directories:
+            directory.files = self._files
         reading = self._answers()
         self._queries = [QueryServer(rundir.shard_query(shard), reading)]
         if status_dir is not None:
             path = status_dir.shard_query(shard)
             mode = socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -93,47 +105,86 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
-        self._budget = process.DescriptorBudget(expected=8)
+        looking = 0 if status_dir is None else LOOKERS.limits.connections
+        self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
-        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        signals.on(loop, signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
         # With its record a shard says that all its sockets are there.
         for rundir in self._directories:
             rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
+        looking = self._look_after_places()
         # The next supervisor would find us now.
         process.end_with_parent(ends=False)
         process.settle_memory()
         try:
             await self._ended
         finally:
-            self._proxies.stop()
-            self._drain.close()
-            self._kicks.close()
-            self._configs.close()
-            # First of all: nobody may be let in who is answered by nobody.
-            self._intake.custody.close()
-            self._pool.close("the shard stops")
-            self._relay.close()
-            self._proxies.close()
-            self._intake.close()
-            self._reporter.close()
-            for queries in self._queries:
-                queries.close()
-            self._readiness.close()
-            self._closed_line.close()
-            # Another shard may have our place by now, and its sockets our names.
-            for rundir in self._directories:
-                record = rundir.read_shard(self._shard)
-                if record is None or record.epoch == self._epoch:
-                    rundir.forget_shard(self._shard)
+            all_of(
+                looking.cancel,
+                self._proxies.stop,
+                self._drain.close,
+                self._kicks.close,
+                self._configs.close,
+                # First of all: nobody may be let in who is answered by nobody.
+                self._intake.custody.close,
+                lambda: self._pool.close("the shard stops"),
+                self._relay.close,
+                self._proxies.close,
+                self._intake.close,
+                self._reporter.close,
+                *(queries.close for queries in self._queries),
+                self._readiness.close,
+                self._closed_line.close,
+                self._forget_places,
+                self._files.close,
+            )
+
+    def _look_after_places(self) -> Every:
+        """Look after what this shard has on disk, and make again what others remove."""
+        places, rundir = self._places, self._rundir
+        for directory in self._directories:
+            places.add(directory.path, "the directory", partial(self._mend, directory.make_again))
+        handoffs = rundir.shard_handoff(self._shard)
+        for path, what, mend in (
+            (handoffs, "the socket for supervisors", lambda: self._intake.listen_again(handoff.listen(handoffs))),
+            (rundir.shard_proxy(self._shard), "the socket for proxies", self._proxies.listen_again),
+            *((queries.path, "the socket for queries", queries.bind) for queries in self._queries),
+        ):
+            places.add(path, what, partial(self._mend, mend))
+
+        def look() -> None:
+            places.look()
+            self._files.look()
+
+        return Every(LOOK_SECONDS, look)
+
+    def _mend(self, make: Callable[[], None]) -> None:
+        """Make something again, unless another process has this shard's place by now: its sockets have our names."""
+        record = self._rundir.read_shard(self._shard)
+        if record is not None and record.epoch != self._epoch and record.is_alive():
+            raise CannotMend(f"pid {record.pid} is shard {self._shard} now")
+        try:
+            make()
+        except RuntimeDirError as error:
+            raise CannotMend(str(error)) from error
+
+    def _forget_places(self) -> None:
+        self._places.clear()
+        # Another shard may have our place by now, and its sockets our names.
+        for rundir in self._directories:
+            record = rundir.read_shard(self._shard)
+            if record is None or record.epoch == self._epoch:
+                rundir.forget_shard(self._shard)
 
     def drain(self) -> None:
         """Take nobody any more, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
+        self._places.clear()
         if not self._drain.has_begun:
             self._log.info("draining", connections=len(self._pool.connections))
             self._intake.retire()
@@ -170,11 +221,14 @@ class Shard:
             descriptors=process.open_descriptors(),
             descriptor_limit=process.descriptor_limit(),
             cpu_seconds=round(time.process_time(), 3),
+            capacity=len(self._pool.connections) + len(self._intake.prepared) + max(0, self._room()),
+            problems=[*self._places.problems, *self._files.problems],
+            write_failures_total=self._files.failures_total,
+            mended_total=self._places.mended_total,
         )
 
     def _answers(self) -> dict[str, Method]:
         """What anybody may ask who reaches a query socket."""
-        pool = self._pool
         return {
             "status": lambda _: {
                 "shard": self._shard,
@@ -183,13 +237,7 @@ class Shard:
                 "handoff": messages.VERSION[0],
                 "report": self.report(),
             },
-            "agents": lambda args: listing.agents(
-                pool, args.get("after", ""), args.get("limit", 1000), args.get("agent")
-            ),
-            "busiest": lambda args: listing.busiest(pool, args.get("limit", 100)),
-            "connections": lambda args: listing.connections(
-                pool, args.get("after", 0), args.get("limit", 1000), args.get("agent")
-            ),
+            **listing.methods(self._pool),
         }
 
     def _room(self) -> int:
@@ -218,6 +266,7 @@ class Shard:
                 [(n, offer.agent_id) for n, (offer, _) in self._intake.prepared.items() if offer.state is None],
                 self._intake.moving,
                 self._intake.let_go,
+                self._owned(),
             )
         elif isinstance(command, events.FullDirectory):
             self._directory.replace(command.at, command.counts)
@@ -233,9 +282,19 @@ class Shard:
         elif isinstance(command, events.Stop):
             self._stop_by(asyncio.get_running_loop().time() + command.seconds)
 
+    def _owned(self) -> list[tuple[str, str, list[int]]]:
+        """Whose connections this shard holds: the numbers of each rule and peer."""
+        found: dict[Owner, list[int]] = {}
+        for number, connection in self._pool.connections.items():
+            found.setdefault(connection.owner, []).append(number)
+        for number, (offer, _) in self._intake.prepared.items():
+            found.setdefault(offer.owner, []).append(number)
+        return [(owner.rule, owner.peer, numbers) for owner, numbers in found.items()]
+
     def _stop_by(self, deadline: float) -> None:
         """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""
         loop = asyncio.get_running_loop()
+        self._places.clear()
         if loop.time() < deadline:
             self._proxies.go_away()
             if self._proxies.is_busy:
@@ -273,9 +332,8 @@ def main(
     status_dir: str | None = None,
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
-    # The supervisor asks a stuck shard for its stacks with SIGABRT before it kills it.
-    faulthandler.enable()
     configure(f"shard-{shard}", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
@@ -291,6 +349,11 @@ def main(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
+    except OSError as error:
+        reason = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        get_logger().error("the shard cannot begin", reason=reason)
+        raise SystemExit(CANNOT_BEGIN) from None
     finally:
+        signals.over()
         close_context()
         flush()

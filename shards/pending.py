@@ -20,12 +20,6 @@ class Pending(dict[int | str, Call]):
         self._dialect = dialect
         self.abandoned = 0
 
-    def bears(self, correlation_id: str) -> bool:
-        """Whether a call here bears *correlation_id*."""
-        if self._dialect is Dialect.CORE:
-            return correlation_id in self
-        return any(call.correlation_id == correlation_id for call in self.values())
-
     def take(self, request_id: int | None, correlation_id: str | None) -> Call | None:
         """Take out the call that an answer's ids name; None when there is none."""
         key = correlation_id if self._dialect is Dialect.CORE else request_id
@@ -50,7 +44,10 @@ class Pending(dict[int | str, Call]):
         return call
 
     def abandon(self) -> None:
-        """Note that a call which is here was given up; beyond `MOST_ABANDONED` forget all such."""
+        """Note that a call which is here was given up; beyond `MOST_ABANDONED` forget all such.
+
+        A late answer to a forgotten call finds no call: ids are never written twice (`shards.calls.correlation_id`).
+        """
         self.abandoned += 1
         if self.abandoned > MOST_ABANDONED:
             for key in [key for key, call in self.items() if call.done]:

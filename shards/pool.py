@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import math
 import select
 import time
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from dialout import Capabilities, Dialect
 from dialout.proxy.errors import (
@@ -24,14 +26,17 @@ from ipc.logs import Line, get_logger
 from ipc.messages import Offer
 from ipc.options import FlowControlMode, PoolOptions
 from ipc.readiness import Readiness
+from ipc.timers import Every
 from shards.affinity import RecentTable
 from shards.balance import choose, is_usable
 from shards.breaker import Breaker, Circuit
 from shards.calls import Call
 from shards.connection import Agent, Connection
+from shards.holding import Holding
 from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
+from shards.spending import Spending
 from shards.stream import Stream
 
 UPKEEP_SECONDS = 1.0
@@ -47,6 +52,9 @@ DEPARTED_KEPT = 2.0
 
 LEAVING_PAUSE = 0.005
 """Seconds between looks at an agent whose connections are all about to move, and have something in flight."""
+
+MOST_GONE = 1024
+"""Connections that one probe closes; for the others there is the loop."""
 
 MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
@@ -77,6 +85,8 @@ class AgentPool(PoolApi):
         self.readiness = readiness or Readiness()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
+        self.holding: Holding[Stream] = Holding(self.options.max_held_bytes)
+        self.spending = Spending()
         self.requests = Requests(shard, self.options, self._select)
         self.agents: dict[str, Agent] = {}
         self.connections: dict[int, Connection] = {}
@@ -94,6 +104,12 @@ class AgentPool(PoolApi):
             "agents speak about their configuration",
             names=("agent_id", "connection_id", "kind"),
         )
+        self._slow_line = Line(
+            "the frames of one agent held everything up",
+            "the frames of some agents held everything up",
+            names=("agent_id", "connection_id"),
+            numbers=("seconds",),
+        )
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._sessions: RecentTable[tuple[str, str], int] = RecentTable(
@@ -105,7 +121,7 @@ class AgentPool(PoolApi):
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
         self._to_write: list[Stream] = []
         self._sequence = itertools.count(1)
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
+        self._upkeep_timer = Every(UPKEEP_SECONDS, self._upkeep)
         self._upkeep_round = 0
 
     # Connections.
@@ -166,6 +182,12 @@ class AgentPool(PoolApi):
         if self._config_line.allows(agent_id):
             self._config_line.write(time.time(), agent_id, connection.connection_id, kind)
 
+    def note_slow_read(self, connection: Connection, seconds: float) -> None:
+        """Log that serving what an agent sent has held everything else up."""
+        agent_id = connection.agent.agent_id
+        if self._slow_line.allows(agent_id):
+            self._slow_line.write(time.time(), agent_id, connection.connection_id, seconds)
+
     def serves(self, agent_id: str) -> bool:
         """Whether the agent has a connection here that is not about to move to another shard."""
         agent = self.agents.get(agent_id)
@@ -176,7 +198,12 @@ class AgentPool(PoolApi):
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
-        """Close those connections of the agent that are at their end, or dead; whether there were any."""
+        """Close those connections of the agent that are at their end, or dead; whether there were any.
+
+        Without an agent: those of any agent of which the kernel says so, at most `MOST_GONE`.
+        """
+        if not agent_id:
+            return self._close_gone()
         agent = self.agents.get(agent_id)
         if agent is None:
             return True
@@ -192,6 +219,13 @@ class AgentPool(PoolApi):
         for connection in by_fd.values():
             if connection.fd >= 0 and connection.is_dead(now):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
+        return self.closed_total > before
+
+    def _close_gone(self) -> bool:
+        before = self.closed_total
+        for owner in self.readiness.gone(MOST_GONE):
+            if isinstance(owner, Connection) and owner.fd >= 0:
+                self._read_to_the_end(owner)
         return self.closed_total > before
 
     def write_soon(self, stream: Stream) -> None:
@@ -211,6 +245,7 @@ class AgentPool(PoolApi):
             connection.close(CloseCode.SHARD_STOPPED, reason)
         self._upkeep_timer.cancel()
         self._config_line.close()
+        self._slow_line.close()
         self.requests.close()
         if self._owns_readiness:
             self.readiness.close()
@@ -306,7 +341,6 @@ class AgentPool(PoolApi):
 
     def _upkeep(self) -> None:
         """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
-        self._upkeep_timer = self._loop.call_later(UPKEEP_SECONDS, self._upkeep)
         now = self._loop.time()
         shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
         self._upkeep_round = (self._upkeep_round + 1) % shares
@@ -316,6 +350,10 @@ class AgentPool(PoolApi):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
             elif connection.pinged_at == 0:
                 connection.ping(next(self._sequence), now)
+        most = math.ceil(self.options.frame_timeout / UPKEEP_SECONDS)
+        for stream in self.holding.next_round(most):
+            stream.close(CloseCode.BAD_FRAME, f"a frame was not complete after {self.options.frame_timeout:g} s")
+        self.spending.sweep(monotonic())
         self._sessions.sweep(now)
         self._breakers.sweep(now)
         self._departed.sweep(now)

@@ -90,22 +90,13 @@ class PoolApi(ABC):
         """The agent's answer to a request's headers; `exchange` is for when its body will follow."""
         return await self.send(Exchange(agent_id, session), event, timeout, final=True)
 
-    async def send_request_body_chunk(
-        self, agent_id: str, event: RequestBodyChunk, timeout: float | None = None
-    ) -> Response:
-        """The agent's answer to a chunk that belongs to nothing else."""
-        return await self.send(Exchange(agent_id), event, timeout, final=True)
-
     async def send_response_headers(
         self, agent_id: str, event: ResponseHeaders, timeout: float | None = None
     ) -> Response:
-        """The agent's answer to a response's headers, whose request it did not see."""
-        return await self.send(Exchange(agent_id), event, timeout, final=True)
+        """The answer of an agent that takes no request headers to a response's headers.
 
-    async def send_response_body_chunk(
-        self, agent_id: str, event: ResponseBodyChunk, timeout: float | None = None
-    ) -> Response:
-        """The agent's answer to a chunk that belongs to nothing else."""
+        An agent that takes request headers must have seen them: show both in an `exchange`.
+        """
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_request_complete(
@@ -117,7 +108,7 @@ class PoolApi(ABC):
     async def send_websocket_frame(
         self, agent_id: str, event: WebSocketFrame, timeout: float | None = None
     ) -> Response:
-        """The agent's answer to one WebSocket frame."""
+        """The answer of an agent that takes no request headers to one WebSocket frame; see `exchange`."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_guardrail_inspect(

@@ -8,7 +8,18 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from dialout import CancelReason, Decision, FrameDecoder, FrameError, LocalProtocolError, RequestHeaders
+from dialout import (
+    CancelReason,
+    Decision,
+    FrameDecoder,
+    FrameError,
+    LocalProtocolError,
+    RequestBodyChunk,
+    RequestHeaders,
+    ResponseBodyChunk,
+    ResponseHeaders,
+    WebSocketFrame,
+)
 from dialout.proxy.errors import BadAnswer, BadRequest, FailureCode, Overloaded, PoolError, ShuttingDown
 from dialout.proxy.wire import (
     FINAL,
@@ -42,6 +53,12 @@ MOST_REFUSED = 10_000
 REFUSED_KEPT = 5.0
 """Seconds for which it is remembered that a request did not begin: what the proxy had sent behind its first event
 before it read that must not begin one."""
+
+_NEVER_FIRST = frozenset({RequestBodyChunk, ResponseBodyChunk})
+"""Events that begin no request: the agent would see a body without its headers, or without the chunks before it."""
+
+_BEHIND_HEADERS = frozenset({ResponseHeaders, WebSocketFrame})
+"""Events that begin a request only for an agent that takes no request headers."""
 
 LINGER = 2.0
 """Seconds in which a proxy that was refused may read why."""
@@ -173,8 +190,11 @@ class ProxyConnection(asyncio.Protocol):
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
-        if request is None and (self.stopping or type(frame.event) is not RequestHeaders):
-            error = self._why_not_begun(frame, now)
+        if type(frame.event) is not RequestHeaders or self.stopping:
+            error = None if request is not None else self._why_not_begun(frame, now)
+        elif request is not None:
+            # Another request by this id would share the ids of the first one on the agent's connection.
+            error = BadRequest("the request has begun: its headers come once", agent_id=frame.agent_id)
         if error is None and self._in_flight >= MOST_IN_FLIGHT:
             error = Overloaded("too many in flight")
         if error is not None:
@@ -205,7 +225,16 @@ class ProxyConnection(asyncio.Protocol):
             return ShuttingDown("the shard stops", retry_safe=True)
         refused = self._refused.get(frame.request_id, now)
         # The same event again is another try. Any other one was on its way behind it.
-        return None if refused is None or refused[0] == frame.event.frame_type else refused[1]
+        if refused is not None and refused[0] != frame.event.frame_type:
+            return refused[1]
+        kind = type(frame.event)
+        if kind in _NEVER_FIRST or (kind in _BEHIND_HEADERS and self._dispatch.expects_headers(frame.agent_id, kind)):
+            idle = f"{self._options.affinity_idle:g} s"
+            return BadRequest(
+                f"no such request, and {kind.__name__} begins none; it has ended, or was idle for more than {idle}",
+                agent_id=frame.agent_id,
+            )
+        return None
 
     def _not_served(self, request_id: int, request: Request | None, frame_type: int, error: PoolError) -> None:
         """Fail an event that goes to no agent, in its turn, and with it what follows of its request."""

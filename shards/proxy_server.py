@@ -9,6 +9,7 @@ from pathlib import Path
 from ipc.options import PoolOptions
 from ipc.process import DescriptorBudget
 from ipc.sockets import bind_private
+from ipc.timers import Every
 from shards.dispatch import Dispatch
 from shards.proxies import ProxyConnection
 
@@ -41,9 +42,11 @@ class ProxyServer:
         self._connection = partial(
             ProxyConnection, shard, epoch, options, dispatch, self._made, self.connections.discard
         )
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._again: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        self._farewell: asyncio.TimerHandle | None = None
+        self._timer = Every(SWEEP_SECONDS, self._sweep)
 
     @property
     def is_busy(self) -> bool:
@@ -51,25 +54,34 @@ class ProxyServer:
         return any(connection.is_busy for connection in self.connections)
 
     async def start(self) -> None:
-        """Listen, in place of a dead predecessor."""
+        """Listen, in place of a dead predecessor; OSError when that is not possible."""
+        await self._serve(bind_private(self._path, socket.SOCK_STREAM))
+
+    def listen_again(self) -> None:
+        """Listen at a new socket as well: the file of the old one is gone. OSError when that is not possible."""
         sock = bind_private(self._path, socket.SOCK_STREAM)
+        self._again = self._loop.create_task(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
         try:
-            self._server = await self._loop.create_unix_server(self._connection, sock=sock)
+            server = await self._loop.create_unix_server(self._connection, sock=sock)
         except BaseException:
             sock.close()
             raise
+        self._servers.append(server)
+        if self._going_away:
+            server.close()
 
     def go_away(self) -> None:
         """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
         if self._going_away:
             return
         self._going_away = True
-        if self._server is not None:
-            self._server.close()
+        self._close_servers()
         for connection in self.connections:
             connection.go_away()
         self._timer.cancel()
-        self._timer = self._loop.call_later(FAREWELL_SECONDS, self.stop)
+        self._farewell = self._loop.call_later(FAREWELL_SECONDS, self.stop)
 
     def stop(self) -> None:
         """Let no new request begin."""
@@ -81,10 +93,15 @@ class ProxyServer:
         """Take no more connections and no more events, and close the connections after what they were told."""
         self.stop()
         self._timer.cancel()
-        if self._server is not None:
-            self._server.close()
+        if self._farewell is not None:
+            self._farewell.cancel()
+        self._close_servers()
         for connection in list(self.connections):
             connection.refuse("the shard stops")
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
 
     def _made(self, connection: ProxyConnection) -> None:
         self.connections.add(connection)
@@ -96,7 +113,6 @@ class ProxyServer:
             connection.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
 
     def _sweep(self) -> None:
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         now = self._loop.time()
         for connection in self.connections:
             connection.sweep(now)

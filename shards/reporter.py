@@ -10,6 +10,7 @@ from ipc.bus import Bus
 from ipc.logs import get_logger
 from ipc.rundir import RuntimeDir
 from ipc.status import RequestLatency, ShardReport
+from ipc.timers import Every
 
 HEARTBEAT_SECONDS = 0.5
 
@@ -42,12 +43,12 @@ class Reporter:
         self._counts.connect(rundir.counts)
         self._due = self._loop.time()
         self.lag_ms = 0.0
-        self._timer: asyncio.Handle | None = None
+        self._timer: Every | None = None
 
     def start(self) -> None:
         """Send heartbeats from now on: with the first one the shard says that all its sockets are there."""
         self._due = self._loop.time()
-        self._timer = self._loop.call_soon(self._beat)
+        self._timer = Every(HEARTBEAT_SECONDS, self._beat, at_once=True)
 
     def closed(self, gone: events.Gone) -> None:
         """Report a connection as gone."""
@@ -62,10 +63,11 @@ class Reporter:
         prepared: list[tuple[int, str]],
         moving: list[tuple[int, str]],
         let_go: list[int],
+        owned: list[tuple[str, str, list[int]]],
     ) -> None:
         """Tell all that the shard holds, after every close that was not reported yet."""
         self._flush()
-        self._send(events.Snapshot(self._next(), request, live, prepared, moving, let_go))
+        self._send(events.Snapshot(self._next(), request, live, prepared, moving, let_go, owned))
 
     def probed(self, probe: int) -> None:
         """Answer a probe, after every close that was not reported yet."""
@@ -102,7 +104,6 @@ class Reporter:
         now = self._loop.time()
         self.lag_ms = max(0.0, (now - self._due) * 1000)
         self._due = now + HEARTBEAT_SECONDS
-        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         self._flush()
         self._send(events.Heartbeat(self._next(), self._report(), self._latency()))
 

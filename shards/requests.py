@@ -36,26 +36,32 @@ from dialout.proxy.errors import (
     RequestCancelled,
     RequestTimeout,
 )
+from ipc.capacity import MAX_SHARDS, SHARD_BITS
 from ipc.histogram import BOUNDS, Histogram
 from ipc.options import PoolOptions
 from ipc.status import RequestLatency
-from shards.calls import Call, Carrier, Exchange, Outcome
+from shards.calls import Call, Carrier, Exchange, Outcome, correlation_id
 from shards.deadlines import Deadlines
 
 TICK = 0.02
 """Seconds between looks at deadlines, while there are any."""
 
+PATIENCE = 0.99
+"""Part of the pool's own time limit after which a time-out speaks against the agent: a relayed event has less time by
+its way from shard to shard."""
+
 _EPOCH_2025_MS = 1_735_689_600_000
 
 
 def first_request_id(shard: int, now_ms: int) -> int:
-    """The first of this life's request ids; the next ones are 64 apart.
+    """The first of this life's request ids; the next ones are `MAX_SHARDS` apart.
 
     An agent's process keeps requests by their id over reconnects, and may be connected to several shards: so ids start
-    from the clock and carry the shard in their lowest six bits. 256 ids a millisecond and shard are fewer than can be
-    used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until 2042.
+    from the clock and carry the shard in their lowest `SHARD_BITS` bits. 256 ids a millisecond and shard are fewer
+    than can be used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until
+    2042.
     """
-    return ((now_ms - _EPOCH_2025_MS) << 8) << 6 | shard
+    return ((now_ms - _EPOCH_2025_MS) << 8) << SHARD_BITS | shard
 
 
 class Requests:
@@ -80,7 +86,7 @@ class Requests:
         self._shard = shard
         self._select = select
         self._loop = asyncio.get_running_loop()
-        self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), 64)
+        self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), MAX_SHARDS)
         self._deadlines: Deadlines[Call] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._now_text, self._now_text_until = "", 0.0
@@ -89,6 +95,20 @@ class Requests:
     def latency(self) -> RequestLatency:
         """How long requests took until now; the counts go on changing."""
         return RequestLatency(Histogram(self._answers_in, self._answer_seconds), self._failures)
+
+    def reserve_id(self) -> int:
+        """A request id for no request: above those of all requests until now, below those of all later ones."""
+        return next(self._ids)
+
+    def begin_above(self, last_id: int) -> None:
+        """Give the next requests ids above *last_id*, the highest id of another shard's requests.
+
+        A clock that was set back would otherwise repeat the ids of a connection that comes from another shard.
+        """
+        following = next(self._ids)
+        if following <= last_id:
+            following = (last_id >> 6) + 1 << 6 | self._shard
+        self._ids = itertools.count(following, 64)
 
     # For callers.
 
@@ -165,22 +185,40 @@ class Requests:
     def answer(self, call: Call, response: Decision) -> None:
         """Take the agent's answer to *call*, which has left its connection's table."""
         if call.done:
-            self.late += 1
+            self._late(call)
             return
-        reason = _why_useless(call.event, response)
+        reason = _why_useless(call, response)
         if reason is None:
             self._finish(call, response)
         else:
+            # A proxy that says "no body" where there is one brings it about: it is nothing against the agent.
+            call.excused = True
             self.bad_answer(call, reason)
 
+    def _late(self, call: Call) -> None:
+        """Take an answer to a call that was given up: the agent works, whatever its callers had no patience for."""
+        self.late += 1
+        if call.connection is not None:
+            call.connection.forgive()
+
     def mutation(self, call: Call, mutation: BodyMutation) -> None:
-        """Take a body mutation that came in a frame of its own, as the answer to a chunk."""
-        if isinstance(call.event, RequestBodyChunk):
-            self.answer(call, Decision(ALLOW, request_body_mutation=mutation))
-        elif isinstance(call.event, ResponseBodyChunk):
-            self.answer(call, Decision(ALLOW, response_body_mutation=mutation))
-        else:
+        """Take a body mutation that came in a frame of its own and may be about *call*: its chunk passes, changed."""
+        if call.done:
+            self._late(call)
+            return
+        exchange = call.exchange
+        if type(call.event) is RequestBodyChunk:
+            response = Decision(ALLOW, request_body_mutation=mutation)
+        elif type(call.event) is not ResponseBodyChunk:
             self.bad_answer(call, "a body mutation answers no chunk")
+            return
+        elif mutation.chunk_index < exchange.request_chunks:
+            self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
+            return
+        else:
+            response = Decision(ALLOW, response_body_mutation=mutation)
+        exchange.mutated = True
+        self._finish(call, response)
 
     def bad_answer(self, call: Call, reason: str) -> None:
         """Fail *call*, which has left its connection's table, for an answer that is none."""
@@ -231,7 +269,7 @@ class Requests:
             connection = exchange.connection = found
             call.is_first = True
             exchange.request_id = next(self._ids)
-            exchange.correlation_id = connection.correlation_id_for(call, exchange.request_id)
+            exchange.correlation_id = correlation_id(call.event, exchange.request_id)
             if not call.final:
                 exchange.counted = True
                 connection.exchanges += 1
@@ -243,6 +281,7 @@ class Requests:
             # The exchange goes on: the caller asked for what this agent does not take part in.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
+        call.sent = now
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
             connection.carry(call, self._timestamp(now))
@@ -279,7 +318,10 @@ class Requests:
             connection.settled(call, outcome)
         if exchange.current is call:
             exchange.current = None
-            if call.final and not exchange.waiting:
+            if not call.final:
+                if type(call.event) is RequestBodyChunk:
+                    exchange.request_chunks = max(exchange.request_chunks, call.event.chunk_index + 1)
+            elif not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
         if isinstance(outcome, PoolError) and not call.handed_on:
@@ -337,6 +379,8 @@ class Requests:
         for call in self._deadlines.expired(now):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
+                # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
+                call.excused = now - call.sent < PATIENCE * self.options.request_timeout
                 seconds = f"{call.timeout:g} s"
                 self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
         if not len(self._deadlines):
@@ -358,10 +402,37 @@ def _discount(exchange: Exchange) -> None:
         exchange.connection.exchanges -= 1
 
 
-def _why_useless(event: AgentEvent, response: Decision) -> str | None:
+def may_be_about(call: Call, mutation: BodyMutation) -> bool:
+    """Whether a body mutation in a frame of its own may be about *call*, and not about an earlier event of its request.
+
+    An agent may send a decision and a mutation for the same chunk. The second of the two then comes when the next event
+    is in flight, and must not be taken for the answer to that.
+    """
+    if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
+        return _is_for_chunk(mutation, call.event)
+    return not call.exchange.request_chunks
+
+
+def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:
+    return (
+        mutation is not None
+        and isinstance(event, RequestBodyChunk | ResponseBodyChunk)
+        and event.chunk_index == mutation.chunk_index
+    )
+
+
+def _why_useless(call: Call, response: Decision) -> str | None:
     """Why an answer decides nothing although nothing more will come; None when it is of use."""
-    if response.verdict is not None or not response.needs_more:
-        return None if response.verdict is not None else "it holds no decision"
+    if response.verdict is not None:
+        if call.exchange.mutated and response.verdict is ALLOW:
+            mutation = response.request_body_mutation or response.response_body_mutation
+            if not _is_for_chunk(mutation, call.event):
+                # A decision names no chunk, so this one may be about the chunk that the mutation has answered.
+                return "an allow behind a body mutation in a frame of its own names no chunk"
+        return None
+    if not response.needs_more:
+        return "it holds no decision"
+    event = call.event
     if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
         return "it needs more after the last chunk" if event.is_last else None
     if isinstance(event, RequestHeaders | ResponseHeaders):

@@ -3,16 +3,20 @@
 import errno
 import os
 from abc import ABC, abstractmethod
-from typing import Protocol
+from time import monotonic
+from typing import Protocol, cast
 
 from dialout import FrameDecoder, FrameError
 from ipc.events import CloseCode
 from ipc.options import PoolOptions
 from ipc.readiness import READ, WRITE, Readiness
+from shards.holding import Holding
 
 READ_SIZE = 65536
 """Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
 
+LARGE_READ = 16 * 1024
+"""Bytes of a read from which on the time that it takes is looked at, even when all in it is of use."""
 
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
@@ -22,6 +26,7 @@ class Host(Protocol):
 
     options: PoolOptions
     readiness: Readiness
+    holding: "Holding[Stream]"
 
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
@@ -34,25 +39,44 @@ class Stream(ABC):
     """The only owner of one descriptor: it reads, writes and closes, and knows nothing of what frames mean.
 
     Frames of one turn of the loop leave in one write. Subclasses serve the frames that come (`_serve`), and clean up
-    when the stream has been closed, by either side (`_closed`).
+    when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
+    use; where there are any, the subclass is told what the read has cost (`_spent`).
     """
 
-    __slots__ = ("decoder", "fd", "offset", "out", "pool", "sending", "waiting_bytes", "wants_write")
+    __slots__ = (
+        "decoder",
+        "fd",
+        "holds",
+        "offset",
+        "out",
+        "pool",
+        "sending",
+        "useless",
+        "waiting_bytes",
+        "wants_write",
+    )
 
     def __init__(self, pool: Host, fd: int) -> None:
         self.pool = pool
         self.fd = fd
-        self.decoder = FrameDecoder()
+        self.decoder = FrameDecoder(pool.options.max_answer_bytes)
         # What waits to be written: the frames of this turn, and what an earlier write left over.
-        self.out: list[bytes] | None = None
+        self.out: list[bytes | bytearray] | None = None
         self.sending: memoryview | None = None
         self.waiting_bytes = 0
         self.offset = 0
         self.wants_write = False
+        # Whether the pool counts what is held for it.
+        self.holds = False
+        self.useless = 0
 
     @abstractmethod
     def _serve(self, frame_type: int, payload: bytes) -> None:
         """Take a frame from the agent."""
+
+    @abstractmethod
+    def _spent(self, seconds: float, frames: int) -> None:
+        """Note that a read with so many frames has taken *seconds*: a large one, or one with useless frames."""
 
     @abstractmethod
     def _closed(self, code: CloseCode, reason: str) -> None:
@@ -73,18 +97,20 @@ class Stream(ABC):
             self.sending = memoryview(unsent)[sent:]
             self.waiting_bytes = len(self.sending)
             self._want_write(wanted=True)
+            self._note_held(begun=False)
         if residue:
             self._take(residue)
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; it leaves with everything else of this turn of the loop."""
-        if self.out is None:
+        self.waiting_bytes += len(frame)
+        if self.sending is not None:
+            self._pile_up(frame)
+        elif self.out is None:
             self.out = [frame]
-            if self.sending is None:
-                self.pool.write_soon(self)
+            self.pool.write_soon(self)
         else:
             self.out.append(frame)
-        self.waiting_bytes += len(frame)
         if self.waiting_bytes > self.pool.options.close_at:
             reason = f"the agent does not read: {self.waiting_bytes} bytes wait for it"
             self.pool.close_soon(self, CloseCode.NOT_READING, reason)
@@ -98,6 +124,7 @@ class Stream(ABC):
         self.fd = -1
         os.close(fd)
         self.out = self.sending = None
+        self._hold_nothing()
         self._closed(code, reason)
 
     @property
@@ -110,7 +137,16 @@ class Stream(ABC):
         fd, self.fd = self.fd, -1
         self.pool.readiness.forget(fd)
         self.out = self.sending = None
+        self._hold_nothing()
         return fd
+
+    def make_room(self) -> None:
+        """Close, because all that agents make this shard hold is above its limit, and this is among the largest."""
+        unsent, options = self.waiting_bytes, self.pool.options
+        half = self.decoder.buffered
+        held = f"{half} bytes of an unfinished frame" if half >= unsent else f"{unsent} bytes that wait for it"
+        reason = f"agents make the shard hold more than {options.max_held_bytes} bytes, this one {held}"
+        self.pool.close_soon(self, CloseCode.BAD_FRAME if half >= unsent else CloseCode.NOT_READING, reason)
 
     def on_ready(self, _events: int) -> None:
         """Write what waits, then read once."""
@@ -146,7 +182,7 @@ class Stream(ABC):
             if self.out is None:
                 return
             frames, self.out = self.out, None
-            data: bytes | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
+            data: bytes | bytearray | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
         else:
             data = self.sending
         try:
@@ -161,6 +197,35 @@ class Stream(ABC):
         # A view, not a copy of the rest: a frame of 16 MiB leaves in hundreds of writes.
         self.sending = memoryview(data)[sent:] if sent < len(data) else None
         self._want_write(wanted=self.sending is not None or self.out is not None)
+        if self.sending is not None or self.holds:
+            self._note_held(begun=False)
+
+    def _pile_up(self, frame: bytes) -> None:
+        """Queue a frame behind what the agent does not read, all in one piece: an object for each takes much more."""
+        if self.out is None:
+            self.out = [bytearray(frame)]
+        elif type(self.out[-1]) is bytearray:
+            self.out[-1] += frame
+        else:
+            self.out.append(bytearray(frame))
+        self._note_held(begun=False)
+
+    def _note_held(self, *, begun: bool) -> None:
+        """Have the pool count what is held: of an incomplete frame, and of what a write left over."""
+        holding, half = self.pool.holding, self.decoder.buffered
+        size = half
+        if self.sending is not None:
+            # All of what is being written stays until its last byte has left.
+            size += len(cast("bytes", self.sending.obj)) + self.waiting_bytes - len(self.sending)
+        self.holds = holding.note(self, size, unfinished=half > 0, begun=begun)
+        if holding.total > holding.limit:
+            for stream in holding.take_largest():
+                stream.holds = False
+                stream.make_room()
+
+    def _hold_nothing(self) -> None:
+        if self.holds:
+            self.holds = self.pool.holding.note(self, 0, unfinished=False, begun=False)
 
     def _want_write(self, *, wanted: bool) -> None:
         if self.wants_write != wanted:
@@ -168,6 +233,7 @@ class Stream(ABC):
             self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
 
     def _take(self, data: bytes) -> None:
+        began = monotonic()
         try:
             frames = self.decoder.feed(data)
         except FrameError as error:
@@ -177,6 +243,11 @@ class Stream(ABC):
             return
         for frame_type, payload in frames:
             self._serve(frame_type, payload)
+        if self.useless or len(data) >= LARGE_READ:
+            self._spent(monotonic() - began, len(frames))
+            self.useless = 0
+        if (self.decoder.is_inside or self.holds) and self.fd >= 0:
+            self._note_held(begun=bool(frames))
 
 
 def _code_for(error: OSError) -> CloseCode:

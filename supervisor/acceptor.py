@@ -20,7 +20,7 @@ from time import monotonic
 
 from dialout import ErrorCode, Rejection
 from ipc.logs import get_logger
-from ipc.process import DescriptorBudget
+from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from supervisor.farewell import Farewell
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
@@ -31,11 +31,43 @@ BATCH = 64
 MOST_UNDER_WAY = 8192
 """Newcomers between accept and commit beyond which accepting pauses; the rest wait in the listen queue."""
 
+DESCRIPTORS_OF_A_SHARD = 4
+"""Descriptors that the supervisor has for each shard: its process, its channel, and two on the bus."""
+
+MOST_FORMER = 8
+"""Listening sockets that are kept open although somebody has removed their files."""
+
+_OF_ITS_OWN = 48
+"""Descriptors of a supervisor beside its listeners and shards: the loop, ZeroMQ, locks; 36 were measured."""
+
+_LEAST_AGENTS = 32
+"""Newcomers that there must be room for at least, between accept and handoff."""
+
 PAUSE = 0.1
 """Seconds without accepting after descriptors or memory ran out."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
+
+
+class TooFewDescriptors(Exception):
+    """The open files limit is too low to serve any agent; the message says how high it must be."""
+
+
+def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
+    """Raise `TooFewDescriptors` where a supervisor, or a shard, would refuse every agent for ever.
+
+    To be called when the process has opened little more than what it was started with. A shard needs less.
+    """
+    limit = descriptor_limit()
+    others = open_descriptors() + listeners + spare + DESCRIPTORS_OF_A_SHARD * shards
+    needed = others + _OF_ITS_OWN + _LEAST_AGENTS + DescriptorBudget.RESERVE
+    if limit < needed:
+        raise TooFewDescriptors(
+            f"the open files limit is {limit}, and shardgate with {shards} {'shard' if shards == 1 else 'shards'} needs"
+            f" at least {needed} to serve any agent; raise it (LimitNOFILE= in a unit of systemd, 'ulimit -n' in a"
+            " shell, --ulimit nofile= of a container)"
+        )
 
 
 def _nothing() -> None:
@@ -67,15 +99,32 @@ class Acceptor:
         self._gather, self._flush = gather, flush
         self.handshake_timeout = handshake_timeout
         self._listeners = listeners
+        self._former: list[Listener] = []
+        self._is_on = False
         self._begin = begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
-        self._budget = DescriptorBudget(expected=8 + 4 * shards + spare)
+        self._shards = shards
+        self._budget = DescriptorBudget(expected=8 + DESCRIPTORS_OF_A_SHARD * shards + spare)
         self._loop = asyncio.get_running_loop()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
         self._log = get_logger()
+
+    def check_room_for(self, shards: int) -> None:
+        """Raise `TooFewDescriptors` when that many shards would leave none to agents."""
+        missing = DESCRIPTORS_OF_A_SHARD * (shards - self._shards) + _LEAST_AGENTS - self.room
+        if shards > self._shards and missing > 0:
+            raise TooFewDescriptors(
+                f"the supervisor's open files limit is {descriptor_limit()}, and {shards} shards need at least"
+                f" {descriptor_limit() + missing}; raise it and restart"
+            )
+
+    def expect_shards(self, shards: int) -> None:
+        """Leave descriptors to that many shards from now on."""
+        self._budget.expect(DESCRIPTORS_OF_A_SHARD * (shards - self._shards))
+        self._shards = shards
 
     @property
     def has_room(self) -> bool:
@@ -89,20 +138,39 @@ class Acceptor:
 
     def start(self) -> None:
         """Accept from now on."""
-        for listener in self._listeners:
+        self._is_on = True
+        for listener in (*self._listeners, *self._former):
             self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+    def replace(self, old: Listener, new: Listener) -> None:
+        """Accept from *new*, and still from *old*, whose file is gone: its queue may hold somebody.
+
+        The oldest of more than `MOST_FORMER` such is closed.
+        """
+        self._listeners[self._listeners.index(old)] = new
+        self._former.append(old)
+        while len(self._former) > MOST_FORMER:
+            oldest = self._former.pop(0)
+            self._loop.remove_reader(oldest.sock.fileno())
+            oldest.leave()
+        if self._is_on:
+            self._loop.add_reader(new.sock.fileno(), self._accept, new)
 
     def stop(self) -> None:
         """Accept no more; the listeners stay open."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
-        for listener in self._listeners:
+        self._is_on = False
+        for listener in (*self._listeners, *self._former):
             self._loop.remove_reader(listener.sock.fileno())
 
     def close(self, *, leave: bool = False) -> None:
         """Stop, and close the listeners, or *leave* them to another process that has copies."""
         self.stop()
+        for listener in self._former:
+            listener.leave()
+        self._former.clear()
         for listener in self._listeners:
             listener.leave() if leave else listener.close()
         if self._reserve >= 0:
@@ -134,7 +202,7 @@ class Acceptor:
         deadline = now + self.handshake_timeout
         for _ in range(most):
             try:
-                fd, _address = accept()
+                fd, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -146,9 +214,11 @@ class Acceptor:
                 return
             newcomer = Newcomer(fd, kind, deadline)
             newcomer.accepted_at = now
-            if is_tcp and not tune_tcp(fd):
-                newcomer.close()
-                continue
+            if is_tcp:
+                newcomer.host = address[0]
+                if not tune_tcp(fd):
+                    newcomer.close()
+                    continue
             self._begin(newcomer)
 
     def _pause(self) -> None:

@@ -9,20 +9,27 @@ import asyncio
 from collections.abc import Callable
 
 from dialout import ErrorCode, Registration, Rejection
+from dialout.claims import Claim
+from dialout.registration import read_registration
 from ipc.events import Command, Probe
+from ipc.peers import Owner
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
 from supervisor.handoffs import Handoffs
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
-from supervisor.probes import ProbeBook, Round
+from supervisor.probes import ProbeBook, Round, is_agent, scope_key
+from supervisor.quotas import LimitReached, Scope
 
 PROBE_TIMEOUT = 1.0
 """Seconds that a shard has to look at an agent's connections, before the newcomer is refused on what is known.
 
 It takes 1 ms on a quiet host; on one with four times more to run than processors, 250 ms were not enough.
 """
+
+MOST_PROBES = 3
+"""Probes that one newcomer waits for, each for another limit."""
 
 RESERVED_PAUSE = 0.01
 """Seconds between looks at slots that are only reserved, before a probe is sent."""
@@ -50,7 +57,7 @@ class Admission:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         # Those who wait for `open`; None once it was called.
-        self._early: list[tuple[Newcomer, Registration]] | None = []
+        self._early: list[Newcomer] | None = []
 
     def __len__(self) -> int:
         return len(self._probes) + (0 if self._early is None else len(self._early))
@@ -58,27 +65,37 @@ class Admission:
     def open(self) -> None:
         """Begin to admit, those who came early first: the ledger knows all that it can know."""
         early, self._early = self._early or [], None
-        for newcomer, registration in early:
-            self.admit(newcomer, registration)
+        for newcomer in early:
+            assert newcomer.claim is not None
+            # The rules may have been read again since it came.
+            self.admit(newcomer, newcomer.claim)
 
-    def admit(self, newcomer: Newcomer, registration: Registration) -> None:
-        """Admit *newcomer*, refuse it, or let it wait for a probe."""
-        if self._early is not None:
-            self._early.append((newcomer, registration))
-            if self._timer is None:
-                self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
-            return
+    def admit(self, newcomer: Newcomer, claim: Claim) -> None:
+        """Admit *newcomer*, refuse it, or let it wait for a probe.
+
+        The policy decides on the claim. What else the registration holds is read only when that has been found good.
+        """
         try:
-            self.policy.check(registration, newcomer.uid() if self.policy.wants_uid else None)
+            newcomer.rule = self.policy.check(claim, newcomer.uid() if self.policy.wants_uid else None)
+            registration = newcomer.registration = read_registration(claim)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return
-        try:
-            number = self._ledger.reserve(registration.agent_id)
-        except LimitReached:
-            self._probe_first(newcomer, registration.agent_id)
+        if self._early is None:
+            self._reserve(newcomer, registration)
             return
-        self._offer(newcomer, registration, number)
+        self._early.append(newcomer)
+        if self._timer is None:
+            self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
+
+    def _reserve(self, newcomer: Newcomer, registration: Registration) -> None:
+        owner = newcomer.owner()
+        try:
+            number = self._ledger.reserve(registration.agent_id, owner)
+        except LimitReached as reached:
+            self._probe_first(newcomer, scope_key(reached.scope, registration.agent_id, owner))
+            return
+        self._offer(newcomer, registration, number, owner)
 
     def probed(self, probe: int, shard: int) -> None:
         """Take a shard's answer to a probe; what it found gone has been freed before."""
@@ -94,9 +111,9 @@ class Admission:
         newcomer = self._probes.first(agent_id)
         if newcomer is None:
             return
-        registration = newcomer.registration
-        assert registration is not None
-        self._offer(newcomer, registration, self._ledger.reserve(agent_id))
+        assert newcomer.registration is not None
+        # Its rule or its peer may be at a limit of theirs.
+        self._reserve(newcomer, newcomer.registration)
 
     def shard_gone(self, shard: int) -> None:
         """Expect no more answers from a shard; its slots have been freed before."""
@@ -106,65 +123,67 @@ class Admission:
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
         """Turn away everybody who waits; for the end."""
         early, self._early = self._early or [], None
-        for newcomer in [*self._probes.take_all(), *(newcomer for newcomer, _ in early)]:
+        for newcomer in [*self._probes.take_all(), *early]:
             self._farewell.reject(newcomer, rejection(newcomer))
         if self._timer is not None:
             self._timer.cancel()
 
-    def _offer(self, newcomer: Newcomer, registration: Registration, number: int) -> None:
-        newcomer.make_offer(registration, number, self.pushed.for_agent(registration.agent_id))
+    def _offer(self, newcomer: Newcomer, registration: Registration, number: int, owner: Owner) -> None:
+        newcomer.make_offer(registration, number, self.pushed.for_agent(registration.agent_id), owner)
         self._handoffs.offer(newcomer)
 
-    def _probe_first(self, newcomer: Newcomer, agent_id: str) -> None:
-        opened = self._probes.wait(agent_id, newcomer, self._loop.time())
+    def _probe_first(self, newcomer: Newcomer, key: str) -> None:
+        newcomer.waited += 1
+        opened = self._probes.wait(key, newcomer, self._loop.time())
         if opened is not None:
             if self._timer is None:
                 self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
             self._ask(opened)
 
     def _ask(self, opened: Round[Newcomer]) -> None:
-        """Ask the shards that hold the agent's connections, as soon as none of its slots is only reserved.
+        """Ask the shards that hold the connections in question; of an agent, as soon as no slot is only reserved.
 
         Reserved slots become live or free within a millisecond or so, and no shard can be asked about them earlier.
+        Where a rule, a peer or all together are at a limit, every shard closes what the kernel says is gone.
         """
+        key = opened.agent_id
         if not self._probes.is_open(opened):
             return
-        if self._ledger.reserved(opened.agent_id):
+        if not is_agent(key):
+            shards = {shard for shard, load in self._ledger.loads.items() if load}
+        elif self._ledger.reserved(key):
             self._loop.call_later(RESERVED_PAUSE, self._ask, opened)
             return
-        shards = self._ledger.live_shards(opened.agent_id)
-        reached = {shard for shard in shards if self._send(shard, Probe(opened.probe, opened.agent_id))}
-        if self._probes.ask(opened, reached):
+        else:
+            shards = self._ledger.live_shards(key)
+        probe = Probe(opened.probe, key if is_agent(key) else "")
+        if self._probes.ask(opened, {shard for shard in shards if self._send(shard, probe)}):
             self._decide(opened)
 
     def _decide(self, done: Round[Newcomer]) -> None:
         for newcomer in done.waiters:
-            registration = newcomer.registration
+            registration, owner = newcomer.registration, newcomer.owner()
             assert registration is not None
             try:
-                number = self._ledger.reserve(done.agent_id)
-            except LimitReached:
-                self._farewell.reject(
-                    newcomer,
-                    Rejection(
-                        ErrorCode.CONNECTION_LIMIT,
-                        f"connection limit: this agent has {self._ledger.count(done.agent_id)} connections,"
-                        f" {self._ledger.limit} are allowed",
-                        newcomer.answer_type,
-                        retry_after_ms=1000,
-                    ),
-                )
+                number = self._ledger.reserve(registration.agent_id, owner)
+            except LimitReached as reached:
+                key = scope_key(reached.scope, registration.agent_id, owner)
+                if key != done.agent_id and newcomer.waited < MOST_PROBES:
+                    # It waited for one limit, and meanwhile another one was reached.
+                    self._probe_first(newcomer, key)
+                else:
+                    self._farewell.reject(newcomer, _over_limit(newcomer, reached))
             else:
-                self._offer(newcomer, registration, number)
+                self._offer(newcomer, registration, number, owner)
         following = self._probes.next_round(done.agent_id, self._loop.time())
         if following is not None:
             self._ask(following)
 
-    def _expire_early(self, early: list[tuple[Newcomer, Registration]]) -> None:
+    def _expire_early(self, early: list[Newcomer]) -> None:
         """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
         now = self._loop.time()
-        self._early = [entry for entry in early if entry[0].deadline > now]
-        for newcomer, _ in early:
+        self._early = [newcomer for newcomer in early if newcomer.deadline > now]
+        for newcomer in early:
             if newcomer.deadline <= now:
                 message = "the listener has just started, and waits for a shard that does not answer"
                 rejection = Rejection(ErrorCode.OVERLOADED, message, newcomer.answer_type, retry_after_ms=1000)
@@ -172,9 +191,27 @@ class Admission:
 
     def _expire(self) -> None:
         self._timer = None
-        if self._early is not None:
-            self._expire_early(self._early)
-        for done in self._probes.expired(self._loop.time()):
-            self._decide(done)
-        if len(self):
-            self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)
+        try:
+            if self._early is not None:
+                self._expire_early(self._early)
+            for done in self._probes.expired(self._loop.time()):
+                self._decide(done)
+        finally:
+            if len(self) and self._timer is None:
+                self._timer = self._loop.call_later(PROBE_TIMEOUT / 10, self._expire)
+
+
+def _over_limit(newcomer: Newcomer, reached: LimitReached) -> Rejection:
+    """What an agent is told that finds no place."""
+    held, most, answer_type = reached.held, reached.most, newcomer.answer_type
+    if reached.is_full:
+        message = (
+            f"the listener has {held} connections, which are all that there may be"
+            if reached.scope is Scope.TOTAL
+            else f"the listener has no room for more of these agents: they have {held} connections, and what is left is"
+            " for others"
+        )
+        return Rejection(ErrorCode.OVERLOADED, message, answer_type, retry_after_ms=1000)
+    whose = {Scope.AGENT: "this agent has", Scope.RULE: "agents with such a token have", Scope.PEER: "this peer has"}
+    message = f"connection limit: {whose.get(reached.scope, '')} {held} connections, {most} are allowed"
+    return Rejection(ErrorCode.CONNECTION_LIMIT, message, answer_type, retry_after_ms=1000)

@@ -4,21 +4,21 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ipc.events import Kick
 from ipc.log_levels import LEVEL_NAMES
 from ipc.logs import get_logger, set_level
-from ipc.query import Method, Refused
+from ipc.query import MAX_PAGE, Refused, page_length, typed
+from ipc.query_server import Method
 from supervisor.answer_rows import Kicked, SlotRow, Why
 from supervisor.fleet import Fleet
 from supervisor.history_rows import Page
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.policy import Policy
-
-MOST_EVENTS = 1000
-"""In one answer."""
 
 MOST_SIMILAR = 2000
 """Agents looked at for one with a similar id: 5 ms."""
@@ -27,6 +27,30 @@ MOST_OFFERED = 200
 """Ids offered to a shell that completes one."""
 
 _CONNECTION_ID = re.compile(r"(.+)-conn-(\d{1,18})")
+
+
+class _Agent(msgspec.Struct):
+    agent_id: str
+
+
+class _Beginning(msgspec.Struct):
+    beginning: str
+
+
+class _EventsPage(msgspec.Struct):
+    after: int | None = None
+    limit: int = MAX_PAGE
+    agent_id: str | None = None
+    shard: int | None = None
+
+
+class _Kick(msgspec.Struct):
+    target: str
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 0.0
+
+
+class _LogLevel(msgspec.Struct):
+    level: str
 
 
 class Answers:
@@ -55,7 +79,7 @@ class Answers:
         return {"kick": self._kick, "log_level": self._log_level}
 
     def _why(self, arguments: dict[str, Any]) -> Why:
-        agent_id = _text(arguments, "agent_id")
+        agent_id = typed(arguments, _Agent).agent_id
         story = self._journal.history.story(agent_id)
         slots = self._ledger.slots(agent_id)
         return Why(
@@ -70,7 +94,7 @@ class Answers:
 
     def _agent_ids(self, arguments: dict[str, Any]) -> list[str]:
         """Agents that are connected, and begin with a text: what a shell offers."""
-        beginning = _text(arguments, "beginning")
+        beginning = typed(arguments, _Beginning).beginning
         found = (agent_id for agent_id in self._ledger.agent_ids() if agent_id.startswith(beginning))
         return sorted(islice(found, MOST_OFFERED))
 
@@ -81,21 +105,13 @@ class Answers:
         return found[0] if found else None
 
     def _events(self, arguments: dict[str, Any]) -> Page:
-        after, shard, agent_id = arguments.get("after"), arguments.get("shard"), arguments.get("agent_id")
-        limit = arguments.get("limit", MOST_EVENTS)
-        if not (
-            isinstance(after, int | None)
-            and isinstance(shard, int | None)
-            and isinstance(agent_id, str | None)
-            and isinstance(limit, int)
-        ):
-            raise Refused("after, shard and limit are numbers, agent_id is a text")
-        return self._journal.history.since(after, max(0, min(limit, MOST_EVENTS)), agent_id=agent_id, shard=shard)
+        asked = typed(arguments, _EventsPage)
+        limit = page_length(asked.limit)
+        return self._journal.history.since(asked.after, limit, agent_id=asked.agent_id, shard=asked.shard)
 
     def _kick(self, arguments: dict[str, Any]) -> Kicked:
-        target, seconds = _text(arguments, "target"), arguments.get("seconds", 0.0)
-        if not isinstance(seconds, int | float):
-            raise Refused("seconds is a number")
+        asked = typed(arguments, _Kick)
+        target, seconds = asked.target, asked.seconds
         agent_id, numbers = self._meant(target)
         by_shard: dict[int, list[int]] = {}
         for number, slot in self._ledger.slots(agent_id).items():
@@ -104,7 +120,7 @@ class Answers:
         if not by_shard:
             raise Refused(f"{target} is not connected; 'shardgate why {agent_id}' says what became of it")
         send = self._fleet.lines.send
-        silent = [shard for shard, these in by_shard.items() if not send(shard, Kick(these, float(seconds)))]
+        silent = [shard for shard, these in by_shard.items() if not send(shard, Kick(these, seconds))]
         kicked = sorted(n for shard, these in by_shard.items() if shard not in silent for n in these)
         self.kicked_total += len(kicked)
         get_logger().info("connections kicked", agent_id=agent_id, numbers=kicked)
@@ -121,7 +137,7 @@ class Answers:
         return found[1], {int(found[2])}
 
     def _log_level(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        level = _text(arguments, "level")
+        level = typed(arguments, _LogLevel).level
         if level not in LEVEL_NAMES:
             raise Refused(f"no such level; levels are {', '.join(LEVEL_NAMES)}")
         set_level(level)
@@ -130,10 +146,3 @@ class Answers:
         get_logger().error("log level set", log_level=level)
         self._journal.supervisor("log_level", level)
         return {"level": level, "shards_silent": silent}
-
-
-def _text(arguments: dict[str, Any], name: str) -> str:
-    value = arguments.get(name)
-    if not isinstance(value, str):
-        raise Refused(f"{name} is missing")
-    return value

@@ -8,6 +8,7 @@
 """
 
 import signal
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ipc.status import RequestLatency, ShardReport, ShardRow, ShardState
@@ -61,11 +62,15 @@ class Care:
     latency: RequestLatency = field(default_factory=RequestLatency)
     restarts: int = 0
     last_event: str | None = None
+    last_event_at: str | None = None
     backoff: Backoff = field(default_factory=Backoff)
     answer_limit: float = BOOT_LIMIT
     doubt: int = 0
     gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     has_counts: bool = False
+    capacity: int = 0
+    """How many agents' connections its descriptors allow, by the last word of any of its processes; 0 is unknown."""
+
     draining: bool = False
     """Gets no connections, by an operator's word; how its process is, *state* says."""
 
@@ -79,6 +84,11 @@ class Care:
     """How many signals it was sent for staying where it should go."""
 
     signalled_at: float = 0.0
+
+    def hears_of(self, report: ShardReport, latency: RequestLatency) -> None:
+        """Keep what a heartbeat tells."""
+        self.report, self.latency = report, latency
+        self.capacity = report.capacity or self.capacity
 
     def go(self, state: ShardState) -> None:
         """Change the state; IllegalTransition when that cannot be."""
@@ -164,6 +174,7 @@ class Care:
             restarts=self.restarts,
             uptime_s=round(now - self.started_at, 1) if pid is not None else 0.0,
             last_event=self.last_event,
+            last_event_at=self.last_event_at,
         )
         if self.report is not None and pid is not None:
             for name in ShardReport.__struct_fields__:
@@ -173,5 +184,23 @@ class Care:
         return row
 
     def note(self, event: str, when: str) -> None:
-        """Keep *event* as the newest thing that happened to the shard; *when* is the time of day."""
-        self.last_event = f"{when} {event}"
+        """Keep *event* as the newest thing that happened to the shard, at *when* in RFC 3339."""
+        self.last_event, self.last_event_at = event, when
+
+
+def capacity_of(cares: Iterable[Care], load: Callable[[int], int]) -> int | None:
+    """How many agents' connections all shards may hold together, by their descriptors; None while none has said so.
+
+    A shard that is away for a moment, or has not said so yet, counts with what it or another had. One that drains
+    counts with its *load* alone.
+    """
+    cares = list(cares)
+    largest = max((care.capacity for care in cares), default=0)
+    if not largest:
+        return None
+    return sum(
+        load(care.shard)
+        if care.draining or care.foreign or care.state is ShardState.DRAINING
+        else care.capacity or largest
+        for care in cares
+    )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ipc import events
 from ipc.events import CloseCode
 from ipc.logs import get_logger
+from ipc.peers import NOBODY, Owner
 from supervisor.care import Care
 from supervisor.handoffs import Handoffs
 from supervisor.journal import Journal
@@ -48,6 +49,7 @@ class Census:
         self._next_request = 1
         self._inquiries: dict[int, Inquiry] = {}
         self._found: set[Found] = set()
+        self._owners: dict[int, Owner] = {}
         self._timer: asyncio.TimerHandle | None = None
         moves.on_recalled = self._recalled
 
@@ -93,7 +95,8 @@ class Census:
             return
         del self._inquiries[shard]
         before = self._ledger.live_numbers(shard)
-        changed = self._ledger.reconcile(shard, *inquiry.compare(snapshot))
+        owners = snapshot.owners()
+        changed = self._ledger.reconcile(shard, *inquiry.compare(snapshot), owners)
         after = self._ledger.live_numbers(shard) if changed else before
         self._journal.lost(shard, before - after, CloseCode.LOST_SIGHT)
         self._journal.adopted(shard, after - before)
@@ -106,6 +109,7 @@ class Census:
             live={number for number, _ in after},
             moving=self._moves.under_way,
         )
+        self._owners |= {one.number: owners[one.number] for one in self._found if one.number in owners}
 
     def forget(self, shard: int) -> None:
         """Want nothing of a shard any more, nor decide about what it holds: it has ended, or nobody can talk to it."""
@@ -132,14 +136,15 @@ class Census:
 
     def _decide(self, found: Found) -> None:
         shard, number, agent_id, _ = found
+        owner = self._owners.pop(number, NOBODY)
         what = verdict(
             found,
             served_by=self._ledger.shard_of(agent_id, number),
             is_moving=number in self._moves.under_way,
-            has_room=self._ledger.count(agent_id) < self._ledger.limit,
+            has_room=self._ledger.has_room(agent_id, owner),
         )
         if what is Verdict.ADOPT:
-            self._ledger.adopt(agent_id, number, shard)
+            self._ledger.adopt(agent_id, number, shard, owner)
             self._journal.adopted(shard, [(number, agent_id)])
         if what in (Verdict.COMMIT, Verdict.ADOPT):
             self._handoffs.commit_found(shard, number)
@@ -150,6 +155,8 @@ class Census:
 
     def _forget_found(self, shard: int) -> None:
         self._found = {found for found in self._found if found.shard != shard}
+        if not self._found:
+            self._owners.clear()
 
     def _recalled(self, shard: int, number: int) -> None:
         inquiry = self._inquiries.get(shard)

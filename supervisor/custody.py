@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ipc import handoff
 from ipc.handoff import HandoffChannel
 from ipc.logs import get_logger
-from ipc.messages import Entrust, Hello, Kept, KeptListener, Message, TakeBack
+from ipc.messages import Hello, Kept, KeptListener, Message, TakeBack, entrusting
 from ipc.rundir import RuntimeDir
 from supervisor.care import KILL_AFTER, REPLACE_AFTER
 from supervisor.config.model import Config
@@ -80,7 +80,8 @@ class _Keeper:
         """Have it close everything but these, and ask again: its answer says that this is done."""
         if self._channel is not None and self.has_answered:
             self.over.clear()
-            self._channel.try_send(Entrust(list(listeners), orphan_timeout), list(listeners.values()))
+            for message, descriptors in entrusting(listeners, orphan_timeout):
+                self._channel.try_send(message, descriptors)
             self._channel.try_send(TakeBack())
 
     def close(self) -> None:
@@ -96,6 +97,8 @@ class _Keeper:
             self.over.set()
         elif isinstance(message, Kept):
             self.kept += zip(message.listeners, descriptors, strict=True)
+            if message.more:
+                return
             self.has_answered = True
             self.over.set()
         else:

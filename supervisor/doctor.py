@@ -43,7 +43,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     *directory* is the runtime directory, with its *mode* and *owner* where it is there. *records* are those of its
     processes, and whether they live; *sockets* those in it that nobody serves. *names* tells where each of our import
     names comes from, *strangers* the other distributions that own one of them. *agents* is how many connections there
-    are now.
+    are now. *limits* are how many descriptors each of the running processes may have open. *problems* are what they
+    miss on disk, by their own word, and *held_by* is the pid that has the directory, whatever is in it.
     """
 
     config: Config
@@ -63,6 +64,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     clock_synchronised: bool | None
     strangers: Mapping[str, tuple[str, ...]]
     running: bool
+    limits: Mapping[str, int]
+    problems: tuple[str, ...] = ()
+    held_by: int | None = None
     versions: Mapping[str, str]
     version: str
 
@@ -71,6 +75,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """Everything that was looked at, in the order of how much it hurts."""
     yield from _names(facts)
     yield from _directory(facts)
+    yield from _on_disk(facts)
     yield from _leftovers(facts)
     yield from _descriptors(facts)
     yield _backlog(facts)
@@ -129,6 +134,26 @@ def _directory(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _on_disk(facts: Facts) -> Iterator[Finding]:
+    about = "on disk"
+    if facts.held_by is not None and not facts.running:
+        yield Finding(
+            about,
+            Level.PROBLEM,
+            f"pid {facts.held_by} has {facts.directory}, and cannot be asked there: somebody has removed its sockets",
+            "it makes them again within seconds; when it does not, its log says why",
+        )
+    for problem in facts.problems:
+        yield Finding(
+            about,
+            Level.PROBLEM,
+            problem,
+            "mend that; shardgate tries again by itself, and its log says when it is well",
+        )
+    if facts.running and not facts.problems:
+        yield Finding(about, Level.OK, "every socket and every file is where it should be")
+
+
 def _leftovers(facts: Facts) -> Iterator[Finding]:
     dead = sorted(name for name, alive in facts.records.items() if not alive)
     if dead and not facts.running:
@@ -159,16 +184,19 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
 
 def _descriptors(facts: Facts) -> Iterator[Finding]:
     about = "descriptors"
-    # A process raises its soft limit to the hard one by itself.
-    limit = facts.nofile_hard
+    # A process raises its soft limit to the hard one by itself, as it starts: what runs has what it has.
+    limit, whose = facts.nofile_hard, ""
+    if facts.limits:
+        name, limit = min(facts.limits.items(), key=lambda item: item[1])
+        whose = f" of {name}, which runs"
     room = limit - RESERVE
     handshakes = facts.config.max_handshakes
     if handshakes > room:
         yield Finding(
             about,
             Level.PROBLEM,
-            f"max-handshakes is {handshakes:,}, and a process may have {limit:,} descriptors open,"
-            f" {RESERVE} of them for itself",
+            f"max-handshakes is {handshakes:,}, and the limit{whose} is {limit:,} open descriptors,"
+            f" {RESERVE} of them for the process itself",
             f"raise the open files limit to {handshakes + RESERVE:,} or more (LimitNOFILE= in a unit of systemd, ulimit"
             " -Hn in a shell), or lower max-handshakes",
         )
@@ -176,11 +204,11 @@ def _descriptors(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             about,
             Level.HINT,
-            f"each shard can hold some {room:,} connections (limit {limit:,})",
+            f"each shard can hold some {room:,} connections (limit {limit:,}{whose})",
             f"raise the open files limit to {NOFILE_WANTED:,} or more where more agents than that may come",
         )
     else:
-        yield Finding(about, Level.OK, f"each shard can hold {room:,} connections (limit {limit:,})")
+        yield Finding(about, Level.OK, f"each shard can hold {room:,} connections (limit {limit:,}{whose})")
     shards = facts.config.shards or facts.cpus
     if facts.file_max is not None and facts.file_max < limit * (shards + 1):
         yield Finding(

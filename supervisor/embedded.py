@@ -17,6 +17,8 @@ from typing import Any, Self
 import msgspec
 
 from dialout import ErrorCode, Registration, Rejection
+from dialout.claims import Claim
+from dialout.registration import read_registration
 from ipc.client import AcceptedClient, ClientGone, Probe
 from ipc.readiness import Readiness
 from supervisor.acceptor import Acceptor
@@ -26,10 +28,11 @@ from supervisor.config.model import BLOCK, Config, ReverseConnectionConfig, Toke
 from supervisor.config.tokens import hash_token, read_token_file
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
-from supervisor.ledger import Ledger, LimitReached
+from supervisor.ledger import Ledger
 from supervisor.listeners import ListenError, open_all
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
+from supervisor.quotas import LimitReached
 
 __all__ = [
     "AcceptError",
@@ -88,7 +91,7 @@ class ReverseConnectionListener:
         (self._listener,) = open_all(config, Path())
         self._readiness = Readiness()
         self._farewell = Farewell(self._readiness)
-        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._registered)
+        self._handshakes = Handshakes(config, self._readiness, self._farewell, self._claimed)
         self._ledger = Ledger(config.limits.max_connections_per_agent)
         self._connections = 0
         # Registered and in no pool, by number; those that accept has not returned yet are queued as well.
@@ -254,9 +257,10 @@ class ReverseConnectionListener:
 
     # Inside.
 
-    def _registered(self, newcomer: Newcomer, registration: Registration) -> None:
+    def _claimed(self, newcomer: Newcomer, claim: Claim) -> None:
         try:
-            self._policy.check(registration, None)
+            self._policy.check(claim, None)
+            registration = read_registration(claim)
         except Rejection as rejection:
             self._farewell.reject(newcomer, rejection)
             return
@@ -318,10 +322,12 @@ class ReverseConnectionListener:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        for newcomer in list(self._held.values()):
-            if newcomer.deadline <= now:
-                self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
-        self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
+        try:
+            for newcomer in list(self._held.values()):
+                if newcomer.deadline <= now:
+                    self.refuse(newcomer.number, ErrorCode.OVERLOADED, "the proxy did not take the connection in time")
+        finally:
+            self._timer = self._loop.call_later(TICK, self._tick) if self._held else None
 
     def _end_when_quiet(self) -> None:
         if len(self._farewell):

@@ -134,12 +134,11 @@ class Farewell:
     def _note(self, newcomer: Newcomer, rejection: Rejection) -> None:
         if not self._may_log(rejection.error_code.value):
             return
-        agent = newcomer.registration
         self._log.info(
             "registration refused",
             error_code=rejection.error_code.value,
             reason=printable(rejection.message, 200),
-            agent_id=None if agent is None else agent.agent_id,
+            agent_id=newcomer.agent_id,
             peer=newcomer.peer(),
             **self._duration(newcomer),
         )

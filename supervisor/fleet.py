@@ -13,7 +13,8 @@ from ipc.logs import get_logger
 from ipc.options import PoolOptions
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardRow, ShardState
-from supervisor.care import Care
+from ipc.timers import Every
+from supervisor.care import Care, capacity_of
 from supervisor.handoffs import Handoffs
 from supervisor.journal import Journal
 from supervisor.ledger import Ledger
@@ -22,6 +23,9 @@ from supervisor.member import Fate, Member
 from supervisor.moves import Moves
 from supervisor.processes import Process, adopt_shard, start_shard
 from supervisor.totals import Totals
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two attempts to start a process where there is no room or no descriptor for it: 100 µs each."""
 
 TICK = 0.25
 """Seconds between looks at silence and at channels that are to be connected again."""
@@ -78,7 +82,7 @@ class Fleet:
             on_freed=on_freed,
             on_known=self._look_whether_ready,
         )
-        self._timer = self._loop.call_later(TICK, self._tick)
+        self._timer = Every(TICK, self._tick)
 
     # Beginning, and ending.
 
@@ -231,14 +235,22 @@ class Fleet:
         self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
+            for directory in filter(None, (self._rundir, self._status_dir)):
+                # A process that finds no room for its sockets would only end again.
+                directory.check_usable()
             process = start_shard(
                 shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
             )
         except OSError as error:
-            delay = max(1.0, member.care.backoff.after_death(0.0))
-            self._log.error("shard cannot be started", shard=shard, reason=error.strerror, again_in_s=delay)
+            delay = min(LONGEST_PAUSE, max(1.0, member.care.backoff.after_death(0.0)))
+            reason = ": ".join(filter(None, (error.filename, error.strerror)))
+            if reason != member.why_not_started:
+                member.why_not_started = reason
+                member.note("cannot_start", f"cannot be started: {reason}")
+                self._log.error("shard cannot be started, trying again", shard=shard, reason=reason, again_in_s=delay)
             member.respawn = self._loop.call_later(delay, self._spawn, member)
             return
+        member.why_not_started = ""
         member.care.begin(epoch, self._loop.time())
         self._watch(member, process, "started")
 
@@ -334,6 +346,7 @@ class Fleet:
         census = self.lines.census
         if not census.is_complete:
             return
+        self._look_at_capacity()
         if not self.known.is_set():
             self.known.set()
             self.lines.publisher.open()
@@ -342,12 +355,16 @@ class Fleet:
             self.ready.set()
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
         for member in self._members.values():
             if member.process is not None and not self._stopping:
                 self._look_after(member, member.process, now)
+        self._look_at_capacity()
         self.turns += 1
+
+    def _look_at_capacity(self) -> None:
+        """Have the ledger admit what descriptors allow, before a shard has to decline connections."""
+        self._ledger.quotas = self._ledger.quotas.with_capacity(capacity_of(self.cares, self._ledger.load))
 
     def _look_after(self, member: Member, process: Process, now: float) -> None:
         care, shard = member.care, member.shard

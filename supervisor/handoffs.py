@@ -18,7 +18,6 @@ import asyncio
 import resource
 from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import islice
 from time import monotonic
 
 from dialout import ErrorCode, Rejection
@@ -26,7 +25,6 @@ from ipc.handoff import HandoffChannel
 from ipc.histogram import Histogram
 from ipc.logs import get_logger
 from ipc.messages import (
-    MAX_BATCH,
     Commit,
     Declined,
     Entrust,
@@ -34,6 +32,7 @@ from ipc.messages import (
     Message,
     MoveOut,
     Prepared,
+    entrusting,
 )
 from supervisor.config.model import Placement
 from supervisor.ledger import Ledger
@@ -90,7 +89,7 @@ class Handoffs:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
         # The listening sockets that every shard keeps copies of.
-        self._custody: tuple[Entrust, list[int]] | None = None
+        self._custody: list[tuple[Entrust, list[int]]] = []
 
     def __len__(self) -> int:
         return len(self._parked) + sum(link.pending + len(link.committing) for link in self._links.values())
@@ -104,17 +103,15 @@ class Handoffs:
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
         """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
-        # What does not fit into one message is not kept; nobody has that many.
-        first = dict(islice(listeners.items(), MAX_BATCH))
-        self._custody = Entrust(list(first), orphan_timeout), list(first.values())
+        self._custody = entrusting(listeners, orphan_timeout)
         for link in self._links.values():
-            link.custody = self._custody
+            link.custody = list(self._custody)
             self._touch(link)
 
     def add_shard(self, shard: int, channel: HandoffChannel) -> None:
         """Offer connections to *shard* from now on, over *channel*."""
         link = self._links[shard] = ShardLink(shard, channel)
-        link.custody = self._custody
+        link.custody = list(self._custody)
         self._touch(link)
         self._refresh()
 
@@ -341,6 +338,13 @@ class Handoffs:
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.time()
+        try:
+            self._look(now)
+        finally:
+            if self._parked or any(link.newcomers or link.paused_until > now for link in self._links.values()):
+                self._start_timer()
+
+    def _look(self, now: float) -> None:
         for link in list(self._links.values()):
             if link.is_late(now):
                 self._log.warning(
@@ -354,8 +358,6 @@ class Handoffs:
                 self._turn_away(newcomer, _overloaded(newcomer, "no shard could take the connection in time"))
             else:
                 self._parked.append(newcomer)
-        if self._parked or any(link.newcomers or link.paused_until > now for link in self._links.values()):
-            self._start_timer()
 
     def _refresh(self) -> None:
         """Find out again which shards can take a connection now, and offer them those who are parked."""

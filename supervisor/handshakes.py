@@ -18,11 +18,10 @@ from time import monotonic
 from dialout import (
     ErrorCode,
     NotAgentProtocol,
-    Registration,
     Rejection,
-    parse_registration,
     scan_first_frame,
 )
+from dialout.claims import Claim, read_claim
 from ipc.histogram import Histogram
 from ipc.readiness import Readiness
 from supervisor.config.model import Config
@@ -38,7 +37,8 @@ LARGEST_READ = 65536
 class Handshakes:
     """All handshakes in progress.
 
-    *on_registered* gets each newcomer whose registration is well-formed; it is not watched any more then.
+    *on_claim* gets each newcomer with the claim of its registration, which is all that has been read of it. It is not
+    watched any more then.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Handshakes:
         config: Config,
         readiness: Readiness,
         farewell: Farewell,
-        on_registered: Callable[[Newcomer, Registration], None],
+        on_claim: Callable[[Newcomer, Claim], None],
     ) -> None:
         self.config = config
         self.seconds = Histogram()
-        """From accept until the whole of a well-formed registration was read."""
+        """From accept until the whole frame was read, of those that claim to be registrations."""
         self._readiness = readiness
         self._farewell = farewell
-        self._on_registered = on_registered
+        self._on_claim = on_claim
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, Newcomer] = {}
-        self._by_peer: dict[int | str, dict[int, Newcomer]] = {}
+        self._by_peer: dict[str, dict[int, Newcomer]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class Handshakes:
                 newcomer.wanted = len(newcomer.received) + found
                 return False
             frame_type, payload, newcomer.residue = found
-            registration = parse_registration(frame_type, payload)
+            claim = read_claim(frame_type, payload)
         except Rejection as rejection:
             self._forget(newcomer)
             self._farewell.reject(newcomer, rejection)
@@ -131,9 +131,9 @@ class Handshakes:
             return True
         self._forget(newcomer)
         newcomer.received = b""
-        newcomer.registration = registration
+        newcomer.claim = claim
         self.seconds.observe(monotonic() - newcomer.accepted_at)
-        self._on_registered(newcomer, registration)
+        self._on_claim(newcomer, claim)
         return True
 
     def _wait(self, newcomer: Newcomer) -> None:

@@ -55,9 +55,9 @@ class Journal:
 
     def refused(self, newcomer: Newcomer, rejection: Rejection) -> None:
         """Note a refusal; the line is written by `supervisor.farewell`."""
-        registration = newcomer.registration
-        agent_id = None if registration is None else registration.agent_id
-        self.history.refused(time.time(), agent_id, newcomer.peer(), rejection.error_code.value, rejection.message)
+        self.history.refused(
+            time.time(), newcomer.agent_id, newcomer.peer(), rejection.error_code.value, rejection.message
+        )
 
     def closed(self, shard: int, gone: Gone) -> None:
         """Note a connection that its shard has reported."""

@@ -9,9 +9,11 @@ The supervisor alone admits, so that checking the limit and reserving the slot a
        └──────► release   (refused, or the agent went away)
 
 Invariant: at no instant does an agent own more slots than the limit allowed when the newest was reserved; live
-connections are slots, so an agent never has more accepted connections either. What the supervisor *believes* can only
-be too much, never too little: a slot is freed when the connection is known to be gone, and a shard's full snapshot
-(`reconcile`) replaces belief whenever there is a doubt.
+connections are slots, so an agent never has more accepted connections either. The same holds for what `Quotas` bounds:
+the slots of each *owner*, the rule that let the agent in and the peer that it comes from, and all of them. An owner
+stays with its slot all the way, and the shards' snapshots tell it to the next supervisor. What the supervisor
+*believes* can only be too much, never too little: a slot is freed when the connection is known to be gone, and a
+shard's full snapshot (`reconcile`) replaces belief whenever there is a doubt.
 
 A connection that moves to another shard goes back to *reserved* when its shard has let go of it (`recall`), and is
 placed and committed like a new one. It keeps its slot and its number all the way.
@@ -24,11 +26,12 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
+from ipc.peers import NOBODY, Owner
+from supervisor.quotas import Holdings, LimitReached, Quotas, Scope
+
+__all__ = ["Ledger", "LimitReached", "Slot"]
+
 _NOWHERE: dict[int, int] = {}
-
-
-class LimitReached(Exception):
-    """The agent owns as many slots as it may."""
 
 
 class Slot(NamedTuple):
@@ -45,12 +48,17 @@ def _slot(shard: int | None, live: bool) -> Slot:
 
 
 class _Agent:
-    """The slots of one agent. An agent without slots has no record."""
+    """The slots of one agent. An agent without slots has no record.
 
-    __slots__ = ("by_shard", "slots")
+    *owner* is that of all its slots, unless they have several: then *owners* has them by number.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("by_shard", "owner", "owners", "slots")
+
+    def __init__(self, owner: Owner = NOBODY) -> None:
         self.slots: dict[int, Slot] = {}
+        self.owner = owner
+        self.owners: dict[int, Owner] | None = None
         # Kept once there is a second slot: most agents have one connection, and 100,000 dictionaries weigh.
         self.by_shard: dict[int, int] | None = None
 
@@ -59,21 +67,37 @@ class _Agent:
             return sum(slot.shard == shard for slot in self.slots.values())
         return self.by_shard.get(shard, 0)
 
-    def put(self, number: int, slot: Slot) -> None:
+    def owner_of(self, number: int) -> Owner:
+        return self.owner if self.owners is None else self.owners[number]
+
+    def put(self, number: int, slot: Slot, owner: Owner) -> None:
         """Add a slot; whoever puts it on a shard counts it there."""
+        if self.owners is None and owner != self.owner:
+            self.owners = dict.fromkeys(self.slots, self.owner)
+        if self.owners is not None:
+            self.owners[number] = owner
         if self.by_shard is None and self.slots:
             self.by_shard = dict(Counter(slot.shard for slot in self.slots.values() if slot.shard is not None))
         self.slots[number] = slot
 
+    def take_out(self, number: int) -> tuple[Slot, Owner] | None:
+        slot = self.slots.pop(number, None)
+        if slot is None:
+            return None
+        return slot, self.owner if self.owners is None else self.owners.pop(number)
+
 
 class Ledger:
-    """Slots of all agents; *limit* may be changed at any time and holds for reservations from then on.
+    """Slots of all agents; *limit* and *quotas* may be changed at any time and hold for reservations from then on.
 
     Numbers are drawn upwards from *first_number* and never drawn twice.
     """
 
     def __init__(self, limit: int, first_number: int = 1) -> None:
         self.limit = limit
+        self.quotas = Quotas()
+        self.owned = Holdings()
+        """Slots of each rule, of each peer, and of all, reserved and live; to be read only."""
         self.next_number = first_number
         self._agents: dict[str, _Agent] = {}
         self.loads: dict[int, int] = {}
@@ -156,19 +180,33 @@ class Ledger:
             if slot.live and slot.shard == shard
         }
 
-    def reserve(self, agent_id: str) -> int:
-        """Reserve a slot and return its number; `LimitReached` when the agent owns all it may."""
+    def reserve(self, agent_id: str, owner: Owner = NOBODY) -> int:
+        """Reserve a slot and return its number; `LimitReached` when the agent, or its owner, has all that it may."""
+        self.check(agent_id, owner)
         agent = self._agents.get(agent_id)
         if agent is None:
-            if self.limit < 1:
-                raise LimitReached
-            agent = self._agents[agent_id] = _Agent()
-        elif len(agent.slots) >= self.limit:
-            raise LimitReached
+            agent = self._agents[agent_id] = _Agent(owner)
         number = self.next_number
         self.next_number = number + 1
-        agent.put(number, _slot(None, False))
+        agent.put(number, _slot(None, False), owner)
+        self.owned.add(owner)
         return number
+
+    def check(self, agent_id: str, owner: Owner = NOBODY) -> None:
+        """Raise LimitReached when a slot could not be reserved now."""
+        agent = self._agents.get(agent_id)
+        held = 0 if agent is None else len(agent.slots)
+        if held >= self.limit:
+            raise LimitReached(Scope.AGENT, held, self.limit)
+        self.quotas.check(owner, self.owned)
+
+    def has_room(self, agent_id: str, owner: Owner) -> bool:
+        """Whether a slot could be reserved now."""
+        try:
+            self.check(agent_id, owner)
+        except LimitReached:
+            return False
+        return True
 
     def place(self, agent_id: str, number: int, shard: int | None) -> None:
         """Count a reserved slot on *shard* from now on, wherever it was before; on none when no shard takes it now."""
@@ -215,9 +253,11 @@ class Ledger:
         agent = self._agents.get(agent_id)
         if agent is None:
             return False
-        slot = agent.slots.pop(number, None)
-        if slot is None:
+        taken = agent.take_out(number)
+        if taken is None:
             return False
+        slot, owner = taken
+        self.owned.remove(owner)
         if slot.shard is not None:
             self._count(agent, slot.shard, -1)
         self.live_total -= slot.live
@@ -234,24 +274,31 @@ class Ledger:
             return False
         return self.release(agent_id, number)
 
-    def adopt(self, agent_id: str, number: int, shard: int) -> None:
+    def adopt(self, agent_id: str, number: int, shard: int, owner: Owner = NOBODY) -> None:
         """Count a connection that a shard holds and the ledger did not know, limit or no limit: it is there."""
         agent = self._agents.get(agent_id)
         if agent is None:
-            agent = self._agents[agent_id] = _Agent()
+            agent = self._agents[agent_id] = _Agent(owner)
         if number in agent.slots:
             raise ValueError(f"{agent_id}-conn-{number} is known already")
-        agent.put(number, _slot(shard, True))
+        agent.put(number, _slot(shard, True), owner)
+        self.owned.add(owner)
         self._count(agent, shard, 1)
         self.live_total += 1
         self.changed.add(agent_id)
         self.next_number = max(self.next_number, number + 1)
 
-    def reconcile(self, shard: int, believed: Iterable[tuple[int, str]], held: Iterable[tuple[int, str]]) -> int:
+    def reconcile(
+        self,
+        shard: int,
+        believed: Iterable[tuple[int, str]],
+        held: Iterable[tuple[int, str]],
+        owners: Mapping[int, Owner] | None = None,
+    ) -> int:
         """Replace what was believed of *shard* by what it says it holds; returns how many slots changed.
 
         *believed* are the live connections of the shard when the snapshot was **asked for**: one that became live
-        later may be missing from the snapshot and exist nevertheless.
+        later may be missing from the snapshot and exist nevertheless. *owners* are those of what is held, by number.
         """
         held = set(held)
         changed = 0
@@ -261,7 +308,7 @@ class Ledger:
         for number, agent_id in held:
             agent = self._agents.get(agent_id)
             if agent is None or number not in agent.slots:
-                self.adopt(agent_id, number, shard)
+                self.adopt(agent_id, number, shard, (owners or {}).get(number, NOBODY))
                 changed += 1
         return changed
 
@@ -286,6 +333,9 @@ class Ledger:
             assert agent.by_shard is not None or len(agent.slots) == 1, "a second slot is not counted by shard"
             by_shard = Counter(slot.shard for slot in agent.slots.values() if slot.shard is not None)
             assert agent.by_shard is None or Counter(agent.by_shard) == by_shard, "an agent's count on a shard is wrong"
+            assert agent.owners is None or agent.owners.keys() == agent.slots.keys(), "a slot has no owner, or is gone"
+        owners = [agent.owner_of(number) for agent in self._agents.values() for number in agent.slots]
+        assert self.owned == Holdings(owners), "the count of a rule, of a peer, or of all is wrong"
 
     def _count(self, agent: _Agent, shard: int, by: int) -> None:
         self.loads[shard] = self.loads.get(shard, 0) + by

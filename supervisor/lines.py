@@ -61,7 +61,11 @@ class Lines:
         self.census = Census(ledger, handoffs, moves, journal, self.send)
         self.publisher = Publisher(rundir, ledger)
         self._bus = Bus.router(self._hear)
-        self._bus.bind(rundir.bus)
+        self.bind()
+
+    def bind(self) -> None:
+        """Listen, or listen again where the socket's file is gone; who is connected stays so."""
+        self._bus.bind(self._rundir.bus)
 
     def send(self, shard: int, command: events.Command) -> bool:
         """Tell a shard something; False when it cannot be told now, or there is no such shard."""
@@ -186,7 +190,7 @@ class Lines:
 
     def _beats(self, member: Member, event: events.Heartbeat) -> None:
         care = member.care
-        care.report, care.latency = event.report, event.latency
+        care.hears_of(event.report, event.latency)
         if care.state is ShardState.UNHEALTHY:
             care.answers_again()
             member.note("answers", "answers again")

@@ -4,7 +4,6 @@ Decides nothing: `supervisor.handoffs` says who goes where, and keeps the ledger
 """
 
 from collections import deque
-from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ class ShardLink:
 
     *pending* counts offers that the shard has not answered, sent or not. *found* are connections that it holds and that
     are to be committed, by number, though nobody is on the way here for them; *revoked* and *refused* those whose
-    copies it is to close. *custody* are the listening sockets that it is to keep, until they have left.
+    copies it is to close. *custody* are the orders to keep listening sockets that have not left.
     """
 
     __slots__ = (
@@ -59,7 +58,7 @@ class ShardLink:
         self.found: list[int] = []
         self.revoked: list[int] = []
         self.refused: list[int] = []
-        self.custody: tuple[Entrust, Sequence[int]] | None = None
+        self.custody: list[tuple[Entrust, list[int]]] = []
         self.paused_until = 0.0
         self.silent = False
         self.dirty = False
@@ -95,10 +94,10 @@ class ShardLink:
             if not self.channel.try_send(Refuse(self.refused)):
                 return False
             self.refused = []
-        if self.custody is not None:
-            if not self.channel.try_send(*self.custody):
+        while self.custody:
+            if not self.channel.try_send(*self.custody[0]):
                 return False
-            self.custody = None
+            del self.custody[0]
         return True
 
     def send_offers(self) -> bool:

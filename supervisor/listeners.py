@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import grp
 import ipaddress
 import os
@@ -12,15 +11,20 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ipc import flocks
+from ipc.capacity import UNIX_PATH_MAX
 from ipc.handoff import close_all
+from ipc.logs import get_logger
 from ipc.messages import KeptListener
 from ipc.peers import borrowed
-from ipc.rundir import UNIX_PATH_MAX
 from ipc.status import ListenerRow
 from supervisor.config.model import Config, TcpAddress
 
 BACKLOG = 4096
 """Connections that wait for accept. The kernel takes net.core.somaxconn if that is less."""
+
+LOCK_WAIT = 0.5
+"""Seconds for the lock of a socket's folder: what is started at the same time holds it for a moment."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 30, 10, 3
 USER_TIMEOUT_MS = (KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES) * 1000
@@ -39,16 +43,27 @@ class ListenError(Exception):
 
 
 class Listener:
-    """One listening socket. *kind* is ``uds`` or ``tcp``; *inherited* is one whose file is not ours to remove."""
+    """One listening socket. *kind* is ``uds`` or ``tcp``; *inherited* is one whose file is not ours to remove.
+
+    *config* says with what owner and mode a Unix socket was opened.
+    """
 
     def __init__(
-        self, kind: str, sock: socket.socket, address: str, path: Path | None = None, *, inherited: bool = False
+        self,
+        kind: str,
+        sock: socket.socket,
+        address: str,
+        path: Path | None = None,
+        *,
+        inherited: bool = False,
+        config: Config | None = None,
     ) -> None:
+        self.config = config
         self.kind = kind
         self.sock = sock
         self.address = address
         self.inherited = inherited
-        self._path = path
+        self.path = path
         self._file = None if path is None else identity(path)
 
     @property
@@ -68,9 +83,9 @@ class Listener:
     def close(self) -> None:
         """Stop listening; a socket file goes, unless it was inherited, or somebody else has put another one there."""
         self.sock.close()
-        if self._path is not None and not self.inherited and identity(self._path) == self._file:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+        if self.path is not None and not self.inherited and identity(self.path) == self._file:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
 
 def wanted(config: Config, default_path: Path, inherited: Iterable[KeptListener] = ()) -> list[Address]:
@@ -149,6 +164,13 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
     return listeners
 
 
+def open_again(listener: Listener) -> Listener:
+    """Open the Unix socket of *listener* anew, beside the one that is open: its file is gone. Raises `ListenError`."""
+    if listener.path is None or listener.config is None or listener.inherited:
+        raise ListenError("whoever passed this socket has to make it again; restart its socket unit")
+    return _open_uds(listener.path, listener.config, wait=0.0)
+
+
 def remove_files(kept: Iterable[KeptListener], listeners: Sequence[Listener]) -> None:
     """Remove the socket files of those *kept* that none of *listeners* has taken over, where they are ours."""
     taken = {listener.kept for listener in listeners}
@@ -175,11 +197,11 @@ def tune_tcp(fd: int) -> bool:
     return True
 
 
-def _open_uds(path: Path, config: Config) -> Listener:
+def _open_uds(path: Path, config: Config, *, wait: float = LOCK_WAIT) -> Listener:
     if len(os.fsencode(path)) > UNIX_PATH_MAX:
         raise ListenError(f"{path}: the path of a Unix socket has at most {UNIX_PATH_MAX} bytes")
     try:
-        with _folder_lock(path.parent):
+        with _folder_lock(path.parent, wait):
             _clear_stale(path)
             return _bind_uds(path, config)
     except OSError as error:
@@ -199,7 +221,7 @@ def _bind_uds(path: Path, config: Config) -> Listener:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         sock.listen(BACKLOG)
-        return Listener("uds", sock, str(path), path)
+        return Listener("uds", sock, str(path), path, config=config)
     except BaseException:
         sock.close()
         raise
@@ -225,7 +247,7 @@ def _taken_back(kept: KeptListener, fd: int, config: Config) -> Listener:
     except BaseException:
         sock.close()
         raise
-    return Listener(kept.kind, sock, kept.address, path, inherited=kept.inherited)
+    return Listener(kept.kind, sock, kept.address, path, inherited=kept.inherited, config=config)
 
 
 _WHAT_TO_DO = {
@@ -273,11 +295,20 @@ def _clear_stale(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Keep two starting listeners from taking each other's new socket for a stale one."""
+def _folder_lock(folder: Path, wait: float) -> Iterator[None]:
+    """Keep two starting listeners from taking each other's new socket for a stale one.
+
+    They hold it for a millisecond. Whoever may read the folder may hold it for ever: what another user holds after
+    *wait* seconds is passed over, and what this user's own process holds is a `ListenError` that names it.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not flocks.taken_within(fd, wait):
+            holders = flocks.holders(fd)
+            told = ", ".join(f"pid {holder.pid} of uid {holder.uid}" for holder in holders) or "an unknown process"
+            if not holders or any(holder.uid == os.geteuid() for holder in holders):
+                raise ListenError(f"{folder}: locked by {told} (flock); end that, or choose another folder")
+            get_logger().warning("folder is locked by another user, going on without", folder=str(folder), by=told)
         yield
     finally:
         os.close(fd)

@@ -9,22 +9,28 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from dialout import ErrorCode, Rejection
-from ipc import process
+from ipc import process, signals
 from ipc.bus import close_context
+from ipc.capacity import default_shards
 from ipc.events import Command, ListAgents
-from ipc.logs import get_logger, level_name, log_loop_errors
-from ipc.query import Method, QueryServer, Refused
+from ipc.handoff import close_all
+from ipc.logs import get_logger, level_name, log_loop_errors, say
+from ipc.messages import KeptListener
+from ipc.query import Refused, typed
+from ipc.query_server import LOOKERS, Method, QueryServer
 from ipc.readiness import Readiness
 from ipc.rundir import RuntimeDir, default_runtime_dir, record_of_this_process
 from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
+from ipc.timers import Every, all_of, report
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor
+from supervisor.acceptor import Acceptor, TooFewDescriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -38,6 +44,7 @@ from supervisor.config.show import Setting, changes, settings
 from supervisor.config_push import ConfigPush
 from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
+from supervisor.footing import Footing
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.journal import Journal
@@ -48,6 +55,7 @@ from supervisor.moves import Moves
 from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
+from supervisor.quotas import Quotas
 from supervisor.sd import ServiceManager
 from supervisor.takeover import (
     FINISH_LIMIT,
@@ -73,6 +81,10 @@ NUMBERS_AHEAD = 100_000
 """Connection numbers recorded as used ahead of use, so that a crash repeats none."""
 
 
+class _Reload(msgspec.Struct):
+    dry_run: bool = False
+
+
 class Supervisor:
     """The supervisor: everything that it has, wired together. Make it on a running loop."""
 
@@ -90,6 +102,9 @@ class Supervisor:
         status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
+        # What would be missing is found before anything is made.
+        for directory in filter(None, (rundir, status_dir)):
+            directory.check_usable()
         self._started = time.monotonic()
         self._config, self._rundir, self.listeners, self._load = config, rundir, listeners, load
         self._estate, self._manager = estate, manager
@@ -105,10 +120,13 @@ class Supervisor:
         self._over = asyncio.Event()
         self._left: Estate | None = None
         self._cpu = process.CpuMeter()
-        self.shards = config.shards or len(os.sched_getaffinity(0))
+        self.shards = config.shards or default_shards()
         self._readiness = Readiness()
         self._ledger = Ledger(config.limits.max_connections_per_agent, rundir.read_first_number())
+        self._set_quotas(config, policy)
         self._journal = Journal(self._ledger)
+        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
+        self._footing = Footing(self._directories, self._journal)
         self._farewell = Farewell(self._readiness, self._journal.refused)
         self._numbers_recorded = 0
         self._handoffs = Handoffs(self._ledger, config.placement, self._farewell.reject, self.shards)
@@ -155,15 +173,16 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=0 if admin is None else http.MOST_CONNECTIONS,
+            spare=(0 if admin is None else http.MOST_CONNECTIONS)
+            + (0 if status_dir is None else LOOKERS.limits.connections),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
         self._lag_ms = 0.0
         self._due = self._loop.time()
         self._record_numbers()
+        self._numbers_timer = Every(RECORD_SECONDS, self._record_numbers)
         self._admin = None if admin is None else self._make_admin(admin)
-        self._directories = [rundir] if status_dir is None else [rundir, status_dir]
         for directory in self._directories:
             directory.write_supervisor(record_of_this_process(secrets.token_hex(6), __version__))
         reading: dict[str, Method] = {
@@ -183,8 +202,9 @@ class Supervisor:
         self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
         if status_dir is not None:
             path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY))
+            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
+        self._look_after_sockets()
 
     async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
         """Serve until told to stop, then stop in order: no new connections, then shards, then sockets.
@@ -199,7 +219,7 @@ class Supervisor:
             (signal.SIGHUP, self._reload_for_signal),
             (signal.SIGUSR2, self._replace_for_signal),
         ):
-            self._loop.add_signal_handler(number, act)
+            signals.on(self._loop, number, act)
         self._entrust()
         if self._admin is not None:
             await self._admin.start()
@@ -270,19 +290,41 @@ class Supervisor:
             with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
                 self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
+    def _set_quotas(self, config: Config, policy: Policy) -> None:
+        """Have these limits hold for whoever comes from now on."""
+        self._ledger.limit = config.limits.max_connections_per_agent
+        self._ledger.quotas = Quotas(
+            max_connections=config.max_connections,
+            per_peer=config.max_connections_per_peer,
+            rules=policy.rules,
+            capacity=self._ledger.quotas.capacity,
+        )
+
     def _entrust(self) -> None:
         """Have the shards keep the listening sockets, for the supervisor after this one."""
         sockets = {listener.kept: listener.sock.fileno() for listener in self.listeners}
         self._handoffs.entrust(sockets, self._config.orphan_timeout)
+
+    def _look_after_sockets(self) -> None:
+        places, rundir = self._footing.places, self._rundir
+        places.add(rundir.bus, "the bus", self._fleet.lines.bind)
+        places.add(rundir.counts, "the socket of counts", self._fleet.lines.publisher.bind)
+        places.add(rundir.supervisor_handoff, "the socket for the next supervisor", self._succession.listen_again)
+        for queries in self._queries:
+            places.add(queries.path, "the socket for queries", queries.bind)
+        for listener in self.listeners:
+            self._footing.look_after(listener, self._acceptor, self._entrust)
+        if self._admin is not None:
+            self._admin.look_after(places)
 
     def _record_numbers(self) -> None:
         """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
         self._lag_ms = max(0.0, (self._loop.time() - self._due) * 1000)
         self._due = self._loop.time() + RECORD_SECONDS
         if self._ledger.next_number + NUMBERS_AHEAD // 2 > self._numbers_recorded:
-            self._numbers_recorded = self._ledger.next_number + NUMBERS_AHEAD
-            self._rundir.write_first_number(self._numbers_recorded)
-        self._numbers_timer = self._loop.call_later(RECORD_SECONDS, self._record_numbers)
+            number = self._ledger.next_number + NUMBERS_AHEAD
+            if self._rundir.write_first_number(number):
+                self._numbers_recorded = number
 
     # Handing over.
 
@@ -291,7 +333,7 @@ class Supervisor:
 
     def _asked_to_hand_over(self, successor: Successor) -> None:
         operation = self._operations.current
-        reason = self._succession.why_not(successor)
+        reason = self._succession.why_not(successor) or self._why_not_now()
         if self.stop_asked:
             reason = "is stopping"
         elif self.successor is not None:
@@ -305,53 +347,88 @@ class Supervisor:
         successor.accept(FINISH_LIMIT)
         self._handing_over = self._loop.create_task(self._hand_over(successor))
 
+    def _why_not_now(self) -> str | None:
+        """Why the next supervisor could not begin here: both would be left without their sockets."""
+        try:
+            for directory in self._directories:
+                directory.check_usable()
+        except OSError as error:
+            return f"has no room for another one ({error.filename}: {error.strerror}), and goes on; make room first"
+        problems = self._footing.problems
+        return f"goes on, since something is not on disk: {problems[0]}" if problems else None
+
     async def _hand_over(self, successor: Successor) -> None:
         """Accept no more, finish what is under way, and leave; or go on as before."""
+        try:
+            left = self._estate_left() if await self._finishes(successor) else None
+        except Exception as error:  # noqa: BLE001 - nothing has been given away by now
+            report(self._loop, "cannot hand over", error)
+            left = None
+        if left is not None:
+            self._leave(successor, left)
+            return
+        self.successor = None
+        if not self.stop_asked:
+            self._acceptor.start()
+        successor.refuse("could not finish what is under way, and goes on as it is")
+
+    async def _finishes(self, successor: Successor) -> bool:
+        """Accept no more, and finish what is under way; whether that is done in time."""
         self._acceptor.stop()
         deadline = self._loop.time() + FINISH_LIMIT
         while not (self._state == "running" and self._is_quiet()):
             if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
-                self.successor = None
-                if not self.stop_asked:
-                    self._acceptor.start()
-                successor.refuse("could not finish what is under way, and goes on as it is")
-                return
+                return False
             await asyncio.sleep(PAUSE)
-        self._leave(successor)
+        return True
+
+    def _estate_left(self) -> Estate:
+        """What the next supervisor gets; OSError when there is no descriptor for a copy of a listening socket."""
+        draining = [shard for shard in self._fleet.shards if self._fleet.is_draining(shard)]
+        copies: dict[KeptListener, int] = {}
+        try:
+            for listener in self.listeners:
+                copies[listener.kept] = os.dup(listener.sock.fileno())
+        except OSError:
+            close_all(list(copies.values()))
+            raise
+        return Estate(copies, self._handshakes.release_all(), draining)
 
     def _is_quiet(self) -> bool:
         """Whether nobody is between a registration and a pool, and nothing else would be lost with this process."""
         under_way = len(self._handoffs) + len(self._admission) + len(self._config_push)
         return under_way == 0 and self._fleet.is_settled
 
-    def _leave(self, successor: Successor) -> None:
-        """Let go of everything that another process can have, the shards above all. What is left is closed later."""
-        self._left = Estate(
-            {listener.kept: os.dup(listener.sock.fileno()) for listener in self.listeners},
-            self._handshakes.release_all(),
-            [shard for shard in self._fleet.shards if self._fleet.is_draining(shard)],
-        )
-        self._state = "handing over"
-        self._journal.supervisor("handing over", f"to pid {successor.process.pid}")
-        for number in (signal.SIGHUP, signal.SIGUSR2):
-            self._loop.add_signal_handler(number, self._log.warning, "a new supervisor takes over; signal ignored")
+    def _leave(self, successor: Successor, left: Estate) -> None:
+        """Let go of everything that another process can have, the shards above all. What is left is closed later.
+
+        There is no way back: whatever fails, all the rest is done, and the successor gets what there is.
+        """
+        self._state, self._left = "handing over", left
         status = f"handing over to pid {successor.process.pid}"
-        self._manager.begin(lambda: status, time.monotonic_ns)
-        self._handoffs.flush()
-        self._fleet.leave()
-        self._moves.close()
-        self._config_push.close()
-        for queries in self._queries:
-            queries.close()
-        self._succession.close(keep=successor)
-        if self._admin is not None:
+        all_of(
+            lambda: self._journal.supervisor("handing over", f"to pid {successor.process.pid}"),
+            self._ignore_signals,
+            lambda: self._manager.begin(lambda: status, time.monotonic_ns),
+            self._handoffs.flush,
+            self._fleet.leave,
+            self._moves.close,
+            self._config_push.close,
+            *(queries.close for queries in self._queries),
+            lambda: self._succession.close(keep=successor),
             # The next one opens its own; a configuration may have another address for it.
-            self._admin.close()
-        self._numbers_timer.cancel()
-        self._rundir.write_first_number(self._ledger.next_number)
-        # Before another process binds the same names.
-        close_context()
-        self._over.set()
+            *([] if self._admin is None else [self._admin.close]),
+            self._numbers_timer.cancel,
+            lambda: self._rundir.write_first_number(self._ledger.next_number),
+            self._footing.stop,
+            # Before another process binds the same names.
+            close_context,
+            self._over.set,
+        )
+
+    def _ignore_signals(self) -> None:
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signals.on(self._loop, number, partial(self._log.warning, "a new supervisor takes over; signal ignored"))
 
     def _summary(self) -> str:
         fleet = self._fleet
@@ -378,28 +455,31 @@ class Supervisor:
         self._handshakes.reject_all(ErrorCode.SHUTTING_DOWN, "the listener is shutting down")
         self._admission.refuse_all(refusal)
         self._handoffs.refuse_all(refusal)
+        self._footing.places.clear()
         await self._fleet.stop(STOP_GRACE)
-        self._handoffs.close()
-        self._farewell.close()
-        for queries in self._queries:
-            queries.close()
-        self._readiness.close()
-        self._journal.close()
-        self._numbers_timer.cancel()
-        if self._admin is not None:
-            self._admin.close()
-        self._rundir.write_first_number(self._ledger.next_number)
-        for directory in self._directories:
-            directory.forget_all_shards()
-            directory.forget_supervisor()
+        all_of(
+            self._handoffs.close,
+            self._farewell.close,
+            *(queries.close for queries in self._queries),
+            self._readiness.close,
+            self._journal.close,
+            self._numbers_timer.cancel,
+            *([] if self._admin is None else [self._admin.close]),
+            lambda: self._rundir.write_first_number(self._ledger.next_number),
+            *(directory.forget_all_shards for directory in self._directories),
+            *(directory.forget_supervisor for directory in self._directories),
+            self._footing.stop,
+        )
         self._log.info("stopped")
 
     def _make_admin(self, listener: Listener) -> Admin:
+        turns = http.admin_turns()
         agents = AgentLists(
             lambda: self._fleet.shards,
             lambda shard, *question: self._fleet.lines.send(shard, ListAgents(*question)),
             lambda: self._ledger.agent_total,
             lambda: self._ledger.limit,
+            turns,
         )
         self._fleet.lines.on_agents = agents.answered
         observer = Observer(
@@ -414,7 +494,7 @@ class Supervisor:
             ledger=self._ledger,
             history=self._journal.history,
         )
-        return Admin(listener, observer, agents, allow_remote=self._config.admin_allow_remote)
+        return Admin(listener, observer, agents, turns, allow_remote=self._config.admin_allow_remote)
 
     def _count_under_way(self) -> int:
         return len(self._handshakes) + len(self._handoffs) + len(self._admission)
@@ -429,12 +509,11 @@ class Supervisor:
         if not sys.stderr.isatty():
             return
         option = "" if self._rundir.path == default_runtime_dir() else f" --runtime-dir {self._rundir.path}"
-        print(
+        say(
             f"shardgate {__version__}: agents register at {', '.join(addresses)}\n"
             f"  shardgate status{option}         shows this supervisor and its {self.shards} shards\n"
             f"  shardgate connections{option}    shows who is connected\n"
-            f"  Ctrl-C stops it",
-            file=sys.stderr,
+            f"  Ctrl-C stops it"
         )
 
     # Queries.
@@ -466,6 +545,11 @@ class Supervisor:
                 shards_wanted=self.shards,
                 cpu_seconds=round(time.process_time(), 3),
                 lag_ms=round(self._lag_ms, 1),
+                connections=self._ledger.owned.total,
+                max_connections=self._ledger.quotas.most,
+                problems=self._footing.problems,
+                write_failures_total=self._footing.files.failures_total,
+                mended_total=self._footing.places.mended_total,
             ),
             shards=self._fleet.rows(),
         )
@@ -479,10 +563,7 @@ class Supervisor:
         """Start an operation; what becomes of it, the query "operation" tells."""
         if self.successor is not None:
             raise Refused("a new supervisor takes over; ask that one in a moment")
-        try:
-            order = msgspec.convert(arguments, Operate)
-        except msgspec.ValidationError as error:
-            raise Refused(f"not an operation: {error}") from error
+        order = typed(arguments, Operate)
         operations, seconds, placement = self._operations, order.seconds, self._config.placement
         try:
             match order.what:
@@ -493,20 +574,23 @@ class Supervisor:
                 case "restart":
                     operation = operations.restart(order.shards, seconds)
                 case "scale":
+                    self._acceptor.check_room_for(order.number)
                     operation = operations.scale(order.number, seconds, placement)
                     self.shards = order.number
+                    self._acceptor.expect_shards(order.number)
                 case "rebalance":
                     operation = operations.rebalance(seconds, placement)
-        except CannotOperate as error:
+        except (CannotOperate, TooFewDescriptors) as error:
             raise Refused(str(error)) from error
         return operation.row
 
     def _reload_for_query(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked = typed(arguments, _Reload)
         try:
             before = self._settings()
-            if arguments.get("dry_run"):
+            if asked.dry_run:
                 config = self._config if self._load is None else self._load()
-                after = settings(config, tokens=Policy(config).tokens)
+                after = settings(config, tokens=self._policy_of(config).tokens)
             else:
                 self._reload()
                 after = self._settings()
@@ -518,6 +602,10 @@ class Supervisor:
             "restart_needed": [change.node for change in found if change.needs_restart],
             "changes": found,
         }
+
+    def _policy_of(self, config: Config) -> Policy:
+        """The rules of another configuration, for the listeners that there are until a restart."""
+        return Policy(config, [listener.address for listener in self.listeners if listener.kind == "tcp"])
 
     def _settings(self) -> list[Setting]:
         return settings(self._config, tokens=self._admission.policy.tokens)
@@ -551,7 +639,7 @@ class Supervisor:
         before = self._settings()
         try:
             config = self._config if self._load is None else self._load()
-            policy = Policy(config)
+            policy = self._policy_of(config)
         except ConfigError as error:
             self._config_error = str(error)
             self._reloads["failure"] += 1
@@ -568,7 +656,7 @@ class Supervisor:
         self._handshakes.config = config
         self._acceptor.handshake_timeout = config.limits.handshake_timeout
         self._handoffs.placement = config.placement
-        self._ledger.limit = config.limits.max_connections_per_agent
+        self._set_quotas(config, policy)
         self._entrust()
         found = changes(before, self._settings())
         at_once = [change.node for change in found if not change.needs_restart]

@@ -7,6 +7,7 @@ from enum import Enum
 from ipc.handoff import HandoffChannel
 from supervisor.care import Care
 from supervisor.journal import Journal
+from supervisor.merge import rfc3339
 from supervisor.processes import Process
 
 
@@ -19,9 +20,12 @@ class Fate(Enum):
 
 
 class Member:
-    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start."""
+    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start.
 
-    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard")
+    *why_not_started* is said once, while the same keeps a process from being started.
+    """
+
+    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
 
     def __init__(self, shard: int, journal: Journal) -> None:
         self.shard = shard
@@ -30,6 +34,7 @@ class Member:
         self.channel: HandoffChannel | None = None
         self.respawn: asyncio.TimerHandle | None = None
         self.fate = Fate.RESPAWN
+        self.why_not_started = ""
         self._journal = journal
 
     @property
@@ -39,5 +44,5 @@ class Member:
 
     def note(self, code: str, text: str, more: str = "") -> None:
         """Keep what happened to it: *text* for status, with *more* for the history."""
-        self.care.note(text, time.strftime("%H:%M:%S"))
+        self.care.note(text, rfc3339(time.time()))
         self._journal.shard(self.shard, code, text + more)

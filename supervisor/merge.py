@@ -88,8 +88,20 @@ def merge_status(
 
 
 def is_healthy(status: Status) -> bool:
-    """Whether the supervisor answers and there are shards, all of them running or draining."""
-    return status.supervisor is not None and bool(status.shards) and all(row.state in _WELL for row in status.shards)
+    """Whether the supervisor answers and there are shards, all of them running or draining, and nothing is amiss."""
+    return (
+        status.supervisor is not None
+        and bool(status.shards)
+        and all(row.state in _WELL for row in status.shards)
+        and not problems(status)
+    )
+
+
+def problems(status: Status) -> list[str]:
+    """What processes need on disk and do not find as it should be, each named once."""
+    found = [] if status.supervisor is None else list(status.supervisor.problems)
+    found += [f"shard {row.id}: {problem}" for row in status.shards for problem in row.problems]
+    return list(dict.fromkeys(found))
 
 
 def is_anything_alive(status: Status) -> bool:

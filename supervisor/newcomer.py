@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable
 
 from dialout import Registration, acceptance_frame, answer_type_for
+from dialout.claims import Claim
 from ipc import peers
 from ipc.messages import Offer
+from ipc.peers import NOBODY, Owner
 from ipc.version import __version__
 
 METADATA_KEPT = 4096
@@ -23,20 +25,26 @@ class Newcomer:
 
     *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are
     monotonic time. Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to
-    go on; later it has a *registration*, then a *number* (its reserved slot) and an *offer*. *waits_as* is the key by
-    which an unfinished handshake was counted. *wanted_by* is the shard that it should go to, if that takes it.
+    go on; later it has a *claim*, a *registration* once that is found good, then a *number* (its reserved slot) and an
+    *offer*. *waits_as* is the key by which an unfinished handshake was counted. *rule* is what lets the agent in.
+    *host* is the address of a TCP peer, if accept(2) has told it. *waited* counts the probes that it has waited for.
+    *wanted_by* is the shard that it should go to, if that takes it.
 
     No slots: with them each of these would have to be set for every connection, and most go through with a few.
     """
 
     received: bytes | bytearray = b""
     wanted = 0
+    claim: Claim | None = None
     registration: Registration | None = None
     residue = b""
     number = 0
     offer: Offer | None = None
     declined_by: set[int] | None = None
-    waits_as: int | str = ""
+    waits_as = ""
+    rule = ""
+    host: str | None = None
+    waited = 0
     on_readable: "Callable[[Newcomer], None] | None" = None
     wanted_by: int | None = None
     accepted_at = 0.0
@@ -51,9 +59,14 @@ class Newcomer:
     @property
     def answer_type(self) -> int:
         """Type byte of the answer that this agent understands, as far as that can be known yet."""
-        if self.registration is not None:
-            return self.registration.answer_type
+        if self.claim is not None:
+            return self.claim.answer_type
         return answer_type_for(self.received[4] if len(self.received) > 4 else None)
+
+    @property
+    def agent_id(self) -> str | None:
+        """The agent id that it claims, of a legal form; None while it has claimed none."""
+        return None if self.claim is None else self.claim.agent_id
 
     def on_ready(self, _events: int) -> None:
         """Pass readiness on to whoever waits for it."""
@@ -64,21 +77,27 @@ class Newcomer:
         """The user at the other end of a Unix socket; None for TCP."""
         return None if self.transport == "tcp" else peers.credentials(self.fd)[1]
 
-    def peer_key(self) -> int | str:
-        """What handshakes are counted by: the uid of a Unix socket's peer, the address of a TCP one."""
+    def peer_key(self) -> str:
+        """What handshakes and connections are counted by: the uid of a Unix socket's peer, the network of a TCP one."""
         try:
-            return peers.address(self.fd)[0] if self.transport == "tcp" else peers.credentials(self.fd)[1]
+            if self.transport == "tcp":
+                return peers.key_of(self.host or peers.address(self.fd)[0])
+            return peers.key_of_uid(peers.credentials(self.fd)[1])
         except OSError:
             return ""  # It has gone; the next read says so.
+
+    def owner(self) -> Owner:
+        """Whose connection it is, once it has a *rule*."""
+        return peers.owner(self.rule, self.peer_key())
 
     def peer(self) -> str:
         """Who it is, for people."""
         return peers.describe(self.fd, self.transport)
 
-    def make_offer(self, registration: Registration, number: int, config: bytes | None) -> Offer:
+    def make_offer(self, registration: Registration, number: int, config: bytes | None, owner: Owner = NOBODY) -> Offer:
         """What a pool needs to serve this agent, in the slot *number*; *config* goes into its acceptance."""
         agent_id, metadata = registration.agent_id, registration.metadata
-        self.number = number
+        self.number, self.registration = number, registration
         offer = self.offer = Offer(
             number,
             agent_id,
@@ -94,6 +113,8 @@ class Newcomer:
                 proxy_version=__version__,
                 config=config,
             ),
+            None,
+            owner,
         )
         return offer
 

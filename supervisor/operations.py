@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ipc.capacity import MAX_SHARDS
 from ipc.logs import get_logger
 from ipc.status import OperationRow
 from supervisor.config.model import Placement
@@ -19,9 +20,6 @@ from supervisor.journal import Journal
 from supervisor.ledger import Ledger
 from supervisor.moves import Moves, Order
 from supervisor.rebalance import Move, plan
-
-MOST_SHARDS = 64
-"""Shard numbers have six bits in the ids of requests."""
 
 BOOT_LIMIT = 30.0
 """Seconds that a new shard has to take connections."""
@@ -99,15 +97,15 @@ class Operations:
         """Replace the processes of *shards*, or of all when there are none, one after the other."""
         for shard in shards:
             self._check_known(shard)
-        if len(self._fleet.shards) >= MOST_SHARDS:
-            raise CannotOperate(f"a restart needs a spare shard, and {MOST_SHARDS} are the most that there can be")
+        if len(self._fleet.shards) >= MAX_SHARDS:
+            raise CannotOperate(f"a restart needs a spare shard, and {MAX_SHARDS} are the most that there can be")
         name = f"restart {' '.join(map(str, shards))}" if shards else "restart --rolling"
         return self._start(name, lambda operation: self._restart(operation, shards or self._fleet.shards, seconds))
 
     def scale(self, shards: int, seconds: float, placement: Placement) -> Operation:
         """Start or end shards until there are *shards*, and spread the connections over them."""
-        if not 1 <= shards <= MOST_SHARDS:
-            raise CannotOperate(f"{shards} is no number of shards: 1 to {MOST_SHARDS}")
+        if not 1 <= shards <= MAX_SHARDS:
+            raise CannotOperate(f"{shards} is no number of shards: 1 to {MAX_SHARDS}")
         return self._start(f"scale {shards}", lambda operation: self._scale(operation, shards, seconds, placement))
 
     def rebalance(self, seconds: float, placement: Placement) -> Operation:

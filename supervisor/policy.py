@@ -1,7 +1,11 @@
 """Who may register: token, allowlist, uid. Pure; the limit is the ledger's."""
 
+from collections.abc import Iterable
+
 from dialout import ErrorCode, Registration, Rejection
-from supervisor.config.model import Config
+from dialout.claims import Claim
+from supervisor.config.errors import ConfigError
+from supervisor.config.model import Config, uid_problems
 from supervisor.config.patterns import AgentPatterns
 from supervisor.config.tokens import TokenTable, load_tokens
 
@@ -9,17 +13,34 @@ from supervisor.config.tokens import TokenTable, load_tokens
 class Policy:
     """The rules of one configuration, ready to be asked for each registration.
 
-    Reads the token files of *config*; ConfigError when one of them cannot be used.
+    *tcp_addresses* are those that are listened on beside those of *config*: inherited ones, or until a restart. Reads
+    the token files of *config*. ConfigError when one of them cannot be used, or when agents at a TCP address would be
+    held to no rule.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, tcp_addresses: Iterable[str] = ()) -> None:
+        if problems := list(uid_problems(config, tcp_addresses)):
+            raise ConfigError(problems)
         limits = config.limits
         loaded = load_tokens(config) if limits.require_auth else ()
         self._tokens = TokenTable(loaded) if limits.require_auth else None
+        self._all_tokens = loaded
         self.tokens = loaded[len(config.tokens) :]
         """Those of the token files, for who shows them; `Config` has the others."""
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
+
+    @property
+    def rules(self) -> dict[str, int | None]:
+        """The rules by which agents are let in, by name, each with how many connections it may have."""
+        found: dict[str, int | None] = {}
+        if self._tokens is not None:
+            for token in self._all_tokens:
+                limits = [most for most in (found.get(token.rule), token.max_connections) if most is not None]
+                found[token.rule] = min(limits, default=None)
+        elif self._allowed is not None:
+            found = dict.fromkeys(self._allowed.patterns)
+        return found
 
     def objection(self, agent_id: str) -> str | None:
         """Why no registration under this id can succeed, whatever token it brings; None when one may."""
@@ -34,24 +55,33 @@ class Policy:
         """Whether the uid of a Unix socket's peer matters."""
         return self._uids is not None
 
-    def check(self, registration: Registration, uid: int | None) -> None:
-        """Raise Rejection when the agent may not register; *uid* is that of a Unix socket's peer.
+    def check(self, claim: Claim | Registration, uid: int | None) -> str:
+        """Raise Rejection when the agent may not register, return the rule that lets it in; see `rules`.
 
-        The token comes before the allowlist, so that nobody without one can find out which ids exist.
+        Looks at the agent id and the token alone; *uid* is that of a Unix socket's peer. The rule is empty where
+        nothing is asked for. The token comes before the allowlist, so that nobody without one can find out which ids
+        exist.
         """
-        if self._tokens is not None and not self._tokens.check(registration.agent_id, registration.auth_token):
-            raise Rejection(
-                ErrorCode.AUTH_FAILED,
-                "authentication failed: the token is missing, or not one for this agent id",
-                registration.answer_type,
-            )
-        if self._allowed is not None and not self._allowed.matches(registration.agent_id):
+        agent_id, answer_type = claim.agent_id, claim.answer_type
+        rule: str | None = ""
+        if self._tokens is not None:
+            rule = self._tokens.rule_for(agent_id, claim.auth_token)
+            if rule is None:
+                raise Rejection(
+                    ErrorCode.AUTH_FAILED,
+                    "authentication failed: the token is missing, or not one for this agent id",
+                    answer_type,
+                )
+        if self._allowed is not None and not self._allowed.matches(agent_id):
+            raise Rejection(ErrorCode.NOT_ALLOWED, "not allowed: the agent id is not in allowed-agents", answer_type)
+        if self._uids is not None and uid is None and self._tokens is None:
             raise Rejection(
                 ErrorCode.NOT_ALLOWED,
-                "not allowed: the agent id is not in allowed-agents",
-                registration.answer_type,
+                "not allowed: the listener knows agents by their uid, and a TCP connection has none",
+                answer_type,
             )
         if self._uids is not None and uid is not None and uid not in self._uids:
-            raise Rejection(
-                ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", registration.answer_type
-            )
+            raise Rejection(ErrorCode.NOT_ALLOWED, "not allowed: this uid is not in allow-uid", answer_type)
+        if self._tokens is None and self._allowed is not None:
+            rule = self._allowed.closest_match(agent_id)
+        return rule or ""

@@ -7,11 +7,17 @@ report these first and answer the probe after, over the same ordered pipe.
 One round is in flight for each agent, however many registrations wait. A round decides only those that came *before*
 it was sent: it may have looked at a connection before the close that a later newcomer relies on. They get the next one.
 
+A round may be about more than one agent, where a rule, a peer or all together are over a limit. *agent_id* is then what
+`scope_key` makes of that.
+
 Pure: the clock comes in as an argument.
 """
 
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from ipc.peers import Owner
+from supervisor.quotas import Scope
 
 Waiter = TypeVar("Waiter")
 
@@ -26,6 +32,24 @@ class Round(Generic[Waiter]):
     waiters: list[Waiter]
     asked: bool = False
     shards: set[int] = field(default_factory=set)
+
+
+def scope_key(scope: Scope, agent_id: str, owner: Owner) -> str:
+    """What a round is about: an agent's id, or a text with a space in it, which no id has."""
+    match scope:
+        case Scope.AGENT:
+            return agent_id
+        case Scope.RULE:
+            return f"rule {owner.rule}"
+        case Scope.PEER:
+            return f"peer {owner.peer}"
+        case Scope.TOTAL:
+            return "all of them"
+
+
+def is_agent(key: str) -> bool:
+    """Whether a round with this key is about one agent."""
+    return " " not in key
 
 
 class ProbeBook(Generic[Waiter]):

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from ipc import signals
 from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
 
@@ -92,7 +93,8 @@ def start_shard(
     if status_dir is not None:
         command += ["--status-dir", str(status_dir.path)]
     # Standard output would mix with what the command line prints; log lines go to standard error.
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True)
+    with signals.held_back():
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True)
     try:
         pidfd = os.pidfd_open(child.pid)
     except OSError:

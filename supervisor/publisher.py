@@ -1,11 +1,11 @@
 """Telling the shards where agents are: counts of live connections, published as they change."""
 
-import asyncio
 import time
 
 from ipc import events
 from ipc.bus import Bus
 from ipc.rundir import RuntimeDir
+from ipc.timers import Every
 from supervisor.ledger import Ledger
 
 GATHER_SECONDS = 0.02
@@ -20,14 +20,18 @@ class Publisher:
 
     def __init__(self, rundir: RuntimeDir, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._loop = asyncio.get_running_loop()
+        self._rundir = rundir
         self._bus = Bus.publisher()
-        self._bus.bind(rundir.counts)
+        self.bind()
         # From the clock, so that no number of this supervisor can seem to follow the last one of its predecessor.
         self._sequence = time.time_ns() // 1_000_000
         self._silent = 0
         self._is_open = False
-        self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
+        self._timer = Every(GATHER_SECONDS, self._turn)
+
+    def bind(self) -> None:
+        """Listen, or listen again where the socket's file is gone; who is connected stays so."""
+        self._bus.bind(self._rundir.counts)
 
     def open(self) -> None:
         """Begin to publish: before the ledger knows all that living shards hold, agents would seem to be gone."""
@@ -48,7 +52,6 @@ class Publisher:
         self._bus.close()
 
     def _turn(self) -> None:
-        self._timer = self._loop.call_later(GATHER_SECONDS, self._turn)
         changed = self._ledger.changed
         self._silent += 1
         if not self._is_open or (not changed and self._silent < SILENT_TURNS):

@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 
+from ipc.timers import Every
+
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 STATUS_SECONDS = 1.0
@@ -37,7 +39,7 @@ class ServiceManager:
         # For who takes over from us; not WATCHDOG_PID, which would be ours. Unset stands for "whoever reads this".
         self.variables: Mapping[str, str] = {name: value for name, value in found.items() if name != "WATCHDOG_PID"}
         self._told_status: str | None = None
-        self._timer: asyncio.Handle | None = None
+        self._timer: Every | None = None
 
     @property
     def is_there(self) -> bool:
@@ -82,7 +84,6 @@ class ServiceManager:
 
         def look() -> None:
             nonlocal seen, due
-            self._timer = loop.call_later(min(STATUS_SECONDS, beat or STATUS_SECONDS), look)
             self._flush()
             if self._unsent:
                 return
@@ -96,7 +97,7 @@ class ServiceManager:
                 self.tell("WATCHDOG=1")
 
         self.end()
-        self._timer = loop.call_soon(look)
+        self._timer = Every(min(STATUS_SECONDS, beat or STATUS_SECONDS), look, at_once=True)
 
     def end(self) -> None:
         """Say nothing more by ourselves."""

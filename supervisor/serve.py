@@ -11,28 +11,32 @@ from pathlib import Path
 
 import uvloop
 
-from ipc import process
+from ipc import process, signals
 from ipc.bus import close_context
+from ipc.capacity import default_shards
 from ipc.handoff import close_all
 from ipc.logs import configure, flush, get_logger
 from ipc.messages import KeptListener
-from ipc.rundir import RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
+from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
+from supervisor.acceptor import TooFewDescriptors, check_descriptors
 from supervisor.activation import take_passed
+from supervisor.admin import http
 from supervisor.admin.server import open_admin
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
 from supervisor.config.model import Config
 from supervisor.custody import take_back
-from supervisor.listeners import Listener, ListenError, open_all, remove_files
+from supervisor.listeners import Listener, ListenError, open_all, remove_files, wanted
 from supervisor.main import Supervisor
 from supervisor.newcomer import Newcomer
 from supervisor.policy import Policy
 from supervisor.sd import ServiceManager
 from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
 
-AGENTS_SOCKET = "agents.sock"
-"""The Unix socket in the runtime directory where a configuration without a listener listens."""
+AGAIN_SECONDS = 1.0
+"""Between two attempts to go on with what could not be handed over."""
 
 _EXIT_CODES = {
     ConfigError: ExitCode.BAD_CONFIG,
@@ -57,21 +61,35 @@ def serve(
     runs, if one does.
     """
     configure("supervisor", log_level, log_format)
+    signals.log_to(get_logger(), stacks)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
         passed = take_passed()
         life = _Life(config, rundir, load, origins or {}, (log_level, log_format), passed)
         process.raise_descriptor_limit()
+        life.check_descriptors()
         rundir.create()
         if not takeover:
             rundir.lock()
         life.make_status_dir()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(life.take_over() if takeover else life.begin())
-    except (ConfigError, RuntimeDirError, ListenError, TakeoverRefused, TakeoverTimedOut) as error:
+    except (
+        ConfigError,
+        RuntimeDirError,
+        ListenError,
+        TooFewDescriptors,
+        TakeoverRefused,
+        TakeoverTimedOut,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            error = RuntimeDirError(f"{where}{error.strerror or error}; nothing was started")
         print(error if isinstance(error, ConfigError) else f"shardgate: {error}", file=sys.stderr)
         return _EXIT_CODES.get(type(error), ExitCode.FAILED)
     finally:
+        signals.over()
         close_context()
         flush()
         rundir.unlock()
@@ -93,9 +111,19 @@ class _Life:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
         self._status_dir: RuntimeDir | None = None
-        self._policy = Policy(config)
+        inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
+        self._policy = Policy(config, inherited)
         self._manager = ServiceManager()
         self._default_path: Path = rundir.path / AGENTS_SOCKET
+
+    def check_descriptors(self) -> None:
+        """Raise `TooFewDescriptors` where no agent could ever be served."""
+        config = self._config
+        check_descriptors(
+            shards=config.shards or default_shards(),
+            listeners=len(wanted(config, self._default_path)),
+            spare=0 if config.admin_listen is None else http.MOST_CONNECTIONS,
+        )
 
     def make_status_dir(self) -> None:
         """Make the directory for those who may only look, where there is to be one."""
@@ -128,7 +156,13 @@ class _Life:
             close_all([newcomer.fd for newcomer in predecessor.handshakes])
         lock, *further = predecessor.locks
         self._rundir.inherit_lock(lock)
-        self._take_status_dir(further)
+        others = [fd for fd in further if not self._rundir.is_lock(fd)]
+        for fd in further:
+            if fd not in others:
+                self._rundir.inherit_lock(fd)
+        # The names too, where the one before was of a version that had none.
+        self._rundir.lock_names()
+        self._take_status_dir(others)
 
         def on_serving(supervisor: Supervisor) -> None:
             predecessor.say_taken()
@@ -142,10 +176,10 @@ class _Life:
         for fd in inherited:
             if self._status_dir is not None and self._status_dir.is_lock(fd):
                 self._status_dir.inherit_lock(fd)
-                return
-            # Of another directory, which the configuration does not name any more.
-            os.close(fd)
-        if self._status_dir is not None:
+            else:
+                # Of another directory, which the configuration does not name any more.
+                os.close(fd)
+        if self._status_dir is not None and not self._status_dir.is_locked:
             self._status_dir.lock()
 
     def _is_locked(self) -> bool:
@@ -160,12 +194,28 @@ class _Life:
         supervisor = self._supervisor(estate)
         left = await supervisor.run(lambda: on_serving(supervisor))
         while left is not None and not await self._has_handed_over(supervisor, left):
-            stop_asked = supervisor.stop_asked
             self._config, self._policy = supervisor.rules
-            supervisor = self._supervisor(left)
-            if stop_asked:
+            before = supervisor
+            supervisor = await self._supervisor_again(left, before)
+            if before.stop_asked:
                 supervisor.stop()
             left = await supervisor.run()
+
+    async def _supervisor_again(self, estate: Estate, before: Supervisor) -> Supervisor:
+        """Begin anew with what was not handed over after all, however often that takes: shards and agents wait."""
+        while True:
+            copies = {listener: os.dup(fd) for listener, fd in estate.listeners.items()}
+            try:
+                supervisor = self._supervisor(estate._replace(listeners=copies))
+            except (OSError, ListenError) as error:
+                close_context()
+                if before.stop_asked:
+                    raise
+                get_logger().error("cannot go on yet, trying again", reason=str(error), in_s=AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                close_all(list(estate.listeners.values()))
+                return supervisor
 
     def _supervisor(self, estate: Estate) -> Supervisor:
         admin = open_admin(self._config)
@@ -188,7 +238,7 @@ class _Life:
         successor = supervisor.successor
         assert successor is not None
         directories = [self._rundir] if self._status_dir is None else [self._rundir, self._status_dir]
-        taken = await successor.receives(left, [directory.lock_descriptor for directory in directories])
+        taken = await successor.receives(left, [fd for directory in directories for fd in directory.lock_descriptors])
         if taken:
             get_logger().info("handed over", to_pid=successor.process.pid)
             if supervisor.stop_asked:

@@ -18,6 +18,7 @@ from ipc.logs import get_logger
 from ipc.messages import (
     BATCH_BYTES,
     MAX_BATCH,
+    Further,
     HandingOver,
     Handshake,
     Inheritance,
@@ -28,6 +29,7 @@ from ipc.messages import (
     Taken,
     TakeOver,
     Unregistered,
+    batches,
 )
 from ipc.rundir import RuntimeDir, RuntimeDirBusy
 from supervisor.newcomer import Newcomer
@@ -84,7 +86,8 @@ class Predecessor:
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._listeners: dict[KeptListener, int] = {}
         self._loop = asyncio.get_running_loop()
-        self._channel = HandoffChannel(sock, self._on_message, lambda _reason: self._messages.put_nowait(None))
+        self._why_lost = ""
+        self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
 
     @classmethod
     async def find(cls, rundir: RuntimeDir) -> "Predecessor | None":
@@ -128,9 +131,14 @@ class Predecessor:
                     raise TakeoverRefused(f"the supervisor (pid {self.pid}) {reason}")
                 case Inheritance(drained=drained):
                     return Estate(self._listeners, self.handshakes, drained)
-                case None if self._channel.unreadable:
+                case None if self._channel.is_foreign:
                     raise TakeoverRefused(
                         f"the supervisor (pid {self.pid}) speaks another version; stop it, and start this one"
+                    )
+                case None if self._channel.unreadable:
+                    raise TakeoverRefused(
+                        f"the supervisor (pid {self.pid}) handed over what cannot be taken ({self._why_lost});"
+                        " it goes on as it is"
                     )
                 case None:
                     close_all(list(self._listeners.values()))
@@ -141,12 +149,18 @@ class Predecessor:
         self._channel.try_send(Taken())
         self._channel.close()
 
+    def _on_lost(self, reason: str) -> None:
+        self._why_lost = reason
+        self._messages.put_nowait(None)
+
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Unregistered):
             for handshake, fd in zip(message.handshakes, descriptors, strict=True):
                 newcomer = Newcomer(fd, handshake.transport, self._loop.time() + handshake.seconds)
-                newcomer.received = handshake.received
+                newcomer.received = bytearray(handshake.received)
                 self.handshakes.append(newcomer)
+        elif isinstance(message, Further):
+            self.handshakes[-1].received += message.received
         elif isinstance(message, Kept):
             self._listeners.update(zip(message.listeners, descriptors, strict=True))
         elif isinstance(message, Inheritance):
@@ -255,8 +269,17 @@ class Succession:
         self._asking: list[Successor] = []
         self._started: Process | None = None
         self._boot_timer: asyncio.TimerHandle | None = None
+        self._rundir = rundir
         self._listener = handoff.listen(rundir.supervisor_handoff)
         self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def listen_again(self) -> None:
+        """Let whoever takes over ask at a new socket: the file of the old one is gone."""
+        listener = handoff.listen(self._rundir.supervisor_handoff)
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
 
     def start_one(self) -> None:
         """Start the code that is installed now, which asks then; what is wrong is logged, and nothing has changed."""
@@ -335,11 +358,16 @@ class Succession:
 
 def _messages_of(estate: Estate, locks: Sequence[int], now: float) -> Iterator[tuple[Message, list[int]]]:
     for batch in _batches(estate.handshakes):
-        handshakes = [Handshake(n.transport, bytes(n.received), max(0.0, n.deadline - now)) for n in batch]
+        handshakes = [
+            Handshake(n.transport, bytes(n.received[:BATCH_BYTES]), max(0.0, n.deadline - now)) for n in batch
+        ]
         yield Unregistered(handshakes), [newcomer.fd for newcomer in batch]
-    # As many as one message carries; nobody has more.
-    listeners = list(estate.listeners.items())[:MAX_BATCH]
-    yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
+        # What is longer than a message is the only one in its batch.
+        longest = batch[-1].received
+        for start in range(BATCH_BYTES, len(longest), BATCH_BYTES):
+            yield Further(bytes(longest[start : start + BATCH_BYTES])), []
+    for listeners in batches(list(estate.listeners.items())):
+        yield Kept([listener for listener, _ in listeners]), [fd for _, fd in listeners]
     yield Inheritance(list(estate.drained), len(locks)), list(locks)
 
 

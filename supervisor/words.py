@@ -1,6 +1,10 @@
 """Texts, times and numbers for people, in the same words wherever they are read. Pure."""
 
+import time
+from datetime import datetime
+
 _LONGEST_TEXT = 128
+_DAY = 86_400.0
 
 
 def safe(text: str, limit: int = _LONGEST_TEXT) -> str:
@@ -11,6 +15,30 @@ def safe(text: str, limit: int = _LONGEST_TEXT) -> str:
     from ipc.logs import printable
 
     return printable(text, limit)
+
+
+def moment(at: float, now: float, *, milliseconds: bool = False) -> str:
+    """A time of the epoch for people, in the zone of the logs, which is UTC: ``08:53:01Z``.
+
+    A time that is a day or more from *now* has its date: ``2026-11-21 08:53:01Z``. ``?`` stands for a number that is no
+    time.
+    """
+    form = "%H:%M:%S" if abs(now - at) < _DAY else "%Y-%m-%d %H:%M:%S"
+    try:
+        # In whole milliseconds: 0.25 of a second may be 0.2499999 after a subtraction.
+        whole, thousandths = divmod(int(at * 1000) if milliseconds else int(at) * 1000, 1000)
+        text = time.strftime(form, time.gmtime(whole))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+    return f"{text}.{thousandths:03}Z" if milliseconds else f"{text}Z"
+
+
+def moment_of(text: str, now: float) -> str:
+    """`moment` for a time in RFC 3339; another text as it is, made safe."""
+    try:
+        return moment(datetime.fromisoformat(text).timestamp(), now)
+    except (ValueError, OverflowError):
+        return safe(text)
 
 
 def duration(seconds: float) -> str:

@@ -136,7 +136,7 @@ class _Screen(logging.Handler):
         """Write a line."""
         clear = "\r\x1b[K" if self._is_terminal else ""
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        self._write(f"{clear}{time.strftime('%H:%M:%S')} {level}{record.getMessage()}\n")
+        self._write(f"{clear}{time.strftime('%H:%M:%SZ', time.gmtime())} {level}{record.getMessage()}\n")
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:

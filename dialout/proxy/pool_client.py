@@ -11,10 +11,8 @@ from dialout.events import (
     AgentEvent,
     Configure,
     GuardrailInspect,
-    RequestBodyChunk,
     RequestComplete,
     RequestHeaders,
-    ResponseBodyChunk,
     ResponseHeaders,
     WebSocketFrame,
 )
@@ -110,22 +108,13 @@ class PoolClient:
         """
         return self._send(agent_id, event, timeout, retry)
 
-    def send_request_body_chunk(
-        self, agent_id: str, event: RequestBodyChunk, timeout: float | None = None, *, retry: bool = False
-    ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a chunk that belongs to nothing else."""
-        return self._send(agent_id, event, timeout, retry)
-
     def send_response_headers(
         self, agent_id: str, event: ResponseHeaders, timeout: float | None = None, *, retry: bool = True
     ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a response's headers, whose request it did not see."""
-        return self._send(agent_id, event, timeout, retry)
+        """The answer of an agent that takes no request headers to a response's headers.
 
-    def send_response_body_chunk(
-        self, agent_id: str, event: ResponseBodyChunk, timeout: float | None = None, *, retry: bool = False
-    ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a chunk that belongs to nothing else."""
+        An agent that takes request headers must have seen them: show both in an ``exchange``.
+        """
         return self._send(agent_id, event, timeout, retry)
 
     def send_request_complete(
@@ -137,7 +126,7 @@ class PoolClient:
     def send_websocket_frame(
         self, agent_id: str, event: WebSocketFrame, timeout: float | None = None, *, retry: bool = False
     ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to one WebSocket frame."""
+        """The answer of an agent that takes no request headers to one WebSocket frame; see ``exchange``."""
         return self._send(agent_id, event, timeout, retry)
 
     def send_guardrail_inspect(

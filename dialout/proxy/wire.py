@@ -23,6 +23,7 @@ from dialout.decisions import (
     WebSocketClose,
     to_json_value,
 )
+from dialout.dialects import MAX_PING
 from dialout.errors import LocalProtocolError, RemoteProtocolError
 from dialout.events import (
     AgentEvent,
@@ -60,8 +61,10 @@ from dialout.proxy.frames import (
     ProxyWireError,
     Welcome,
 )
+from dialout.received import SCANNED_ABOVE
 from dialout.registration import is_agent_id
 from dialout.responses import READ_ERRORS, WireResponse, read_response, why
+from dialout.scan import refuse_costly
 
 __all__ = [
     "FINAL",
@@ -240,6 +243,7 @@ def _read_result(frame_type: int, payload: bytes) -> Answer | Failure:
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} is for request 0")
     try:
         text = payload[_TO_PROXY.size :]
+        refuse_costly(text, SCANNED_ABOVE)
         if frame_type == 0x20:
             wire = _decode_answer(text)
             response = read_response(wire, text)
@@ -348,6 +352,8 @@ def decode_from_proxy(frame_type: int, payload: bytes) -> FromProxyFrame:
         end = _TO_SHARD.size + length
         try:
             agent_id = _read_agent_id(payload[_TO_SHARD.size : end])
+            if len(payload) > SCANNED_ABOVE:
+                refuse_costly(payload, SCANNED_ABOVE)
             event = decode(payload[end:])
             if type(event) is Configure and is_too_deep(payload, event.config):
                 raise RemoteProtocolError(f"the configuration is nested more than {MAX_DEPTH} levels deep")
@@ -366,6 +372,8 @@ def decode_from_proxy(frame_type: int, payload: bytes) -> FromProxyFrame:
 
 def _read_control(frame_type: int, payload: bytes) -> FromProxyFrame:
     if frame_type == ProxyFrame.PING:
+        if len(payload) > MAX_PING:
+            raise ProxyWireError(f"a ping has at most {MAX_PING} bytes")
         return ProxyPing(payload)
     if frame_type == ProxyFrame.HELLO:
         return _decode_hello(payload)
@@ -374,6 +382,7 @@ def _read_control(frame_type: int, payload: bytes) -> FromProxyFrame:
     request_id, _, _, length = _read_header(frame_type, payload)
     end = _TO_SHARD.size + length
     agent_id = _read_agent_id(payload[_TO_SHARD.size : end])
+    refuse_costly(payload, SCANNED_ABOVE)
     if frame_type == ProxyFrame.FINISH:
         return ProxyFinish(request_id, agent_id)
     reason = _decode_cancel(payload[end:]).reason

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection
+from time import thread_time
 from typing import NamedTuple
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from ipc.events import AgentsPage
 from ipc.schema import SCHEMA
 from ipc.status import AgentRow
+from ipc.turns import Turns
 from supervisor.merge import AgentEntry, merge_agents
 
 MOST = 500
@@ -20,6 +22,19 @@ KEPT_SECONDS = 0.9
 ANSWER_SECONDS = 0.5
 
 MOST_KEPT = 16
+
+MOST_WAITING = 16
+"""Different pages that are being asked for, or wait until they are."""
+
+PAUSE_TIMES = 4
+"""Pause after asking the shards, for each second that they took: all pages together take a fifth of a shard."""
+
+MOST_PAUSE_SECONDS = 0.5
+"""The longest such pause."""
+
+
+class Busy(Exception):
+    """Too many different pages are being asked for."""
 
 
 class AgentList(msgspec.Struct, kw_only=True):
@@ -49,10 +64,15 @@ class AgentLists:
         ask: Callable[[int, int, str, int], bool],
         total: Callable[[], int],
         limit_per_agent: Callable[[], int],
+        turns: Turns,
     ) -> None:
         self._shards, self._ask, self._total, self._limit_per_agent = shards, ask, total, limit_per_agent
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._request = 0
+        self._one_at_a_time = asyncio.Lock()
+        self._not_before = 0.0
+        self._unfinished = 0
         self._waiting: dict[tuple[int, int], asyncio.Future[list[tuple[str, int, int, bool]]]] = {}
         self._kept: dict[tuple[str, int], _Kept] = {}
 
@@ -63,18 +83,33 @@ class AgentLists:
             future.set_result(page.agents)
 
     async def page(self, after: str, limit: int) -> AgentList:
-        """The first *limit* agents (at most `MOST`) with an id above *after*."""
+        """The first *limit* agents (at most `MOST`) with an id above *after*. Raises `Busy`."""
         limit = max(1, min(limit, MOST))
         now = self._loop.time()
         kept = self._kept.get((after, limit))
-        if kept is None or kept.until < now:
+        if kept is None or (kept.task.done() and kept.until < now):
+            if self._unfinished >= MOST_WAITING:
+                raise Busy
             self._kept.pop((after, limit), None)
             while len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
-            kept = _Kept(now + KEPT_SECONDS, self._loop.create_task(self._collect(after, limit)))
+            kept = _Kept(now + KEPT_SECONDS, self._loop.create_task(self._in_its_turn(after, limit)))
             self._kept[after, limit] = kept
         # Whoever hangs up must not take the answer from the others.
         return await asyncio.shield(kept.task)
+
+    async def _in_its_turn(self, after: str, limit: int) -> AgentList:
+        self._unfinished += 1
+        try:
+            async with self._one_at_a_time:
+                await asyncio.sleep(max(0.0, self._not_before - self._loop.time()))
+                began = self._loop.time()
+                page = await self._collect(after, limit)
+                now = self._loop.time()
+                self._not_before = now + min((now - began) * PAUSE_TIMES, MOST_PAUSE_SECONDS)
+                return page
+        finally:
+            self._unfinished -= 1
 
     async def _collect(self, after: str, limit: int) -> AgentList:
         self._request += 1
@@ -91,10 +126,12 @@ class AgentLists:
         finally:
             for shard in asked:
                 self._waiting.pop((shard, request), None)
+        before = thread_time()
         entries = {
             shard: [AgentEntry(*row) for row in future.result()] for shard, future in asked.items() if future.done()
         }
         rows = merge_agents(entries, self._limit_per_agent())
+        self._turns.charge(thread_time() - before)
         return AgentList(
             total=self._total(), after=after, complete=complete and len(entries) == len(asked), agents=rows[:limit]
         )

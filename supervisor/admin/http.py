@@ -1,26 +1,42 @@
 """HTTP for the admin endpoint: GET and HEAD, small, bounded in every direction. h11 reads and writes the protocol.
 
-Whoever connects gets a bounded header, a bounded time and one place of `MOST_CONNECTIONS`; with all places taken the
-connection that has been idle for longest makes room. Each connection has one timer and answers one request in a turn of
-the loop, so that requests in a row cannot keep the loop from agents.
+Whoever connects gets a bounded header, a bounded time, and one of `MOST_CONNECTIONS` places. With all places taken a
+newcomer takes the place of another connection, so that no number of connections keeps a health check out. Which one
+goes, `HttpConnection.rank` says: a connection whose header has been incomplete for longest before one that is idle, and
+that before one at work.
+
+Accepting, reading, answering and rendering share `PART` of a processor (`ipc.turns`), one request in a turn of the
+loop: agents notice nothing of requests in a row.
 """
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable
 from http import HTTPStatus
-from typing import NamedTuple, cast
-from urllib.parse import parse_qsl, urlsplit
+from time import monotonic
+from typing import NamedTuple
 
 import h11
 
+from ipc.limited import LimitedConnection, LimitedListener, Limits
 from ipc.logs import get_logger
+from ipc.turns import Share, Turns
+from supervisor.admin.request import Request, plain
 
 HEADER_LIMIT = 8192
 """Bytes of a request, which is nothing but its header."""
 
 MOST_CONNECTIONS = 32
 """Open connections. They count against the supervisor's descriptors."""
+
+MOST_OF_A_PEER = 24
+"""Open connections of one address, or of one user of a Unix socket."""
+
+MOST_UNREAD = 1 << 20
+"""Bytes of a stream that may wait for a client which does not read."""
+
+MOST_UNREAD_IN_ALL = 16 << 20
+"""Bytes of all answers that may wait; the client that has most of them unread is cut off."""
 
 REQUEST_SECONDS = 10.0
 """From the first byte of a request, or from connecting, to the end of its header."""
@@ -31,10 +47,15 @@ IDLE_SECONDS = 75.0
 LINGER_SECONDS = 1.0
 """From a refusal until it must have been read; what still comes is thrown away meanwhile."""
 
-MOST_UNREAD = 1 << 20
-"""Bytes of a stream that may wait for a client which does not read."""
+PART = 0.03
+"""Part of a processor that the endpoint may use: some 200 requests a second."""
+
+BURST_SECONDS = 0.05
+"""Seconds of processor time that may be saved up: all metrics of 64 shards take 40 ms."""
 
 TEXT = "text/plain; charset=utf-8"
+
+_ALLOWED = "GET, HEAD, OPTIONS"
 
 _ALWAYS = (
     ("Cache-Control", "no-store"),
@@ -46,14 +67,6 @@ _ALWAYS = (
 )
 
 
-class Request(NamedTuple):
-    """A request without a body; HEAD is a GET here. Names in *headers* are lower case, the last of equal ones stays."""
-
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-
-
 class Response(NamedTuple):
     """An answer. With *follow* it is a stream that begins with *body*, and *follow* gets what writes the rest of it."""
 
@@ -63,6 +76,9 @@ class Response(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     follow: "Callable[[Stream], None] | None" = None
 
+
+# HAProxy asks this, without a Host, where "option httpchk" says nothing else.
+_OPTIONS = Response(200, TEXT, f"{_ALLOWED}\n".encode(), (("Allow", _ALLOWED),))
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
@@ -76,122 +92,123 @@ class Stream:
         self.on_lost: Callable[[], None] | None = None
 
 
+def admin_turns() -> Turns:
+    """The turns of everything that the endpoint does, on the running loop."""
+    return Turns(Share(PART, BURST_SECONDS, monotonic()))
+
+
 class HttpServer:
-    """Answers on listening sockets that it is given, with *handler*, which must not block."""
+    """Answers on listening sockets that it is given, with *handler*, which must not block, in *turns*."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, turns: Turns | None = None) -> None:
         self.handler = handler
-        self.connections: dict[HttpConnection, None] = {}
-        self._servers: list[asyncio.Server] = []
+        self._turns = turns or admin_turns()
+        self._listeners: list[LimitedListener] = []
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Accept on a listening socket."""
-        loop = asyncio.get_running_loop()
-        # When descriptors run out uvloop closes newcomers in silence. Scrapers come again.
-        if sock.family == socket.AF_UNIX:
-            self._servers.append(await loop.create_unix_server(lambda: HttpConnection(self), sock=sock))
-        else:
-            self._servers.append(await loop.create_server(lambda: HttpConnection(self), sock=sock))
+    @property
+    def connections(self) -> list[LimitedConnection]:
+        """The open connections."""
+        return [connection for listener in self._listeners for connection in listener.connections]
+
+    def accept_on(self, sock: socket.socket) -> None:
+        """Accept on a listening socket, and on no other one from now on."""
+        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, _limits, self._turns)]
+        for listener in old:
+            listener.close()
 
     def close(self) -> None:
         """Accept no more, and close every connection, streams too."""
-        for server in self._servers:
-            server.close()
-        for connection in list(self.connections):
-            connection.abort()
+        for listener in self._listeners:
+            listener.close()
+        self._turns.close()
 
-    def enter(self, connection: "HttpConnection") -> bool:
-        """Give *connection* a place; False when all are taken by others at work."""
-        if len(self.connections) >= MOST_CONNECTIONS:
-            idle = next((other for other in self.connections if other.is_idle), None)
-            if idle is None:
-                return False
-            idle.abort()
-            self.leave(idle)
-        self.connections[connection] = None
-        return True
-
-    def leave(self, connection: "HttpConnection") -> None:
-        """Free the place of *connection*."""
-        self.connections.pop(connection, None)
-
-    def served(self, connection: "HttpConnection") -> None:
-        """Note that *connection* has just become idle: others have been so for longer."""
-        if self.connections.pop(connection, self) is not self:
-            self.connections[connection] = None
+    def _connection(self, listener: LimitedListener, sock: socket.socket, peer: Hashable) -> "HttpConnection":
+        return HttpConnection(listener, sock, peer, self.handler)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(LimitedConnection):
     """One client."""
 
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
+    def __init__(self, listener: LimitedListener, sock: socket.socket, peer: Hashable, handler: Handler) -> None:
+        super().__init__(listener, sock, peer)
+        self._handler = handler
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT)
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._timer: asyncio.TimerHandle | None = None
         self._request: h11.Request | None = None
         self._task: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
-        self.is_idle = True
+        self._answered = 0
+        self._has_part = self._is_at_work = self._is_refused = False
+        self._since = monotonic()
+        self.expire_in(REQUEST_SECONDS)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, or say that there is no place."""
-        # uvloop's transports are no subclass of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
-        self._arm(REQUEST_SECONDS)
-        if not self._server.enter(self):
-            self._refuse(503, "too many connections; come again")
-            self._transport.close()
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What decides which connection makes room: see the module."""
+        if self._stream is not None:
+            return (4, self._since)
+        if self._is_at_work:
+            # Who has had most answers; a check that asks once is not among them.
+            return (3, -self._answered)
+        if self.unsent:
+            return (2, self._since)
+        is_idle = self._answered > 0 and not self._has_part
+        return (1 if is_idle else 0, self._since)
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         """Take bytes of a request."""
-        if self._stream is not None or self._http.our_state in (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR):
+        if self._is_refused or self._stream is not None:
+            # That is how the end of the client is noticed.
+            self.read()
             return
-        if self.is_idle:
-            self.is_idle = False
-            self._arm(REQUEST_SECONDS)
+        if not self._has_part:
+            self._has_part = True
+            self.expire_in(REQUEST_SECONDS)
         self._http.receive_data(data)
-        if self._task is None:
-            self._advance()
+        self._advance()
 
-    def eof_received(self) -> None:
-        """Close: a client that has hung up wants no answer any more."""
-        self._transport.close()
+    def sent(self) -> None:
+        """Go on behind an answer that has left."""
+        if self._stream is not None:
+            return
+        if self._is_refused:
+            # A close with unread bytes would make TCP reset the answer away (RFC 1122, 4.2.2.13).
+            self.end()
+            self.expire_in(LINGER_SECONDS)
+            self.read()
+            return
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            self.close()
+            return
+        self._http.start_next_cycle()
+        self._request = None
+        self._since = monotonic()
+        self._has_part = self._is_at_work = bool(self._http.trailing_data[0])
+        if self._has_part:
+            self.expire_in(REQUEST_SECONDS)
+            self.turn(self._advance)
+        else:
+            self.expire_in(IDLE_SECONDS)
+            self.read()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self) -> None:
         """Free everything."""
-        del exc
-        self._server.leave(self)
-        if self._timer is not None:
-            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
         if self._stream is not None and self._stream.on_lost is not None:
             self._stream.on_lost()
 
-    def abort(self) -> None:
-        """Close at once."""
-        self._transport.abort()
-
     # Inside.
-
-    def _arm(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self.abort)
 
     def _advance(self) -> None:
         """Go on with what has been received, to the end of one request at most."""
-        if self._transport.is_closing():
-            return
+        self._is_at_work = False
         try:
             while True:
                 event = self._http.next_event()
                 if isinstance(event, h11.Request):
                     self._request = event
-                    if event.method not in (b"GET", b"HEAD"):
-                        self._refuse(405, "GET and HEAD only: nothing can be changed here", ("Allow", "GET, HEAD"))
+                    if event.method not in (b"GET", b"HEAD", b"OPTIONS"):
+                        self._refuse(405, "GET and HEAD only: nothing can be changed here", ("Allow", _ALLOWED))
                         return
                     # h11 bounds a header only while it is incomplete.
                     if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > HEADER_LIMIT:
@@ -204,22 +221,28 @@ class HttpConnection(asyncio.Protocol):
                     self._answer()
                     return
                 else:
-                    self._transport.resume_reading()
+                    self.read()
                     return
         except h11.RemoteProtocolError as error:
             self._refuse(error.error_status_hint, "not a request that this server understands")
 
     def _answer(self) -> None:
         assert self._request is not None
-        # What comes behind it waits in the kernel until all that is here is answered.
-        self._transport.pause_reading()
+        self._is_at_work = True
+        if self._request.method == b"OPTIONS":
+            self._respond(_OPTIONS)
+            return
+        request = plain(self._request)
+        if request is None:
+            self._refuse(400, "ask for a path: it begins with /")
+            return
         try:
-            response = self._server.handler(_plain(self._request))
+            response = self._handler(request)
         except Exception as error:  # noqa: BLE001 - a defect in an answer must not cost more than this answer
             self._fail(error)
             return
         if isinstance(response, Response):
-            self._send(response)
+            self._respond(response)
         else:
             self._task = self._loop.create_task(self._send_later(response))
 
@@ -231,38 +254,39 @@ class HttpConnection(asyncio.Protocol):
             self._fail(error)
             return
         self._task = None
-        self._send(response)
+        # Writing has a turn like everything else.
+        self.turn(lambda: self._respond(response))
 
     def _fail(self, error: Exception) -> None:
         self._loop.call_exception_handler({"message": "an admin request could not be answered", "exception": error})
-        self._send(Response(500, TEXT, b"this could not be answered; the log says why\n"))
+        self._respond(Response(500, TEXT, b"this could not be answered; the log says why\n"))
 
     def _refuse(self, status: int, message: str, *headers: tuple[str, str]) -> None:
         """Answer whatever this is with *status*, and close when the client has read it, or has not for a moment."""
         get_logger().debug("admin request refused", status=status)
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self._transport.close()
+            self.close()
             return
+        self._is_refused, self._is_at_work = True, False
+        self.expire_in(LINGER_SECONDS)
         self._write(Response(status, TEXT, f"{message}\n".encode(), (*headers, ("Connection", "close"))))
-        # A close with unread bytes would make TCP reset the answer away (RFC 1122, 4.2.2.13).
-        self._transport.write_eof()
-        self._arm(LINGER_SECONDS)
 
-    def _send(self, response: Response) -> None:
-        if self._transport.is_closing():
+    def _respond(self, response: Response) -> None:
+        if self.is_closed:
             return
-        self._arm(IDLE_SECONDS)
+        self._answered += 1
+        self._is_at_work, self._since = False, monotonic()
+        is_head = self._request is not None and self._request.method == b"HEAD"
+        if response.follow is None or is_head:
+            self.expire_in(IDLE_SECONDS)
+            self._write(response)
+            return
+        self.expire_in(None)
+        self._stream = Stream(self._write_more)
         self._write(response)
-        if response.follow is not None and self._http.our_state is h11.SEND_BODY:
-            self._begin_stream(response.follow)
-        elif self._http.our_state is h11.MUST_CLOSE or self._http.their_state is not h11.DONE:
-            self._transport.close()
-        else:
-            self._http.start_next_cycle()
-            self._request = None
-            self.is_idle = not self._http.trailing_data[0]
-            self._server.served(self)
-            self._loop.call_soon(self._advance)
+        if not self.is_closed:
+            self.read()
+            response.follow(self._stream)
 
     def _write(self, response: Response) -> None:
         """Write an answer, or the beginning of one that is a stream."""
@@ -277,32 +301,17 @@ class HttpConnection(asyncio.Protocol):
             parts.append(self._http.send(h11.Data(data=response.body)))
         if is_head or not is_stream:
             parts.append(self._http.send(h11.EndOfMessage()))
-        self._transport.write(b"".join(part for part in parts if part))
-
-    def _begin_stream(self, follow: Callable[[Stream], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        # What it may still send is read and dropped; that is how its end is noticed.
-        self._transport.resume_reading()
-        self._stream = Stream(self._write_more)
-        follow(self._stream)
+        self.write(b"".join(part for part in parts if part))
 
     def _write_more(self, data: bytes) -> bool:
-        if self._transport.is_closing():
+        if self.is_closed:
             return False
-        if self._transport.get_write_buffer_size() > MOST_UNREAD:
-            self.abort()
+        if self.unsent > MOST_UNREAD:
+            self.close()
             return False
-        self._transport.write(self._http.send(h11.Data(data=data)) or b"")
-        return True
+        self.write(self._http.send(h11.Data(data=data)) or b"")
+        return not self.is_closed
 
 
-def _plain(request: h11.Request) -> Request:
-    target = urlsplit(request.target.decode("ascii", "replace"))
-    # A few short parameters; what is broken in them is left out.
-    try:
-        query = dict(parse_qsl(target.query, keep_blank_values=True, max_num_fields=10))
-    except ValueError:
-        query = {}
-    headers = {name.decode("ascii", "replace"): value.decode("latin-1") for name, value in request.headers}
-    return Request(target.path, query, headers)
+def _limits() -> Limits:
+    return Limits(MOST_CONNECTIONS, MOST_OF_A_PEER, MOST_UNREAD_IN_ALL)

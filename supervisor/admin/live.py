@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Hashable
+from time import thread_time
 
+from ipc.turns import Turns
 from supervisor.admin.http import Stream
 
 EVERY = 1.0
@@ -15,10 +17,13 @@ MOST_STREAMS = 16
 
 
 class Live:
-    """Whoever watches. *snapshot* makes the JSON text of now; *state* is what must be told at once, to compare."""
+    """Whoever watches. *snapshot* makes the JSON text of now; *state* is what must be told at once, to compare.
 
-    def __init__(self, snapshot: Callable[[], bytes], state: Callable[[], Hashable]) -> None:
-        self._snapshot, self._state = snapshot, state
+    What it costs is charged to *turns*, and does not wait for one.
+    """
+
+    def __init__(self, snapshot: Callable[[], bytes], state: Callable[[], Hashable], turns: Turns) -> None:
+        self._snapshot, self._state, self._turns = snapshot, state, turns
         self._loop = asyncio.get_running_loop()
         self._streams: set[Stream] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -52,6 +57,14 @@ class Live:
         if not self._streams:
             return
         self._timer = self._loop.call_later(LOOK, self._look)
+        before = thread_time()
+        try:
+            self._tell()
+        finally:
+            self._turns.charge(thread_time() - before)
+
+    def _tell(self) -> None:
+        """Send a snapshot when it is time, or something has changed."""
         state, now = self._state(), self._loop.time()
         if state == self._seen and now < self._due:
             return

@@ -103,6 +103,18 @@ METRICS: tuple[Spec, ...] = (
     _metric("gauge shardgate_process_resident_memory_bytes process", "Resident memory."),
     _metric("gauge shardgate_process_open_fds process", "Open descriptors."),
     _metric("gauge shardgate_process_max_fds process", "How many descriptors may be open."),
+    _metric(
+        "gauge shardgate_process_disk_problems process",
+        "Sockets, directories and files that the process needs and that are not on disk as they should be.",
+    ),
+    _metric(
+        "counter shardgate_process_file_write_failures_total process",
+        "Attempts to write or to remove a file that failed; they are made again.",
+    ),
+    _metric(
+        "counter shardgate_process_files_mended_total process",
+        "Sockets and directories that others removed and that the process made again.",
+    ),
     _metric("gauge shardgate_process_loop_lag_seconds process", "How late the event loop's last heartbeat was."),
 )
 """In the order of the answer."""

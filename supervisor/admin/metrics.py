@@ -45,12 +45,23 @@ def exposition(figures: Figures, accept: str) -> tuple[str, Iterator[bytes]]:
 
     Each part is the work of about a millisecond: with 64 shards it is 35 ms for all, in which nobody would be accepted.
     """
+    encode, content_type = _form(accept)
+    return content_type, _parts(figures, encode)
+
+
+def content_type(accept: str) -> str:
+    """The form that an ``Accept`` header asks for."""
+    return _form(accept)[1]
+
+
+def _form(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     try:
-        encode, content_type = choose_encoder(accept)
+        encode, chosen = choose_encoder(accept)
     except (TypeError, ValueError):
         # A version that is none: up to 0.26 at least the library compares it as it is.
-        encode, content_type = choose_encoder("")
-    return content_type, _parts(figures, encode)
+        return choose_encoder("")
+    # It repeats the version that was asked for, and a header of ours has no bytes of others.
+    return (encode, chosen) if chosen.isascii() and chosen.isprintable() else choose_encoder("")
 
 
 def _parts(figures: Figures, encode: Callable[[Collector], bytes]) -> Iterator[bytes]:
@@ -185,6 +196,9 @@ def _add_processes(figures: Figures, family: Callable[[str], _Add]) -> None:
         family("shardgate_process_resident_memory_bytes")(process.rss_bytes, name)
         family("shardgate_process_open_fds")(process.descriptors, name)
         family("shardgate_process_max_fds")(process.descriptor_limit, name)
+        family("shardgate_process_disk_problems")(len(process.problems), name)
+        family("shardgate_process_file_write_failures_total")(process.write_failures_total, name)
+        family("shardgate_process_files_mended_total")(process.mended_total, name)
         family("shardgate_process_loop_lag_seconds")(process.lag_ms / 1000, name)
 
 

@@ -16,7 +16,7 @@ from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.history import History
 from supervisor.ledger import Ledger
-from supervisor.merge import Status
+from supervisor.merge import Status, problems
 from supervisor.moves import Moves
 
 
@@ -62,6 +62,7 @@ class Observer:
             takers=[n for n in self._fleet.shards if self._fleet.is_running(n) and not self._fleet.is_draining(n)],
             listeners=listeners,
             out_of_descriptors=not self._acceptor.has_room,
+            problems=problems(status),
         )
 
     def figures(self) -> Figures:

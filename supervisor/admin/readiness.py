@@ -1,7 +1,7 @@
 """How ready this host is for agents. Pure.
 
-"ready" means all that there should be, "degraded" that agents are taken by fewer shards than wanted, "not ready" that
-none would be taken now.
+"ready" means all that there should be, "degraded" that agents are taken by fewer shards than wanted or that something
+is not on disk as it should be, "not ready" that none would be taken now.
 """
 
 from collections.abc import Collection, Sequence
@@ -39,8 +39,13 @@ def grade(
     takers: Collection[int],
     listeners: Sequence[ListenerRow],
     out_of_descriptors: bool = False,
+    problems: Sequence[str] = (),
 ) -> Readiness:
-    """Grade a host: *state* is the supervisor's, *takers* are the shards that are given connections."""
+    """Grade a host: *state* is the supervisor's, *takers* are the shards that are given connections.
+
+    *problems* are what is not on disk as it should be: agents are served, and something that they or the next processes
+    need is missing.
+    """
     reasons: list[str] = []
     if state != "running":
         reasons.append(f"the supervisor is {state}")
@@ -58,7 +63,8 @@ def grade(
     # While a spare shard stands in for another one, nothing is missing.
     if ready < wanted:
         reasons += missing
-    status = NOT_READY if not is_open else READY if ready >= wanted else DEGRADED
+    reasons += problems
+    status = NOT_READY if not is_open else READY if ready >= wanted and not problems else DEGRADED
     return Readiness(status=status, shards=ShardCount(ready, wanted), listeners=list(listeners), reasons=reasons)
 
 

@@ -1,24 +1,28 @@
 """The admin endpoint: which path answers what, and who is answered at all. Everything here only reads."""
 
-import asyncio
 import ipaddress
 import time
-from collections.abc import Awaitable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from ipc.logs import get_logger
-from supervisor.admin.agents import AgentLists
+from ipc.places import CannotMend, Places
+from ipc.turns import Turns
+from supervisor.admin.agents import AgentLists, Busy
 from supervisor.admin.happened import Happened, happened
-from supervisor.admin.http import TEXT, Handler, HttpServer, Request, Response
+from supervisor.admin.http import TEXT, Handler, HttpServer, Response
 from supervisor.admin.live import Live
-from supervisor.admin.metrics import exposition
+from supervisor.admin.metrics import content_type, exposition
 from supervisor.admin.observer import Observer
 from supervisor.admin.page import page
 from supervisor.admin.readiness import NOT_READY, Readiness
+from supervisor.admin.renderings import Renderings, Steps
+from supervisor.admin.request import Request
 from supervisor.config.model import Config, TcpAddress
-from supervisor.listeners import Listener, open_all
+from supervisor.listeners import Listener, ListenError, open_again, open_all
 from supervisor.merge import Status
 
 JSON = "application/json"
@@ -55,30 +59,47 @@ def open_admin(config: Config) -> Listener | None:
 
 
 class Admin:
-    """Serves what *observer* sees on *listener*, which is this object's from now on."""
+    """Serves what *observer* sees on *listener*, which is this object's from now on, in *turns*."""
 
-    def __init__(self, listener: Listener, observer: Observer, agents: AgentLists, *, allow_remote: bool) -> None:
+    def __init__(
+        self, listener: Listener, observer: Observer, agents: AgentLists, turns: Turns, *, allow_remote: bool
+    ) -> None:
         self._listener = listener
         self._observer = observer
         self._agents = agents
         # Else a page in an operator's browser could read all this under a name of its own that leads to 127.0.0.1.
         self._checks_host = listener.kind == "tcp" and not allow_remote
-        self._http = HttpServer(self._answer)
-        self._live = Live(self._snapshot, self._state)
+        self._http = HttpServer(self._answer, turns)
+        self._live = Live(self._snapshot, self._state, turns)
+        self._renderings = Renderings(turns)
         self._routes: dict[str, Handler] = {
             "/": self._page,
             "/livez": lambda _: Response(200, TEXT, b"ok\n"),
-            "/readyz": self._ready,
+            "/readyz": lambda _: self._renderings.get("/readyz", partial(_in_one_step, self._ready)),
             "/metrics": self._metrics,
-            "/status.json": lambda _: _json(self._observer.status()),
+            "/status.json": lambda _: self._renderings.get("/status.json", partial(_in_one_step, self._status)),
             "/agents.json": self._list_agents,
             "/live": self._follow,
         }
 
     async def start(self) -> None:
         """Answer from now on."""
-        await self._http.listen(self._listener.sock)
+        self._http.accept_on(self._listener.sock)
         get_logger().info("admin endpoint", address=self._listener.address)
+
+    def look_after(self, places: Places) -> None:
+        """Have its Unix socket, where it is one, opened again when the file is gone."""
+        if self._listener.path is not None:
+            places.add(self._listener.path, "the socket of the admin endpoint", self._listen_again)
+
+    def _listen_again(self) -> None:
+        try:
+            listener = open_again(self._listener)
+        except ListenError as error:
+            raise CannotMend(str(error)) from error
+        old, self._listener = self._listener, listener
+        self._http.accept_on(listener.sock)
+        old.sock.close()
 
     def close(self) -> None:
         """Answer no more."""
@@ -87,7 +108,9 @@ class Admin:
         self._listener.close()
 
     def _answer(self, request: Request) -> Response | Awaitable[Response]:
-        if self._checks_host and not _is_loopback(request.headers.get("host", "")):
+        # No browser omits Host; checks of HTTP/1.0 do (HAProxy).
+        host = request.headers.get("host")
+        if self._checks_host and host is not None and not is_own_host(host):
             return Response(421, TEXT, b"ask by 127.0.0.1 or localhost, or set allow-remote in the configuration\n")
         route = self._routes.get(request.path)
         if route is None:
@@ -98,22 +121,32 @@ class Admin:
         html, policy = page()
         return Response(200, "text/html; charset=utf-8", html, (("Content-Security-Policy", policy),))
 
-    def _ready(self, _: Request) -> Response:
+    def _status(self) -> Response:
+        return _json(self._observer.status())
+
+    def _ready(self) -> Response:
         readiness = self._observer.readiness()
         return _json(readiness, 503 if readiness.status == NOT_READY else 200)
 
-    async def _metrics(self, request: Request) -> Response:
-        content_type, parts = exposition(self._observer.figures(), request.headers.get("accept", ""))
+    def _metrics(self, request: Request) -> Response | Awaitable[Response]:
+        accept = request.headers.get("accept", "")
+        return self._renderings.get(("/metrics", content_type(accept)), partial(self._exposition, accept))
+
+    def _exposition(self, accept: str) -> Steps:
+        form, parts = exposition(self._observer.figures(), accept)
         content = []
         for part in parts:
             content.append(part)
-            await asyncio.sleep(0)
-        return Response(200, content_type, b"".join(content))
+            yield
+        return Response(200, form, b"".join(content))
 
     async def _list_agents(self, request: Request) -> Response:
         limit = request.query.get("limit", "")
         number = int(limit) if limit.isascii() and limit.isdecimal() and len(limit) < 10 else PAGE_AGENTS
-        return _json(await self._agents.page(request.query.get("after", ""), number))
+        try:
+            return _json(await self._agents.page(request.query.get("after", ""), number))
+        except Busy:
+            return Response(503, TEXT, b"too many ask for agents; come again\n", (("Retry-After", "5"),))
 
     def _follow(self, _: Request) -> Response:
         if self._live.is_full:
@@ -138,11 +171,17 @@ class Admin:
         return status.supervisor.state, tuple((row.id, row.pid, row.state) for row in status.shards)
 
 
+def _in_one_step(make: Callable[[], Response]) -> Steps:
+    """Steps of an answer that is made at once."""
+    yield from ()
+    return make()
+
+
 def _json(value: object, status: int = 200) -> Response:
     return Response(status, JSON, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
 
 
-def _is_loopback(host: str) -> bool:
+def is_own_host(host: str) -> bool:
     """Whether a Host header names this host by itself: ``localhost`` or a loopback address, with any port."""
     name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
     if name.lower() == "localhost":

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import psutil
 
-from ipc import bus, query
+from ipc import query
 from ipc.rundir import RuntimeDir
+from ipc.sockets import is_served
 from ipc.status import ShardState
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.merge import RecordedShard, ShardAnswer, Status, merge_status
 from supervisor.words import safe
-
-PAGE = 1000
-"""Entries asked for at a time: a shard encodes that many in a few milliseconds, between which it serves."""
 
 _ACTING = frozenset({"kick", "log_level", "operate", "reload"})
 
@@ -35,10 +33,14 @@ _Answer = TypeVar("_Answer")
 
 
 class Collected(NamedTuple):
-    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time."""
+    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time.
+
+    *held_by* is the pid of a supervisor that runs and whose sockets are gone; None otherwise.
+    """
 
     status: Status
     supervisor_silent: bool
+    held_by: int | None = None
 
 
 class Pages(NamedTuple):
@@ -83,7 +85,9 @@ def ask_supervisor(
         try:
             result = query.ask(rundir.supervisor_query, method, arguments, timeout=min(patience, left))
         except (query.NotReachable, query.NoAnswer) as error:
-            if time.monotonic() >= deadline or not _supervisor_runs(rundir):
+            # What acts is asked for once: a supervisor that hung up may have begun to act.
+            is_over = isinstance(error, query.NoAnswer) and method in _ACTING
+            if is_over or time.monotonic() >= deadline or not _supervisor_runs(rundir):
                 raise _no_answer(rundir, error, method, timeout) from None
             patience *= 2
             time.sleep(_LOOK_AGAIN)
@@ -127,7 +131,10 @@ def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
     for row in status.shards:
         if row.pid is not None and row.state is not ShardState.DOWN and not row.rss_bytes:
             row.rss_bytes = _rss(row.pid)
-    return Collected(status, supervised is None and bus.is_served(rundir.supervisor_query))
+    if supervised is not None:
+        return Collected(status, supervisor_silent=False)
+    is_there = is_served(rundir.supervisor_query)
+    return Collected(status, is_there, None if is_there else rundir.holder())
 
 
 def collect_pages(
@@ -142,22 +149,23 @@ def collect_pages(
     """Read a list page by page from each of *shards*.
 
     *arguments* hold the first ``after``; *position* tells an entry's own. The first page is asked of all shards at
-    once, so that the silent ones cost one *timeout* together. Entries that come or go meanwhile may be in or out.
+    once, so that the silent ones cost one *timeout* together. A list ends with an empty page: a shard shortens pages as
+    it sees fit. Entries that come or go meanwhile may be in or out.
     """
     paths = {shard: rundir.shard_query(shard) for shard in shards}
     entries: dict[int, list[Any]] = {}
     silent: list[int] = []
     try:
-        first = query.ask_many(paths.values(), method, arguments | {"limit": PAGE}, timeout=timeout)
+        first = query.ask_many(paths.values(), method, arguments | {"limit": query.MAX_PAGE}, timeout=timeout)
         for shard, path in paths.items():
             if path not in first:
-                if bus.is_served(path):
+                if is_served(path):
                     silent.append(shard)
                 continue
             page = understood(first[path], list[entry_type])  # type: ignore[valid-type]  # a type held in a variable
             found = entries[shard] = list(page)
-            while len(page) >= PAGE:
-                further = {"after": position(page[-1]), "limit": PAGE}
+            while page:
+                further = {"after": position(page[-1]), "limit": query.MAX_PAGE}
                 answer = query.ask_many([path], method, arguments | further, timeout=timeout).get(path)
                 if answer is None:
                     silent.append(shard)
@@ -176,8 +184,8 @@ def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
     """
     check_access(rundir)
     # Across pid namespaces a record says nothing, and the socket all the more.
-    living = [n for n, record in _recorded(rundir).items() if record.alive or bus.is_served(rundir.shard_query(n))]
-    if not living and not bus.is_served(rundir.supervisor_query):
+    living = [n for n, record in _recorded(rundir).items() if record.alive or is_served(rundir.shard_query(n))]
+    if not living and not is_served(rundir.supervisor_query):
         raise nothing_runs(rundir)
     if only is None:
         return living
@@ -203,7 +211,7 @@ def _ask_each(rundir: RuntimeDir, paths: list[Path], timeout: float) -> dict[Pat
     answers: dict[Path, Any] = {}
 
     def is_there(path: Path) -> bool:
-        return bus.is_served(path) or (path == rundir.supervisor_query and _supervisor_runs(rundir))
+        return is_served(path) or (path == rundir.supervisor_query and _supervisor_runs(rundir))
 
     while paths:
         left = max(deadline - time.monotonic(), _LOOK_AGAIN)

@@ -58,6 +58,8 @@ def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
         "socket_owner": config.socket_owner,
         "socket_group": config.socket_group,
         "max_connections_per_agent": limits.max_connections_per_agent,
+        "max_connections": config.max_connections,
+        "max_connections_per_peer": config.max_connections_per_peer,
         "handshake_timeout_s": limits.handshake_timeout,
         "max_registration_bytes": config.max_registration_bytes,
         "max_handshakes": config.max_handshakes,
@@ -65,7 +67,11 @@ def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
         "require_auth": limits.require_auth,
         "allowed_agents": limits.allowed_agents,
         "allow_uids": config.allow_uids,
-        "tokens": [{"patterns": token.patterns} for token in tokens],
+        "tokens": [
+            {"patterns": token.patterns}
+            | ({} if token.max_connections is None else {"max_connections": token.max_connections})
+            for token in tokens
+        ],
         "token_files": config.token_files,
         "agent_config": [{"patterns": rule.patterns} for rule in config.agent_config],
         "shards": config.shards,
@@ -78,12 +84,17 @@ def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
     }
 
 
+def _other_limits(config: Config) -> str:
+    given = ((config.max_connections_per_peer, " per peer"), (config.max_connections, " in all"))
+    return "".join(f", {most:,}{where}" for most, where in given if most is not None)
+
+
 def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
     limits = config.limits
     listeners = [f"{listener['kind']} {safe(listener['address'], 4096)}" for listener in _listeners(config)]
     yield f"  listeners     {', '.join(listeners) or 'uds agents.sock in the runtime directory'}"
     yield (
-        f"  limits        {count('connection', limits.max_connections_per_agent)} per agent;"
+        f"  limits        {count('connection', limits.max_connections_per_agent)} per agent{_other_limits(config)};"
         f" registration within {format_duration(limits.handshake_timeout)}"
         f" and {config.max_registration_bytes:,} bytes;"
         f" {count('handshake', config.max_handshakes)} at a time, {config.max_handshakes_per_peer:,} per peer"

@@ -1,11 +1,11 @@
 """``shardgate config show``: the configuration as KDL, with where each value comes from."""
 
-import os
 from collections.abc import Mapping
 
 import click
 import msgspec
 
+from ipc.capacity import default_shards
 from ipc.rundir import RuntimeDir, default_runtime_dir
 from ipc.schema import SCHEMA
 from supervisor import words
@@ -89,7 +89,7 @@ def _of_file(file: str) -> _Shown:
         settings=settings(config, tokens=tokens),
         origins=origins_of(file, lines, {}),
         pending={},
-        shards=config.shards or len(os.sched_getaffinity(0)),
+        shards=config.shards or default_shards(),
         runtime_dir=config.runtime_dir or str(default_runtime_dir()),
     )
 

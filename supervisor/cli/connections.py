@@ -1,5 +1,7 @@
 """``shardgate connections``: every connection of an agent, from all shards."""
 
+import time
+
 import click
 import msgspec
 
@@ -50,13 +52,14 @@ def command(
         output.print_json(rows)
     elif rows:
         colour = output.use_colour()
-        click.echo(output.table(_COLUMNS, map(_cells, rows), output.terminal_width(), colour=colour))
+        now = time.time()
+        click.echo(output.table(_COLUMNS, (_cells(row, now) for row in rows), output.terminal_width(), colour=colour))
     else:
         output.note("no connection")
     asking.warn_of_silence(pages.silent, timeout)
 
 
-def _cells(row: ConnectionRow) -> list[Cell]:
+def _cells(row: ConnectionRow, now: float) -> list[Cell]:
     metadata = "" if row.metadata is None else msgspec.json.encode(row.metadata).decode()
     return [
         Cell(words.safe(row.connection_id)),
@@ -65,7 +68,7 @@ def _cells(row: ConnectionRow) -> list[Cell]:
         Cell(words.safe(row.transport)),
         Cell(words.safe(row.peer)),
         Cell(words.safe(row.dialect)),
-        Cell(row.connected_at),
+        Cell(words.moment_of(row.connected_at, now)),
         Cell(f"{row.in_flight:,}"),
         Cell(words.safe(metadata, 60)),
     ]

@@ -6,24 +6,29 @@ import os
 import resource
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import msgspec
 
-from ipc import bus, query
-from ipc.rundir import RuntimeDir
+from ipc import query
+from ipc.capacity import default_shards
+from ipc.process import descriptor_limit_of
+from ipc.rundir import ProcessRecord, RuntimeDir
 from ipc.schema import SCHEMA
+from ipc.sockets import is_served
 from ipc.version import __version__
 from supervisor import words
-from supervisor.cli import output
-from supervisor.cli.errors import ExitCode
+from supervisor.cli import asking, output
+from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option
 from supervisor.config.errors import ConfigError
 from supervisor.config.kdl import load_config, parse_config
 from supervisor.config.model import Config
 from supervisor.config.show import Setting, as_kdl
 from supervisor.doctor import Facts, Level, findings
+from supervisor.merge import problems
 
 _OUR_NAMES = ("supervisor", "ipc", "shards", "dialout")
 _OURS = frozenset({"shardgate", "dialout"})
@@ -61,18 +66,18 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
         output.note(str(error))
         return ExitCode.BAD_CONFIG
     found = list(findings(_look(config, rundir)))
-    problems = sum(finding.level is Level.PROBLEM for finding in found)
+    wrong = sum(finding.level is Level.PROBLEM for finding in found)
     if as_json:
-        output.print_json({"schema": SCHEMA, "ok": not problems, "findings": found})
-        return ExitCode.FAILED if problems else ExitCode.OK
+        output.print_json({"schema": SCHEMA, "ok": not wrong, "findings": found})
+        return ExitCode.FAILED if wrong else ExitCode.OK
     colour = output.use_colour()
     for finding in found:
         level = output.styled(f"{finding.level.value:<8}", _COLOURS[finding.level], enabled=colour)
         click.echo(f"{level} {finding.about}: {words.safe(finding.found, 1000)}")
         if finding.do:
             click.echo(f"         {words.safe(finding.do, 1000)}")
-    click.echo(words.count("problem", problems) if problems else "no problem")
-    return ExitCode.FAILED if problems else ExitCode.OK
+    click.echo(words.count("problem", wrong) if wrong else "no problem")
+    return ExitCode.FAILED if wrong else ExitCode.OK
 
 
 def _config_in_use(rundir: RuntimeDir) -> Config | None:
@@ -81,7 +86,9 @@ def _config_in_use(rundir: RuntimeDir) -> Config | None:
         found = msgspec.convert(query.ask(rundir.supervisor_query, "config")["settings"], list[Setting])
     except (query.QueryError, msgspec.ValidationError):
         return None
-    plain = [setting for setting in found if setting.top not in ("auth", "agent-config", "require-auth")]
+    # Rules that are about tokens make no sense without them.
+    left_out = ("auth", "agent-config", "require-auth", "allow-uid")
+    plain = [setting for setting in found if setting.top not in left_out]
     config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
     requires = Setting("require-auth", ("true",)) in found
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, require_auth=requires))
@@ -100,7 +107,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
     status = _status(rundir.path)
     return Facts(
         config=config,
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=default_shards(),
         nofile_soft=soft,
         nofile_hard=1_048_576 if hard == resource.RLIM_INFINITY else hard,
         file_max=_number("/proc/sys/fs/file-max"),
@@ -115,10 +122,26 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         clock_offset_change=_clock_change(),
         clock_synchronised=_is_synchronised(),
         strangers=_strangers(),
-        running=bus.is_served(rundir.supervisor_query),
+        limits=_limits(records),
+        problems=_problems(rundir),
+        held_by=rundir.holder(),
+        running=is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,
     )
+
+
+def _problems(rundir: RuntimeDir) -> tuple[str, ...]:
+    try:
+        status = asking.collect_status(rundir, 1.5).status
+    except CommandError:
+        return ()
+    return tuple(problems(status))
+
+
+def _limits(records: Mapping[str, ProcessRecord]) -> dict[str, int]:
+    found = {name: descriptor_limit_of(record.pid) for name, record in records.items() if record.is_alive()}
+    return {name: limit for name, limit in found.items() if limit is not None}
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -150,7 +173,7 @@ def _stale_sockets(rundir: RuntimeDir) -> list[str]:
         return []
     # A handoff socket is SOCK_SEQPACKET: a stream cannot connect to it, whether it is served or not.
     return [
-        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not bus.is_served(entry)
+        entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not is_served(entry)
     ]
 
 

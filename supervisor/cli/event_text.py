@@ -1,6 +1,5 @@
 """Events for people, and for programs."""
 
-import datetime as dt
 from typing import Any
 
 from ipc.schema import SCHEMA
@@ -8,7 +7,7 @@ from supervisor.cli.output import Cell, Column
 from supervisor.history_rows import NO_SHARD, Event
 from supervisor.history_words import what
 from supervisor.merge import rfc3339
-from supervisor.words import safe
+from supervisor.words import moment, safe
 
 COLUMNS = (
     Column("TIME"),
@@ -39,19 +38,14 @@ def event_row(event: Event) -> dict[str, Any]:
     }
 
 
-def event_cells(event: Event) -> list[Cell]:
-    """An event as a row of a table."""
+def event_cells(event: Event, now: float) -> list[Cell]:
+    """An event as a row of a table that is read *now* (seconds of the epoch)."""
     number = f"conn-{event.number}" if event.number else "-"
     return [
-        Cell(local_time(event.at)),
+        Cell(moment(event.at, now, milliseconds=True)),
         Cell(safe(event.kind), "red" if event.code in ("died", "silent", "shard_died") else _COLOURS.get(event.kind)),
         Cell(safe(event.agent_id) or "-"),
         Cell(number),
         Cell("-" if event.shard == NO_SHARD else str(event.shard)),
         Cell(what(event)),
     ]
-
-
-def local_time(seconds: float) -> str:
-    """A time of the epoch for people: of this time zone, with its day."""
-    return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%m-%d %H:%M:%S.%f")[:-3]

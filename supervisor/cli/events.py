@@ -6,6 +6,7 @@ from functools import partial
 
 import click
 
+from ipc.query import MAX_PAGE
 from ipc.rundir import RuntimeDir
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
@@ -13,9 +14,10 @@ from supervisor.cli.event_text import COLUMNS, event_cells, event_row
 from supervisor.cli.options import examples, json_option, runtime_dir_option, shard_option, timeout_option
 from supervisor.history_rows import Event, Page
 
-_PAGE = 1000
+_PAGE = MAX_PAGE
 _LOOK_EVERY = 0.25
-_WIDTHS = (18, 10, 24, 12, 5, 0)
+_WIDTHS = (10, 24, 12, 5, 0)
+"""Columns of the table behind the first, in lines that come one by one."""
 
 
 @click.command(
@@ -97,19 +99,21 @@ def _show(events: list[Event], *, as_json: bool) -> None:
     if as_json:
         _say(events, as_json=True)
     elif events:
-        colour = output.use_colour()
-        click.echo(output.table(COLUMNS, map(event_cells, events), output.terminal_width(), colour=colour))
+        now = time.time()
+        rows = [event_cells(event, now) for event in events]
+        click.echo(output.table(COLUMNS, rows, output.terminal_width(), colour=output.use_colour()))
 
 
 def _say(events: list[Event], *, as_json: bool) -> None:
     """Print events one by one, in columns of fixed width, so that those that come later stand below."""
-    colour = output.use_colour()
-    for event in events:
-        if as_json:
+    if as_json:
+        for event in events:
             output.print_json(event_row(event), one_line=True)
-        else:
-            cells = zip(event_cells(event), _WIDTHS, strict=True)
-            line = "  ".join(
-                output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in cells
-            )
-            click.echo(line.rstrip())
+        return
+    colour, now = output.use_colour(), time.time()
+    rows = [event_cells(event, now) for event in events]
+    first = max((len(cells[0].text) for cells in rows), default=0)
+    for cells in rows:
+        widths = zip(cells, (first, *_WIDTHS), strict=True)
+        line = "  ".join(output.styled(cell.text.ljust(width), cell.colour, enabled=colour) for cell, width in widths)
+        click.echo(line.rstrip())

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ipc import query
+from ipc.capacity import MAX_SHARDS
 from ipc.rundir import RuntimeDir
 from ipc.schema import SCHEMA
 from ipc.status import OperationRow
@@ -20,8 +21,6 @@ _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.1
 _AFTER_THE_LIMIT = 120.0
 """Seconds beyond its own limit that an operation may take to start and end processes."""
-
-_MOST_SHARDS = 64
 
 _busy_time = timeout_option("30s", "to wait for what is in flight on the connections of a shard")
 
@@ -76,11 +75,11 @@ def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json:
         raise click.UsageError("name the shards to restart, or all of them with --rolling")
     order = {"what": "restart", "shards": list(shards), "seconds": timeout}
     done = "all shards restarted" if rolling else f"restarted shard {', '.join(map(str, shards))}"
-    return _operate(rundir, order, timeout * (len(shards) or _MOST_SHARDS), done, as_json=as_json)
+    return _operate(rundir, order, timeout * (len(shards) or MAX_SHARDS), done, as_json=as_json)
 
 
 @click.command("scale", short_help="Change the number of shards.", epilog=examples("shardgate scale 4"))
-@click.argument("shards", type=click.IntRange(1, _MOST_SHARDS))
+@click.argument("shards", type=click.IntRange(1, MAX_SHARDS))
 @runtime_dir_option
 @json_option
 @_busy_time

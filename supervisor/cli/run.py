@@ -89,11 +89,21 @@ from supervisor.config.tokens import load_tokens
     help="Whether --admin may be an address that other hosts can reach [default: no].",
 )
 @click.option("--max-connections-per-agent", type=int, metavar="N", help="Connections of one agent [default: 4].")
+@click.option("--max-connections", type=int, metavar="N", help="Connections in all [default: what descriptors allow].")
+@click.option(
+    "--max-connections-per-peer",
+    type=int,
+    metavar="N",
+    help="Connections of one uid, IPv4 address or IPv6 /64 [default: 15 in 16 of what descriptors allow].",
+)
 @click.option("--handshake-timeout", metavar="TIME", help="Time for a registration to arrive [default: 10s].")
-@click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 65536].")
+@click.option("--max-registration-bytes", type=int, metavar="N", help="Longest registration [default: 16384].")
 @click.option("--max-handshakes", type=int, metavar="N", help="Handshakes in progress [default: 4096].")
 @click.option(
-    "--max-handshakes-per-peer", type=int, metavar="N", help="The same for one address or uid [default: 256]."
+    "--max-handshakes-per-peer",
+    type=int,
+    metavar="N",
+    help="The same for one uid, IPv4 address or IPv6 /64 [default: 256].",
 )
 @click.option(
     "--require-auth/--no-require-auth", default=None, help="Whether agents must present a token [default: no]."

@@ -44,7 +44,7 @@ def command(watch: float | None, rundir: RuntimeDir, as_json: bool, timeout: flo
 def _exit_code(collected: asking.Collected) -> ExitCode:
     if is_healthy(collected.status):
         return ExitCode.OK
-    alive = collected.supervisor_silent or is_anything_alive(collected.status)
+    alive = collected.supervisor_silent or collected.held_by is not None or is_anything_alive(collected.status)
     return ExitCode.NOT_HEALTHY if alive else ExitCode.NOT_REACHABLE
 
 
@@ -88,6 +88,8 @@ def _text(rundir: RuntimeDir, collected: asking.Collected) -> str:
         collected.status,
         runtime_dir=str(rundir.path),
         supervisor_silent=collected.supervisor_silent,
+        held_by=collected.held_by,
         width=output.terminal_width(),
         colour=output.use_colour(),
+        now=time.time(),
     )

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from ipc.status import ShardRow, ShardState, SupervisorRow
 from supervisor.cli.output import Cell, Column, styled, table
-from supervisor.merge import Status
-from supervisor.words import count, duration, safe, size
+from supervisor.merge import Status, problems
+from supervisor.words import count, duration, moment_of, safe, size
 
 _COLUMNS = (
     Column("SHARD", numeric=True),
@@ -41,27 +41,48 @@ SLOW_MS = 50.0
 """Lag of a shard's loop above which the figure is yellow: every request waits as long."""
 
 
-def status_text(status: Status, *, runtime_dir: str, supervisor_silent: bool, width: int | None, colour: bool) -> str:
-    """Lay out *status* for people, within *width* columns where it is given."""
+def status_text(
+    status: Status,
+    *,
+    runtime_dir: str,
+    supervisor_silent: bool,
+    width: int | None,
+    colour: bool,
+    now: float,
+    held_by: int | None = None,
+) -> str:
+    """Lay out *status* for people, within *width* columns where it is given; *now* is in seconds of the epoch.
+
+    *held_by* is the supervisor's process where that cannot be asked: its sockets are gone.
+    """
     if status.supervisor is not None:
-        head = list(_supervisor_lines(status.supervisor, colour=colour))
+        head = list(_supervisor_lines(status.supervisor, now, colour=colour))
     elif supervisor_silent:
         head = [styled(f"supervisor in {safe(runtime_dir)} does not answer", "red", enabled=colour)]
+    elif held_by is not None:
+        text = (
+            f"supervisor pid {held_by} runs and cannot be asked: its sockets in {safe(runtime_dir)} are gone;"
+            " it makes them again within seconds, or its log says why not"
+        )
+        head = [styled(text, "red", enabled=colour)]
     else:
         text = f"supervisor is down in {safe(runtime_dir)}; start it again with 'shardgate run'"
         head = [styled(text, "red", enabled=colour)]
+    head += [
+        styled(f"problem    {safe(problem, _LONGEST_PROBLEM)}", "red", enabled=colour) for problem in problems(status)
+    ]
     known = status.supervisor is not None
-    rows = [_shard_cells(row, supervised=known) for row in status.shards]
+    rows = [_shard_cells(row, now, supervised=known) for row in status.shards]
     if len(status.shards) > 1:
         rows.append(_total_cells(status.shards, supervised=known))
     return "\n".join([*head, "", table(_COLUMNS, rows, width, colour=colour)])
 
 
-def _supervisor_lines(row: SupervisorRow, *, colour: bool) -> Iterator[str]:
+def _supervisor_lines(row: SupervisorRow, now: float, *, colour: bool) -> Iterator[str]:
     state = "" if row.state == "running" else f", {safe(row.state)}"
     yield f"supervisor pid {row.pid}, version {safe(row.version)}, up {duration(row.uptime_s)}{state}{_resources(row)}"
     source = safe(row.config_file) if row.config_file else "none, options only"
-    yield f"config     {source}, loaded {safe(row.config_loaded_at)}"
+    yield f"config     {source}, loaded {moment_of(row.config_loaded_at, now)}"
     for line in (row.config_error or "").splitlines():
         yield styled(f"           not reloaded: {safe(line, _LONGEST_PROBLEM)}", "red", enabled=colour)
     listeners = ", ".join(f"{safe(listener.kind)} {safe(listener.address)}" for listener in row.listeners)
@@ -88,7 +109,7 @@ def _resources(row: SupervisorRow) -> str:
     )
 
 
-def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
+def _shard_cells(row: ShardRow, now: float, *, supervised: bool) -> list[Cell]:
     state = row.state.value
     if row.stale_s:
         state += f", stale {duration(row.stale_s)}"
@@ -117,8 +138,13 @@ def _shard_cells(row: ShardRow, *, supervised: bool) -> list[Cell]:
         Cell(size(row.rss_bytes) if row.rss_bytes else "-"),
         Cell(cpu),
         Cell(f"{row.restarts:,}" if supervised else "?", "yellow" if row.restarts else None),
-        Cell(safe(row.last_event or "")),
+        Cell(_last_event(row, now)),
     ]
+
+
+def _last_event(row: ShardRow, now: float) -> str:
+    when = f"{moment_of(row.last_event_at, now)} " if row.last_event_at else ""
+    return when + safe(row.last_event or "")
 
 
 def _descriptors(row: ShardRow) -> str:

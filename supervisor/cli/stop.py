@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import click
 
-from ipc import bus, query
+from ipc import query
 from ipc.rundir import ProcessRecord, RuntimeDir, RuntimeDirError
+from ipc.sockets import is_served
 from supervisor.cli import asking
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, runtime_dir_option, timeout_option
@@ -72,7 +73,7 @@ def command(rundir: RuntimeDir, timeout: float) -> None:
         note(f"stopping shardgate in {rundir.path} (pid {supervisor.pid})")
         _ask_to_stop(rundir, supervisor, min(timeout, _ANSWER_WITHIN))
         _wait([supervisor], "the supervisor", deadline, timeout)
-    elif bus.is_served(rundir.supervisor_query):
+    elif is_served(rundir.supervisor_query):
         raise CommandError(
             ExitCode.FAILED,
             f"a supervisor answers in {rundir.path}, but its process is not visible here;"

@@ -11,7 +11,7 @@ from ipc.schema import SCHEMA
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option
 from supervisor.cli.output import Cell, Column, note, print_json, table
-from supervisor.config.errors import ConfigError
+from supervisor.config.errors import ConfigError, Problem
 from supervisor.config.model import Token
 from supervisor.config.patterns import pattern_problem
 from supervisor.config.show import DIGEST_SHOWN
@@ -175,7 +175,7 @@ def revoke(file: str, digest: str | None, force: bool, as_json: bool) -> None:
         return [line for line, token in zip(lines, tokens, strict=True) if token is None or token.digest not in found]
 
     with _usable_file():
-        edit_token_file(file, without)
+        _say_left(edit_token_file(file, without))
     patterns = [pattern for token in revoked for pattern in token.patterns]
     if as_json:
         print_json({"schema": SCHEMA, "digest": revoked[0].digest.hex()[:DIGEST_SHOWN], "patterns": patterns})
@@ -193,8 +193,14 @@ def _checked_digest(text: str) -> str:
 
 def _add(file: str, line: str) -> None:
     with _usable_file():
-        edit_token_file(file, lambda lines: [*lines, line], create=True)
+        left = edit_token_file(file, lambda lines: [*lines, line], create=True)
+    _say_left(left)
     note(f"added to {safe(file, 4096)}; 'shardgate reload' puts it into effect")
+
+
+def _say_left(problems: list[Problem]) -> None:
+    for problem in problems:
+        note(f"{problem}; until then no start and no reload takes this file")
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ from supervisor.advice import Now, advise
 from supervisor.answer_rows import Why
 from supervisor.cli import asking, output
 from supervisor.cli.errors import ExitCode
-from supervisor.cli.event_text import event_row, local_time
+from supervisor.cli.event_text import event_row
 from supervisor.cli.options import complete_agents, examples, json_option, runtime_dir_option, timeout_option
 from supervisor.history_rows import Refusals
 from supervisor.history_words import what, with_code
 from supervisor.merge import AgentEntry, ConnectionEntry, rfc3339
-from supervisor.words import count, duration, safe
+from supervisor.words import count, duration, moment, safe
 
 
 @click.command(
@@ -97,27 +97,27 @@ def _text(
     for slot in answer.slots:
         where = "no shard yet" if slot.shard is None else f"shard {slot.shard}"
         entry = connections.get(slot.connection_id)
-        since = f", since {local_time(entry.connected_at)}, {safe(entry.peer)}" if entry else ""
+        since = f", since {moment(entry.connected_at, at)}, {safe(entry.peer)}" if entry else ""
         state = "" if slot.live else ", being accepted"
         yield f"  {safe(slot.connection_id)}  {where}{state}{since}"
     story = answer.story
     if story is not None and story.refusals:
         yield "refused"
-        yield from (f"  {line}" for line in map(_refusals, story.refusals))
+        yield from (f"  {_refusals(refusals, at)}" for refusals in story.refusals)
     if story is not None and story.events:
         yield "happened"
-        for event in story.events:
+        times = [moment(event.at, at, milliseconds=True) for event in story.events]
+        width = max(map(len, times))
+        for when, event in zip(times, story.events, strict=True):
             shard = f"shard {event.shard}" if event.shard >= 0 else ""
-            line = (
-                f"  {local_time(event.at)}  {event.kind:<10}  {f'conn-{event.number}':<12}  {shard:<8}  {what(event)}"
-            )
+            line = f"  {when:<{width}}  {event.kind:<10}  {f'conn-{event.number}':<12}  {shard:<8}  {what(event)}"
             yield line.rstrip()
         yield f"  last of it {duration(max(0.0, at - story.events[-1].at))} ago"
     yield "what to do" if advice else "nothing to do: all is as it should be"
     yield from (f"  - {safe(line, 500)}" for line in advice)
 
 
-def _refusals(refusals: Refusals) -> str:
-    times = f"{refusals.times:,} times since {local_time(refusals.first_at)}, last " if refusals.times > 1 else ""
+def _refusals(refusals: Refusals, now: float) -> str:
+    times = f"{refusals.times:,} times since {moment(refusals.first_at, now)}, last " if refusals.times > 1 else ""
     origin = f" (from {safe(refusals.peer)})" if refusals.peer else ""
-    return f"{times}{local_time(refusals.last_at)}  {with_code(refusals.code, refusals.text)}{origin}"
+    return f"{times}{moment(refusals.last_at, now)}  {with_code(refusals.code, refusals.text)}{origin}"

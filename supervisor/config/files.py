@@ -3,13 +3,16 @@
 import os
 import stat
 
+from supervisor.config.access import access_problems
 from supervisor.config.errors import ConfigError, Problem
 
 MAX_FILE_BYTES = 1024 * 1024
 
 
-def read_text(path: str, *, refuse_world_writable: bool = False) -> str:
+def read_text(path: str, *, decides: bool = True) -> str:
     """Read a UTF-8 text file of at most 1 MiB; a byte order mark is dropped. Raises ConfigError.
+
+    A file that *decides* which agents get in is refused when other users could change it, see `access`.
 
     Only regular files: a pipe or a device at the path would make the start hang. What is checked is the
     open descriptor, so the file cannot be exchanged between check and read.
@@ -30,8 +33,8 @@ def read_text(path: str, *, refuse_world_writable: bool = False) -> str:
             raise refuse("is a directory, expected a file")
         if not stat.S_ISREG(status.st_mode):
             raise refuse("is not a regular file")
-        if refuse_world_writable and status.st_mode & stat.S_IWOTH:
-            raise refuse("everybody may write this file, so anybody could let himself in", f"run: chmod o-w {path}")
+        if decides and (problems := access_problems(path, status)):
+            raise ConfigError(problems)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

@@ -221,7 +221,7 @@ class _Reader:
         self.check_annotations(node, where)
         if node.children:
             self.report(node, where, "takes no block", how)
-        unknown = [name for name in node.properties if name != "sha256"]
+        unknown = [name for name in node.properties if name not in ("sha256", "max-connections")]
         digest = node.properties.get("sha256")
         if unknown:
             self.report(node, where, f"unknown property {quoted(unknown[0])}", how)
@@ -231,12 +231,17 @@ class _Reader:
             self.report(node, where, "expected at least one pattern of agent ids, got none", how)
         else:
             patterns = self.converted(node, where, values.pattern, node.args)
+            most = self.converted(
+                node, where, values.most_connections,
+                [value for name, value in node.properties.items() if name == "max-connections"],
+            )  # fmt: skip
             try:
                 parsed = parse_digest(digest if isinstance(digest, str) else "")
             except ValueError as error:
                 self.report(node, where, str(error), how)
             else:
-                self.tokens += [Token(patterns, parsed)] if patterns is not None else []
+                if patterns is not None and most is not None:
+                    self.tokens.append(Token(patterns, parsed, *most))
 
     def read_pool(self, node: Node, where: str) -> None:
         field, convert = IN_POOL[node.name]

@@ -1,23 +1,27 @@
 """What a configuration is, with its defaults, and the rules that span more than one value."""
 
+import hashlib
 import ipaddress
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from dialout.frames import MAX_FRAME_LENGTH
+from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
 from ipc.options import PoolOptions
+from ipc.rundir import excess_length
 from supervisor.config.errors import Problem, quoted
 from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 
 BLOCK = "reverse-listener"
-# sun_path is 108 bytes with the closing NUL: unix(7).
-MAX_UNIX_PATH = 107
 # Each registration looks at each of them.
 MAX_AGENT_CONFIG_RULES = 256
+MAX_RULE_NAME = 200
+MAX_CONNECTIONS = 10_000_000
 
 
 class Placement(StrEnum):
@@ -53,14 +57,27 @@ class TcpAddress(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True):
     """A token that agents may present: the patterns of ids it is good for and its SHA-256 (32 bytes).
 
+    `max_connections` bounds the connections of all agents that it, and others with the same patterns, let in.
+
     Neither repr shows the digest: that of a token which somebody thought up can be guessed back.
     """
 
     patterns: tuple[str, ...]
     digest: bytes
+    max_connections: int | None = None
+
+    @property
+    def rule(self) -> str:
+        """What connections that it let in are counted by: its patterns, so that a new token can take its place."""
+        name = ",".join(sorted(self.patterns))
+        if len(name) <= MAX_RULE_NAME:
+            return name
+        # It travels with each connection.
+        return f"{len(self.patterns)} patterns, sha256 {hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def __repr__(self) -> str:
-        return f"Token(patterns={self.patterns!r}, digest=…)"
+        most = "" if self.max_connections is None else f", max_connections={self.max_connections}"
+        return f"Token(patterns={self.patterns!r}, digest=…{most})"
 
     def __rich_repr__(self) -> Iterator[tuple[str, object]]:  # type: ignore[override]  # msgspec's is loose
         yield "patterns", self.patterns
@@ -88,11 +105,12 @@ class ReverseConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `shardgate run` can be told. Two equal configurations behave the same.
 
-    `shards` None means one per CPU that the process may use; `allow_uids` None lets any uid register over
-    the Unix socket. `tokens` are those written in the configuration itself; `tokens.load_tokens` adds
-    those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a supervisor.
-    `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the admin
-    endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
+    `max_connections` bounds all connections together, `max_connections_per_peer` those of one address or uid; None
+    leaves that to what descriptors allow. `shards` None means one per CPU that the process may use (`ipc.capacity`);
+    `allow_uids` None lets any uid register over the Unix socket. `tokens` are those written in the configuration;
+    `tokens.load_tokens` adds those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a
+    supervisor. `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the
+    admin endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
     without one.
     """
 
@@ -102,7 +120,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     socket_group: int | str | None = None
     tcp_addresses: tuple[TcpAddress, ...] = ()
     limits: ReverseConnectionConfig = ReverseConnectionConfig()
-    max_registration_bytes: int = 65_536
+    max_connections: int | None = None
+    max_connections_per_peer: int | None = None
+    max_registration_bytes: int = 16_384
     max_handshakes: int = 4096
     max_handshakes_per_peer: int = 256
     allow_uids: tuple[int, ...] | None = None
@@ -149,14 +169,7 @@ def validate(config: Config) -> list[Problem]:
     limits = config.limits
     problems += _out_of_range(config)
     problems += _status_problems(config)
-    for node, path in (("path", config.path), ("admin > listen", config.admin_listen)):
-        size = len(path.encode("utf-8", "surrogateescape")) if isinstance(path, str) else 0
-        if size > MAX_UNIX_PATH:
-            report(
-                node,
-                f"{size} bytes are too many: the path of a Unix socket has at most {MAX_UNIX_PATH}",
-                "choose a shorter folder",
-            )
+    problems += _length_problems(config)
     admin = config.admin_listen
     if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
         report(
@@ -174,6 +187,7 @@ def validate(config: Config) -> list[Problem]:
             "an empty list would refuse every agent",
             "name the agents, or leave the node out to allow all",
         )
+    problems += uid_problems(config, map(str, config.tcp_addresses))
     rules = [(rule.patterns, rule.config) for rule in config.agent_config]
     if len(rules) > MAX_AGENT_CONFIG_RULES:
         report("agent-config", f"{len(rules)} blocks are too many: there may be {MAX_AGENT_CONFIG_RULES}")
@@ -192,6 +206,29 @@ def validate(config: Config) -> list[Problem]:
             'make one with "shardgate token" and add auth { token … } or auth { token-file … }',
         )
     return problems
+
+
+def uid_problems(config: Config, tcp_addresses: Iterable[str]) -> Iterator[Problem]:
+    """Object to `allow-uid` as the only rule of a listener on *tcp_addresses*, whose peers have no uid."""
+    address = next(iter(tcp_addresses), None)
+    if address is not None and config.allow_uids is not None and not config.limits.require_auth:
+        message = f"agents at {address} have no uid, since it is a TCP address: any of them could register"
+        hint = "add require-auth true and a token for them, or listen on a path alone"
+        yield Problem(config.source, None, f"{BLOCK} > allow-uid", message, hint)
+
+
+def _length_problems(config: Config) -> list[Problem]:
+    found: list[tuple[str, str]] = []
+    for node, path in (("path", config.path), ("admin > listen", config.admin_listen)):
+        size = len(path.encode("utf-8", "surrogateescape")) if isinstance(path, str) else 0
+        if size > UNIX_PATH_MAX:
+            found.append((node, f"{size} bytes are too many: the path of a Unix socket has at most {UNIX_PATH_MAX}"))
+    for node, folder in (("runtime-dir", config.runtime_dir), ("status-dir", config.status_dir)):
+        excess = 0 if folder is None else excess_length(folder)
+        if excess > 0:
+            found.append((node, f"{excess} bytes too long: the paths of sockets in it have at most {UNIX_PATH_MAX}"))
+    hint = "choose a shorter folder"
+    return [Problem(config.source, None, f"{BLOCK} > {node}", message, hint) for node, message in found]
 
 
 def _status_problems(config: Config) -> list[Problem]:
@@ -218,16 +255,21 @@ def _out_of_range(config: Config) -> list[Problem]:
         problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
 
     limits, total, pool = config.limits, config.max_handshakes, config.pool
+    most, of_peer = config.max_connections, config.max_connections_per_peer
     ranges = (
         ("max-connections-per-agent", limits.max_connections_per_agent, 1, 1_000_000),
+        ("max-connections", 1 if most is None else most, 1, MAX_CONNECTIONS),
+        ("max-connections-per-peer", 1 if of_peer is None else of_peer, 1, MAX_CONNECTIONS),
         ("max-registration-bytes", config.max_registration_bytes, 256, 1_048_576),
         ("max-handshakes", config.max_handshakes, 1, 65_536),
         # A total that is out of range itself is one problem, not two.
         ("max-handshakes-per-peer", config.max_handshakes_per_peer, 1, total if 1 <= total <= 65_536 else 65_536),
-        ("shards", 1 if config.shards is None else config.shards, 1, 64),
+        ("shards", 1 if config.shards is None else config.shards, 1, MAX_SHARDS),
         ("pool > max-concurrent-per-connection", pool.max_concurrent_per_connection, 1, 100_000),
         ("pool > unhealthy-after", pool.unhealthy_after, 1, 1000),
         ("pool > breaker-threshold", pool.breaker_threshold, 1, 1000),
+        ("pool > max-answer-bytes", pool.max_answer_bytes, 65_536, MAX_FRAME_LENGTH),
+        ("pool > max-held-bytes", pool.max_held_bytes, 16_777_216, 1_099_511_627_776),
     )
     for node, value, low, high in ranges:
         if not low <= value <= high:
@@ -243,6 +285,7 @@ def _out_of_range(config: Config) -> list[Problem]:
         ("pool > sticky-idle", pool.sticky_idle, 3600),
         ("pool > ping-interval", pool.ping_interval, 3600),
         ("pool > ping-timeout", pool.ping_timeout, 3600),
+        ("pool > frame-timeout", pool.frame_timeout, 3600),
     ):
         if not 0.01 <= seconds <= most:
             got = format_duration(seconds)

@@ -18,6 +18,8 @@ SINGLE: dict[str, tuple[str, Convert[Any]]] = {
     "socket-owner": ("socket_owner", values.owner),
     "socket-group": ("socket_group", values.owner),
     "max-connections-per-agent": ("max_connections_per_agent", values.integer),
+    "max-connections": ("max_connections", values.integer),
+    "max-connections-per-peer": ("max_connections_per_peer", values.integer),
     "handshake-timeout": ("handshake_timeout", values.duration),
     "max-registration-bytes": ("max_registration_bytes", values.integer),
     "max-handshakes": ("max_handshakes", values.integer),
@@ -50,6 +52,9 @@ IN_POOL: dict[str, tuple[str, Convert[Any]]] = {
     "sticky-idle": ("sticky_idle", values.duration),
     "ping-interval": ("ping_interval", values.duration),
     "ping-timeout": ("ping_timeout", values.duration),
+    "max-answer-bytes": ("max_answer_bytes", values.integer),
+    "max-held-bytes": ("max_held_bytes", values.integer),
+    "frame-timeout": ("frame_timeout", values.duration),
     "free-agent-memory": ("free_agent_memory", values.boolean),
 }
 # the same, inside admin

@@ -31,6 +31,8 @@ OPTIONS: dict[str, _Option] = {
     "tcp_address": _Option("tcp_addresses", "tcp-address", values.tcp_address, several=True),
     "tcp_addresses": _Option("tcp_addresses", "tcp-address", values.tcp_address, several=True),
     "max_connections_per_agent": _Option("max_connections_per_agent", "max-connections-per-agent", values.integer),
+    "max_connections": _Option("max_connections", "max-connections", values.integer),
+    "max_connections_per_peer": _Option("max_connections_per_peer", "max-connections-per-peer", values.integer),
     "handshake_timeout": _Option("handshake_timeout", "handshake-timeout", values.duration),
     "max_registration_bytes": _Option("max_registration_bytes", "max-registration-bytes", values.integer),
     "max_handshakes": _Option("max_handshakes", "max-handshakes", values.integer),

@@ -58,7 +58,7 @@ class AgentPatterns:
     id. Raises ValueError for a pattern that `pattern_problem` objects to.
     """
 
-    __slots__ = ("_exact", "_prefixes", "_wildcards", "patterns")
+    __slots__ = ("_exact", "_prefixes", "_starred", "_wildcards", "patterns")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(patterns)
@@ -69,6 +69,7 @@ class AgentPatterns:
         self._exact = frozenset(p for p in self.patterns if "*" not in p)
         # `waf-*` is what nearly everybody writes, and one call of startswith checks all of them.
         self._prefixes = tuple(p[:-1] for p in self.patterns if p.find("*") == len(p) - 1)
+        self._starred = tuple((p, _compile(p)) for p in self.patterns if "*" in p)
         self._wildcards = tuple(_compile(p) for p in self.patterns if 0 <= p.find("*") < len(p) - 1)
 
     def __repr__(self) -> str:
@@ -82,6 +83,12 @@ class AgentPatterns:
             if wildcard.matches(agent_id):
                 return True
         return False
+
+    def closest_match(self, agent_id: str) -> str | None:
+        """Return the pattern that is the id itself, or the first with a star that matches it; None when none does."""
+        if agent_id in self._exact:
+            return agent_id
+        return next((pattern for pattern, compiled in self._starred if compiled.matches(agent_id)), None)
 
     def first_match(self, agent_id: str) -> str | None:
         """Return the first pattern, in the order given, that matches; None when none does."""

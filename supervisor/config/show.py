@@ -125,7 +125,8 @@ assert {field for field, _ in IN_POOL.values()} <= set(PoolOptions.__struct_fiel
 
 
 def _token(node: str, token: Token) -> Setting:
-    return Setting(node, (*map(quoted, token.patterns), f'sha256="{token.digest.hex()[:DIGEST_SHOWN]}..."'))
+    most = () if token.max_connections is None else (f"max-connections={token.max_connections}",)
+    return Setting(node, (*map(quoted, token.patterns), f'sha256="{token.digest.hex()[:DIGEST_SHOWN]}..."', *most))
 
 
 def _spelled(value: object, convert: object) -> str:

@@ -5,18 +5,19 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from supervisor.config.errors import ConfigError, Problem
 from supervisor.config.files import read_text
-from supervisor.config.model import Config, Token
+from supervisor.config.lines import objection, split_lines
+from supervisor.config.model import MAX_CONNECTIONS, Config, Token
 from supervisor.config.patterns import AgentPatterns, pattern_problem
 
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_LINE = re.compile(r"(\S+)\s+sha256[:=](\S+)")
-_HOW_TO = 'a line is PATTERN[,PATTERN…] sha256:HEX; "shardgate token" prints one'
+_LINE = re.compile(r"(\S+)\s+sha256[:=](\S+)(?:\s+max-connections[:=](\S+))?")
+_HOW_TO = 'a line is PATTERN[,PATTERN…] sha256:HEX [max-connections:N]; "shardgate token" prints one'
 
 
 def hash_token(token: str) -> bytes:
@@ -46,30 +47,49 @@ def parse_digest(text: str) -> bytes:
 
 
 def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
-    """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX`. Raises ConfigError with all problems.
+    """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX [max-connections:N]`. Raises ConfigError.
 
-    `sha256=HEX` is accepted too; blank lines and lines that begin with `#` are skipped. A file that
-    everybody may write is refused, since whoever adds a line can register as any agent. One that others
-    may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
+    The error has all problems. `=` is accepted in place of `:`; blank lines and lines that begin with `#` are
+    skipped. `access` says which other users must not be able to write it, and `lines` where a line ends. A file that
+    others may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
     """
     name = os.fspath(path)
-    tokens: list[Token] = []
+    lines = read_token_lines(split_lines(read_text(name)), name)
+    if lines.problems:
+        raise ConfigError(lines.problems)
+    return tuple(token for _, token in lines.tokens)
+
+
+class TokenLines(msgspec.Struct, frozen=True):
+    """What lines of a token file say: tokens with the numbers of their lines, and what is wrong with other lines."""
+
+    tokens: list[tuple[int, Token]]
+    problems: list[Problem]
+
+
+def read_token_lines(lines: Sequence[str], name: str) -> TokenLines:
+    """Read the lines of a token file, which is called *name* in problems."""
+    tokens: list[tuple[int, Token]] = []
     problems: list[Problem] = []
-    for number, line in enumerate(read_text(name, refuse_world_writable=True).split("\n"), 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(lines, 1):
+        odd = objection(line)
+        if odd is not None:
+            problems.append(Problem(name, number, "", odd, "remove it; a line ends with LF, or with CR and LF"))
             continue
         try:
-            tokens.append(parse_token_line(text))
+            token = parse_token_line(line)
         except ValueError as error:
             problems.append(Problem(name, number, "token", str(error), _HOW_TO))
-    if problems:
-        raise ConfigError(problems)
-    return tuple(tokens)
+        else:
+            tokens += [(number, token)] if token is not None else []
+    return TokenLines(tokens, problems)
 
 
-def parse_token_line(text: str) -> Token:
-    """Read one line of a token file. Raises ValueError, whose text never repeats the line."""
+def parse_token_line(line: str) -> Token | None:
+    """Read one line of a token file; None for a blank one and a comment. Raises ValueError, which never repeats it."""
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return None
     found = _LINE.fullmatch(text)
     if found is None:
         raise ValueError("expected patterns and a SHA-256")
@@ -78,7 +98,13 @@ def parse_token_line(text: str) -> Token:
         problem = pattern_problem(pattern)
         if problem is not None:
             raise ValueError(problem)
-    return Token(patterns, parse_digest(found[2]))
+    return Token(patterns, parse_digest(found[2]), None if found[3] is None else _parse_most(found[3]))
+
+
+def _parse_most(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,7}", text) or int(text) > MAX_CONNECTIONS:
+        raise ValueError(f"max-connections: expected a number from 1 to {MAX_CONNECTIONS}")
+    return int(text)
 
 
 def load_tokens(config: Config) -> tuple[Token, ...]:
@@ -105,6 +131,7 @@ def load_tokens(config: Config) -> tuple[Token, ...]:
 class _Entry(msgspec.Struct, frozen=True):
     digest: bytes
     patterns: AgentPatterns
+    rules: tuple[tuple[AgentPatterns, str], ...] = ()
 
 
 class TokenTable:
@@ -129,12 +156,16 @@ class TokenTable:
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self._key = secrets.token_bytes(32)
-        patterns: dict[bytes, tuple[str, ...]] = {}
+        alike: dict[bytes, list[Token]] = {}
         for token in tokens:
-            patterns[token.digest] = patterns.get(token.digest, ()) + token.patterns
+            alike.setdefault(token.digest, []).append(token)
         self._entries = {
-            self._place(digest): _Entry(digest, AgentPatterns(dict.fromkeys(names)))
-            for digest, names in patterns.items()
+            self._place(digest): _Entry(
+                digest,
+                AgentPatterns(dict.fromkeys(pattern for token in same for pattern in token.patterns)),
+                tuple((AgentPatterns(token.patterns), token.rule) for token in same),
+            )
+            for digest, same in alike.items()
         }
         # No token hashes to 32 random bytes.
         self._dummy = _Entry(secrets.token_bytes(32), AgentPatterns(("no-such-agent-*",)))
@@ -152,9 +183,22 @@ class TokenTable:
 
     def check(self, agent_id: str, token: str | None) -> bool:
         """Tell whether `token` lets `agent_id` register. An empty token is a missing one."""
+        return self._entry_for(agent_id, token) is not None
+
+    def rule_for(self, agent_id: str, token: str | None) -> str | None:
+        """Return the rule of the token that lets `agent_id` register, see `Token.rule`; None when it does not."""
+        entry = self._entry_for(agent_id, token)
+        if entry is None:
+            return None
+        if len(entry.rules) == 1:
+            return entry.rules[0][1]
+        # What takes longer from here on tells an agent nothing that its acceptance does not.
+        return next(rule for patterns, rule in entry.rules if patterns.matches(agent_id))
+
+    def _entry_for(self, agent_id: str, token: str | None) -> _Entry | None:
         digest = hash_token(token or "")
         entry = self._entries.get(self._place(digest), self._dummy)
         same = hmac.compare_digest(entry.digest, digest)
         match = entry.patterns.matches(agent_id)
         # `&` and not `and`: every step above and here is taken each time.
-        return bool(token) & same & match
+        return entry if bool(token) & same & match else None

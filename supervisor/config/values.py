@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from supervisor.config.errors import quoted
-from supervisor.config.model import Placement, TcpAddress
+from supervisor.config.model import MAX_CONNECTIONS, Placement, TcpAddress
 from supervisor.config.patterns import pattern_problem
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)", re.ASCII)
@@ -77,6 +77,14 @@ def integer(value: object) -> int:
     elif isinstance(value, float) and value.is_integer() and abs(value) < 1e12:
         hint = f"did you mean {int(value)}?"
     raise BadValue(f"expected a whole number, got {describe(value)}", hint)
+
+
+def most_connections(value: object) -> int:
+    """Read how many connections there may be: 1 to 10,000,000."""
+    number = integer(value)
+    if not 1 <= number <= MAX_CONNECTIONS:
+        raise BadValue(f"max-connections: expected 1 to {MAX_CONNECTIONS}, got {number}")
+    return number
 
 
 def text(value: object) -> str:

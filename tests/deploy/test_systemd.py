@@ -83,6 +83,16 @@ def test_service_and_socket_are_about_the_same_things(deploy: Path) -> None:
     assert service["OOMPolicy"] == ["continue"]
 
 
+def test_unit_has_a_share_of_the_memory_in_which_its_shards_slow_down_first(deploy: Path) -> None:
+    service = settings(deploy / "systemd/shardgate.service")
+    (high,), (most,) = service["MemoryHigh"], service["MemoryMax"]
+    assert high.endswith("%")
+    assert most.endswith("%")
+    assert 50 <= int(high[:-1]) < int(most[:-1]) < 100
+    # So that what the kernel ends is one shard, and not the unit.
+    assert service["OOMPolicy"] == ["continue"]
+
+
 def test_start_command_of_the_unit_is_one_of_ours(deploy: Path) -> None:
     for setting in ("ExecStart", "ExecReload"):
         (line,) = settings(deploy / "systemd/shardgate.service")[setting]

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.strategies import header_names, header_values, words
 
 from dialout import (
     ALLOW,
@@ -65,8 +66,6 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 request_ids = st.integers(1, 2**64 - 1)
 maybe = st.none() | texts
-names = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=12)
-values = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=12)
 blobs = st.binary(max_size=40)
 headers = st.dictionaries(texts, st.lists(texts, max_size=3), max_size=4)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -145,7 +144,9 @@ def events(draw: st.DrawFn) -> tuple[Dialect, str, AgentEvent]:
 
 statuses = st.integers(100, 599)
 header_ops = st.lists(
-    st.builds(HeaderOp.set, names, values) | st.builds(HeaderOp.add, names, values) | st.builds(HeaderOp.remove, names),
+    st.builds(HeaderOp.set, header_names, header_values)
+    | st.builds(HeaderOp.add, header_names, header_values)
+    | st.builds(HeaderOp.remove, header_names),
     max_size=3,
 ).map(tuple)
 tags = st.lists(texts, max_size=3).map(tuple)
@@ -160,9 +161,9 @@ def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
     dialect = draw(dialects)
     params = st.dictionaries(texts, texts if dialect is Dialect.CORE else json_values, max_size=3)
     final = st.one_of(
-        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(names, values, max_size=3)),
-        st.builds(Redirect, values, statuses),
-        st.builds(Challenge, texts, params),
+        st.builds(Block, statuses, maybe, st.none() | st.dictionaries(header_names, header_values, max_size=3)),
+        st.builds(Redirect, words, statuses),
+        st.builds(Challenge, words, params),
     )
     decision = draw(st.none() | st.just(ALLOW) | final)
     sdk = dialect is Dialect.SDK

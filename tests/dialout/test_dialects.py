@@ -3,6 +3,7 @@
 import pytest
 
 from dialout import CoreFrame, Dialect, SdkFrame, answer_type_for, encode_frame, pong_for
+from dialout.dialects import MAX_PING
 
 
 @pytest.mark.parametrize(
@@ -29,10 +30,25 @@ def test_answer_type_is_02_only_for_01(first: int | None, expected: int) -> None
     assert answer_type_for(first) == expected
 
 
+@pytest.mark.parametrize(
+    ("dialect", "payload", "expected"),
+    [
+        (Dialect.SDK, b'{"mine":[1],"timestamp": -5, "timestamp_ms":7}', b'{"timestamp":-5}'),
+        (Dialect.DOCS, b'{"timestamp":"late"}', b'{"timestamp":0}'),
+        (Dialect.DOCS, b'{"timestamp":99999999999999999999999999}', b'{"timestamp":0}'),
+        (Dialect.CORE, b'{"timestamp_ms":7,"sequence":3,"mine":"\xc3\xa4"} ', b'{"sequence":3,"timestamp_ms":7}'),
+        (Dialect.CORE, b'{"timestamp_ms":7}', b'{"timestamp_ms":7}'),
+        (Dialect.CORE, b"no JSON", b"{}"),
+    ],
+)
+def test_pong_says_the_numbers_of_its_ping_and_nothing_else(dialect: Dialect, payload: bytes, expected: bytes) -> None:
+    assert pong_for(dialect, dialect.ping_type, payload) == encode_frame(dialect.pong_type, expected)
+
+
 @pytest.mark.parametrize("dialect", Dialect)
-def test_pong_repeats_payload_of_ping_whatever_it_is(dialect: Dialect) -> None:
-    payload = b'{"mine": [1, 2.50, "\xc3\xa4"]} '
-    assert pong_for(dialect, dialect.ping_type, payload) == encode_frame(dialect.pong_type, payload)
+def test_ping_above_its_limit_gets_no_pong(dialect: Dialect) -> None:
+    assert pong_for(dialect, dialect.ping_type, b" " * (MAX_PING - 2) + b"{}") is not None
+    assert pong_for(dialect, dialect.ping_type, b" " * (MAX_PING - 1) + b"{}") is None
 
 
 @pytest.mark.parametrize("dialect", Dialect)

@@ -134,11 +134,12 @@ def test_client_gets_what_an_agent_decides(product: Product, waf: str, dialect: 
 
 def test_client_sends_every_kind_of_event(product: Product, waf: str) -> None:
     async def main(client: PoolClient) -> None:
-        await client.send_request_headers(waf, get())
-        await client.send_request_body_chunk(waf, RequestBodyChunk(0, b"a", True))
-        await client.send_response_headers(waf, ResponseHeaders(200, {}))
-        await client.send_request_complete(waf, RequestComplete(200, 5))
-        await client.send_websocket_frame(waf, WebSocketFrame("text", b"a", True, 0))
+        async with client.exchange(waf) as exchange:
+            await exchange.request_headers(get())
+            await exchange.request_body_chunk(RequestBodyChunk(0, b"a", True))
+            await exchange.response_headers(ResponseHeaders(200, {}))
+            await exchange.websocket_frame(WebSocketFrame("text", b"a", True, 0))
+            await exchange.complete(RequestComplete(200, 5))
         await client.send_guardrail_inspect(waf, GuardrailInspect("pii_detection", "a"))
         await client.send_configure(waf, Configure({"a": 1}))
 
@@ -151,6 +152,7 @@ def test_client_sends_every_kind_of_event(product: Product, waf: str) -> None:
         "ResponseHeaders",
         "RequestComplete",
         "WebSocketFrame",
+        "RequestComplete",
         "GuardrailInspect",
         "Configure",
     ]

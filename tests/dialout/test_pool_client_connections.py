@@ -220,7 +220,7 @@ def test_request_that_was_never_written_goes_to_another_shard(run: Run, folder: 
         async with StandInShard(folder, 0, lambda _: None) as stuck, PoolClient(folder) as client:
             stuck.stop_reading()
             # More than the socket and the transport take: what comes behind it stays with the client.
-            filler = asyncio.create_task(client.send_request_body_chunk("waf", big))
+            filler = asyncio.create_task(client.exchange("waf").request_body_chunk(big))
             await asyncio.sleep(0.01)
             small = asyncio.create_task(client.send_request_headers("waf", get("/small"), retry=False))
             await asyncio.sleep(0.01)
@@ -309,7 +309,7 @@ def test_client_that_is_closed_does_not_look_for_another_shard(run: Run, folder:
             async with PoolClient(folder, shard_wait=1000.0) as client:
                 shard.stop_reading()
                 big = RequestBodyChunk(0, bytes(3_000_000), True)
-                filler = asyncio.create_task(client.send_request_body_chunk("waf", big))
+                filler = asyncio.create_task(client.exchange("waf").request_body_chunk(big))
                 await asyncio.sleep(0.01)
                 unwritten = asyncio.create_task(client.send_request_headers("waf", get()))
                 await asyncio.sleep(0.01)
@@ -376,7 +376,7 @@ def test_failure_is_retried_once_and_only_when_asked_for(run: Run, folder: Path)
             assert await attempts(client.send_request_headers("waf", get())) == 2
             assert await attempts(client.send_response_headers("waf", ResponseHeaders(200, {}))) == 2
             assert await attempts(client.send_request_headers("waf", get(), retry=False)) == 1
-            assert await attempts(client.send_request_body_chunk("waf", RequestBodyChunk(0, b"", True))) == 1
+            assert await attempts(client.exchange("waf").request_body_chunk(RequestBodyChunk(0, b"", True))) == 1
             assert await attempts(client.send_request_complete("waf", RequestComplete(200, 1))) == 1
 
     run(main)
@@ -603,10 +603,10 @@ def test_client_refuses_more_than_it_may_buffer_for_one_shard(run: Run, folder: 
     async def main() -> None:
         async with StandInShard(folder) as shard, PoolClient(folder, max_buffered=5_000_000) as client:
             shard.stop_reading()
-            tasks = [asyncio.create_task(client.send_request_body_chunk("waf", big)) for _ in range(2)]
+            tasks = [asyncio.create_task(client.exchange("waf").request_body_chunk(big)) for _ in range(2)]
             await asyncio.sleep(0.01)
             with pytest.raises(Overloaded) as raised:
-                await client.send_request_body_chunk("waf", big)
+                await client.exchange("waf").request_body_chunk(big)
             assert (raised.value.shard, raised.value.retry_safe) == (0, True)
             small = asyncio.create_task(client.send_request_headers("waf", get("/small")))
             shard.read_again()
@@ -623,7 +623,7 @@ def test_overloaded_request_goes_to_another_shard_when_it_may(run: Run, folder: 
     async def main() -> None:
         async with StandInShard(folder, 0) as shard, PoolClient(folder, max_buffered=1) as client:
             shard.stop_reading()
-            task = asyncio.create_task(client.send_request_body_chunk("waf", big))
+            task = asyncio.create_task(client.exchange("waf").request_body_chunk(big))
             await asyncio.sleep(0.01)
             async with StandInShard(folder, 1):
                 await until(lambda: 1 in client.shards, "the other shard")
@@ -642,7 +642,7 @@ def test_body_waits_while_its_shard_does_not_read(run: Run, folder: Path) -> Non
             await exchange.request_headers(get())
             shard.stop_reading()
             filler = asyncio.create_task(
-                client.send_request_body_chunk("waf", RequestBodyChunk(0, bytes(3_000_000), True))
+                client.exchange("waf").request_body_chunk(RequestBodyChunk(0, bytes(3_000_000), True))
             )
             await asyncio.sleep(0.01)
             body = asyncio.create_task(exchange.request_body(b"x" * 10))
@@ -662,7 +662,7 @@ def test_body_that_waits_fails_when_its_shard_is_lost(run: Run, folder: Path) ->
             await exchange.request_headers(get())
             shard.stop_reading()
             big = RequestBodyChunk(0, bytes(3_000_000), True)
-            filler = asyncio.create_task(client.send_request_body_chunk("waf", big))
+            filler = asyncio.create_task(client.exchange("waf").request_body_chunk(big))
             await asyncio.sleep(0.01)
             body = asyncio.create_task(exchange.request_body(b"x" * 10))
             await asyncio.sleep(0.01)

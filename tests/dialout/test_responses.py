@@ -295,3 +295,34 @@ def test_reason_repeats_nothing_that_the_agent_wrote(payload: bytes) -> None:
     inbound = SDK.decode(0x20, payload)
     assert isinstance(inbound, Unreadable)
     assert "SECRET" not in inbound.reason
+
+
+BAD_TEXTS = ["a\r\nset-cookie: x=1", "a\nb", "a\rb", "a\0b"]
+BAD_NAMES = ["", "x y", "x:", ":path", "x\r\ny", "x\0", "é", "x\t"]
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(
+            {"request_headers": [{"operation": deed, "name": name, "value": "v"}]}
+            for deed in ("set", "add")
+            for name in BAD_NAMES
+        ),
+        *({"response_headers": [{"operation": "remove", "name": name}]} for name in BAD_NAMES),
+        *({"response_headers": [{"set": {"name": "x", "value": text}}]} for text in BAD_TEXTS),
+        *({"decision": {"block": {"status": 403, "headers": {name: "v"}}}} for name in BAD_NAMES),
+        *({"decision": {"block": {"status": 403, "headers": {"x": text}}}} for text in BAD_TEXTS),
+        *({"decision": {"redirect": {"status": 302, "url": text}}} for text in [*BAD_TEXTS, "a b"]),
+        *({"decision": {"challenge": {"challenge_type": text}}} for text in [*BAD_TEXTS, "a b"]),
+    ],
+    ids=repr,
+)
+def test_answer_that_would_write_a_broken_header_is_no_answer(dialect: Dialect, rest: dict[str, object]) -> None:
+    ids = {"request_id": 7, "correlation_id": "c", "audit": {"custom": {"correlation_id": "c"}}}
+    payload = json.dumps({"decision": "allow", **ids, **rest}).encode()
+    found = codec_for(dialect).decode(0x20, payload)
+    assert isinstance(found, Unreadable)
+    assert found.correlation_id == "c" or found.request_id == 7, "it fails the request that it names"
+    assert "cookie" not in found.reason

@@ -7,11 +7,11 @@ import signal
 import stat
 from pathlib import Path
 
-import pytest
 from support.child import StartChild
 from support.loop import Loop, scenario
 
-from ipc.bus import DRAIN_BUDGET, Bus, close_context, is_served, request
+from ipc.bus import DRAIN_BUDGET, Bus, close_context
+from ipc.sockets import is_served
 
 
 def nothing(_: list[bytes]) -> None:
@@ -367,45 +367,3 @@ async def test_the_context_ends_at_once_with_messages_that_nobody_will_take(
     again.bind(folder / "again")
     assert is_served(folder / "again")
     again.close()
-
-
-# ---- questions without a loop
-
-ROUTER = """
-import sys
-import zmq
-
-router = zmq.Context().socket(zmq.ROUTER)
-router.bind(f"ipc://{sys.argv[1]}")
-print("serves", flush=True)
-while True:
-    identity, *_, payload = router.recv_multipart()
-    router.send_multipart([identity, payload.upper()])
-"""
-
-
-def test_request_collects_answers_and_leaves_out_who_is_not_there_or_silent(folder: Path, start: StartChild) -> None:
-    paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing", "file")}
-    children = {name: start(ROUTER, paths[name]) for name in ("one", "two", "stopped", "dead")}
-    for child in children.values():
-        assert child.line() == "serves"
-    children["dead"].kill()
-    os.kill(children["stopped"].pid, signal.SIGSTOP)
-    paths["file"].touch()
-
-    assert {name for name, path in paths.items() if is_served(path)} == {"one", "two", "stopped"}
-    answers = request(paths.values(), b"question", 0.3)
-    assert answers == {paths["one"]: b"QUESTION", paths["two"]: b"QUESTION"}
-    # Nobody to wait for: the time does not matter.
-    assert request([paths["dead"], paths["missing"], paths["file"]], b"question", 3600) == {}
-    assert paths["dead"].is_socket(), "asking removes nothing"
-    # With the first answer of everybody there is nothing to wait for either.
-    assert len(request([paths["one"], paths["two"]], b"question", 3600)) == 2
-
-
-@pytest.mark.parametrize("length", [107, 108, 300])
-def test_a_path_that_no_socket_can_have_is_served_by_nobody(folder: Path, length: int) -> None:
-    path = folder / ("x" * (length - len(str(folder)) - 1))
-    assert len(str(path)) == length
-    assert not is_served(path)
-    assert request([path], b"question", 3600) == {}

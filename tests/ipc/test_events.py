@@ -44,7 +44,9 @@ counts = st.dictionaries(st.text(max_size=10), st.dictionaries(st.integers(0, 63
 reports = st.builds(
     ShardReport,
     **{
-        field.name: {float: floats, int: numbers}.get(field.type, by_code)
+        field.name: {float: floats, int: numbers, list[str]: st.lists(st.text(max_size=10), max_size=2)}.get(
+            field.type, by_code
+        )
         for field in msgspec.structs.fields(ShardReport)
     },
 )

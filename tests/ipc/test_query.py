@@ -13,14 +13,17 @@ import pytest
 from support.child import StartChild
 from support.loop import Loop, scenario
 
-from ipc import bus, query
-from ipc.query import NoAnswer, NotReachable, QueryError, QueryServer, Refused, ask, ask_many
+from ipc import query
+from ipc.query import NoAnswer, NotReachable, QueryError, Refused, ask, ask_many
+from ipc.query_server import QueryServer
+from ipc.sockets import is_served
 
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path
 import uvloop
-from ipc.query import QueryServer, Refused
+from ipc.query import Refused
+from ipc.query_server import QueryServer
 
 
 def refuse(arguments):
@@ -104,7 +107,7 @@ UNREADABLE = [
 
 def test_a_question_that_cannot_be_read_gets_an_error_as_answer(path: Path) -> None:
     for payload in UNREADABLE:
-        answers = bus.request([path], payload, FOR_EVER)
+        answers = query.request([path], payload, FOR_EVER)
         reply = msgspec.msgpack.decode(answers[path], type=query.Reply)
         assert reply.error is not None, payload
         assert reply.error.startswith("not a query: "), payload
@@ -114,27 +117,31 @@ def test_a_question_that_cannot_be_read_gets_an_error_as_answer(path: Path) -> N
 
 def test_keys_of_a_newer_version_are_ignored_on_both_sides(path: Path) -> None:
     payload = msgspec.msgpack.encode({"method": "nothing", "arguments": {}, "color": "blue"})
-    [answer] = bus.request([path], payload, FOR_EVER).values()
+    [answer] = query.request([path], payload, FOR_EVER).values()
     assert msgspec.msgpack.decode(answer) == {}
 
 
 NEWER = """
 import sys
-import msgspec, zmq
+import socket, struct
+import msgspec
 
-router = zmq.Context().socket(zmq.ROUTER)
-router.bind(f"ipc://{sys.argv[1]}")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
 print("serves", flush=True)
 while True:
-    identity, payload = router.recv_multipart()
-    method = msgspec.msgpack.decode(payload)["method"]
+    peer, _ = listener.accept()
+    [length] = struct.unpack(">I", peer.recv(4))
+    method = msgspec.msgpack.decode(peer.recv(length))["method"]
     answers = {
         "newer": msgspec.msgpack.encode({"result": 1, "color": "blue"}),
         "garbage": b"\\xc1",
         "text": b"\\x81" + msgspec.msgpack.encode("error") + b"\\xa1\\xff",
         "deep": b"\\x81" + msgspec.msgpack.encode("result") + b"\\x91" * 100_000 + b"\\xc0",
     }
-    router.send_multipart([identity, answers[method]])
+    peer.sendall(struct.pack(">I", len(answers[method])) + answers[method])
+    peer.close()
 """
 
 
@@ -190,11 +197,13 @@ def test_a_stopped_process_is_there_however_often_it_was_asked(path: Path, serve
 def test_a_process_that_dies_while_asked_is_not_reachable(folder: Path, start: StartChild) -> None:
     child = start(
         """
-import sys, zmq
-router = zmq.Context().socket(zmq.ROUTER)
-router.bind(f"ipc://{sys.argv[1]}")
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
 print("serves", flush=True)
-router.recv_multipart()
+peer, _ = listener.accept()
+peer.recv(4096)
 os._exit(1)
 """,
         folder / "server",
@@ -226,6 +235,51 @@ def test_ask_many_collects_who_answers_and_skips_the_dead_and_the_silent(folder:
 @scenario
 async def test_a_closed_server_is_not_reachable(loop: Loop, folder: Path) -> None:
     server = QueryServer(folder / "server", {})
-    assert bus.is_served(folder / "server")
+    assert is_served(folder / "server")
     server.close()
-    await loop.until(lambda: not bus.is_served(folder / "server"), "the end of the server")
+    await loop.until(lambda: not is_served(folder / "server"), "the end of the server")
+
+
+# ---- bytes to and fro
+
+ANSWERING = """
+import socket, struct, sys
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("serves", flush=True)
+while True:
+    peer, _ = listener.accept()
+    [length] = struct.unpack(">I", peer.recv(4, socket.MSG_WAITALL) or bytes(4))
+    answer = peer.recv(length).upper()
+    peer.sendall(struct.pack(">I", length) + answer) if answer else None
+    peer.close()
+"""
+
+
+def test_request_collects_answers_and_leaves_out_who_is_not_there_or_silent(folder: Path, start: StartChild) -> None:
+    paths = {name: folder / name for name in ("one", "two", "stopped", "dead", "missing", "file")}
+    children = {name: start(ANSWERING, paths[name]) for name in ("one", "two", "stopped", "dead")}
+    for child in children.values():
+        assert child.line() == "serves"
+    children["dead"].kill()
+    os.kill(children["stopped"].pid, signal.SIGSTOP)
+    paths["file"].touch()
+
+    assert {name for name, path in paths.items() if is_served(path)} == {"one", "two", "stopped"}
+    answers = query.request(paths.values(), b"question", 0.3)
+    assert answers == {paths["one"]: b"QUESTION", paths["two"]: b"QUESTION"}
+    # Nobody to wait for: the time does not matter.
+    assert query.request([paths["dead"], paths["missing"], paths["file"]], b"question", 3600) == {}
+    assert paths["dead"].is_socket(), "asking removes nothing"
+    # With the first answer of everybody there is nothing to wait for either.
+    assert len(query.request([paths["one"], paths["two"]], b"question", 3600)) == 2
+
+
+@pytest.mark.parametrize("length", [107, 108, 300])
+def test_a_path_that_no_socket_can_have_is_served_by_nobody(folder: Path, length: int) -> None:
+    path = folder / ("x" * (length - len(str(folder)) - 1))
+    assert len(str(path)) == length
+    assert not is_served(path)
+    assert query.request([path], b"question", 3600) == {}

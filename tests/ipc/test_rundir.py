@@ -19,8 +19,9 @@ from support.product import short_folder
 from support.waiting import wait_for
 
 from ipc import handoff
+from ipc.capacity import MAX_SHARDS, UNIX_PATH_MAX
 from ipc.rundir import (
-    UNIX_PATH_MAX,
+    AGENTS_SOCKET,
     ProcessRecord,
     RuntimeDir,
     RuntimeDirBusy,
@@ -129,14 +130,27 @@ def test_create_refuses_what_is_no_directory(folder: Path) -> None:
     assert mode(folder / "target") == 0o755
 
 
+def every_socket(directory: RuntimeDir) -> list[Path]:
+    of_shards = [directory.shard_handoff, directory.shard_query, directory.shard_proxy]
+    return [
+        directory.bus,
+        directory.counts,
+        directory.supervisor_query,
+        directory.supervisor_handoff,
+        directory.path / AGENTS_SOCKET,
+        *(path(MAX_SHARDS - 1) for path in of_shards),
+    ]
+
+
 def test_create_refuses_a_path_that_is_too_long_for_its_sockets(folder: Path) -> None:
     def with_longest_socket(length: int) -> RuntimeDir:
-        filling = length - len(str(folder)) - len("//shard-63.handoff")
+        filling = length - len(str(folder)) - len("//supervisor.handoff")
         return RuntimeDir(folder / ("x" * filling))
 
     longest = with_longest_socket(UNIX_PATH_MAX)
     longest.create()
-    handoff.listen(longest.shard_handoff(63)).close()
+    for path in every_socket(longest):
+        handoff.listen(path).close()
 
     for excess in (1, 50):
         directory = with_longest_socket(UNIX_PATH_MAX + excess)
@@ -144,7 +158,7 @@ def test_create_refuses_a_path_that_is_too_long_for_its_sockets(folder: Path) ->
             directory.create()
         assert not directory.path.exists()
         with pytest.raises(OSError, match="too long"):
-            handoff.listen(directory.shard_handoff(63))
+            handoff.listen(directory.supervisor_handoff)
     # Bytes count, not characters.
     with pytest.raises(RuntimeDirError, match="too long"):
         RuntimeDir(folder / ("ü" * 50)).create()

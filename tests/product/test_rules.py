@@ -119,9 +119,57 @@ def test_reload_changes_limits_and_names_what_needs_a_restart(start_product: Sta
     assert product.command("reload").returncode == 0
 
 
-def test_only_the_uids_that_are_allowed_may_register_over_the_unix_socket(start_product: StartProduct) -> None:
-    product = start_product("--allow-uid", "4242424", "--tcp", "127.0.0.1:0")
-    assert error_code(product.socket, "a") == "not_allowed"
+def test_only_the_uids_that_are_allowed_may_register_over_the_unix_socket(
+    start_product: StartProduct, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"* sha256:{hash_token('swordfish').hex()}\n")
+    rules = ("--require-auth", "--token-file", str(tokens), "--allow-uid", "4242424")
+    product = start_product(*rules, "--tcp", "127.0.0.1:0")
+    with Agent(product.socket) as agent:
+        assert agent.register("a", auth_token="swordfish").error_code == "not_allowed"
     host, _, port = product.query("status")["supervisor"]["listeners"][1]["address"].rpartition(":")
     with Agent((host, int(port))) as agent:
-        assert agent.register("a").accepted, "over TCP there is no uid to look at"
+        assert agent.register("a", auth_token="swordfish").accepted, "over TCP the token is what counts"
+    doctor = product.command("doctor")
+    assert (doctor.returncode in (0, 1), doctor.stderr) == (True, ""), "it does without tokens, which it is not shown"
+
+
+def test_a_tcp_address_whose_only_rule_would_be_uids_is_not_listened_on(start_product: StartProduct) -> None:
+    product = start_product("--allow-uid", "4242424", "--tcp", "127.0.0.1:0", wait=False)
+    assert product.process.wait(20) == 78
+    assert "--allow-uid: agents at 127.0.0.1:0 have no uid" in product.log.read_text()
+
+
+def test_a_reload_does_not_leave_a_tcp_address_without_a_rule(start_product: StartProduct, tmp_path: Path) -> None:
+    """The address goes with the restart only, and the uids would be in force at once."""
+    file = tmp_path / "listener.kdl"
+    file.write_text('reverse-listener {\n tcp-address "127.0.0.1:0"\n}\n')
+    product = start_product("--config", str(file))
+    file.write_text("reverse-listener {\n allow-uid 4242424\n}\n")
+
+    for option in (["--dry-run"], []):
+        done = product.command("reload", *option)
+        assert done.returncode == 5
+        assert "allow-uid: agents at 127.0.0.1:" in done.stderr
+    (_, address) = (row["address"] for row in product.query("status")["supervisor"]["listeners"])
+    host, _, port = address.rpartition(":")
+    with Agent((host, int(port))) as agent:
+        assert agent.register("a").accepted, "the old rules stay"
+
+
+def test_a_reload_refuses_rules_that_any_user_may_write_and_the_old_ones_stay(
+    start_product: StartProduct, tmp_path: Path
+) -> None:
+    file = tmp_path / "listener.kdl"
+    write(file, 'allowed-agents "waf-*"')
+    product = start_product("--config", str(file))
+    write(file, "shards 2")
+    file.chmod(0o666)
+    done = product.command("reload")
+    assert done.returncode == 5
+    assert "everybody may write this file" in done.stderr
+    assert error_code(product.socket, "auth-1") == "not_allowed"
+    file.chmod(0o644)
+    assert product.command("reload").returncode == 0
+    assert error_code(product.socket, "auth-1") is None

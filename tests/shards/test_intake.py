@@ -6,7 +6,7 @@ import select
 import socket
 
 import pytest
-from support.shard_process import ACCEPTANCE, ShardProcess
+from support.shard_process import ACCEPTANCE, ShardProcess, received
 from support.waiting import wait_for
 
 from dialout import Dialect, FrameDecoder, encode_frame, parse_registration_response
@@ -26,10 +26,7 @@ def test_shard_neither_reads_nor_writes_a_connection_that_is_only_prepared(shard
     agent.settimeout(10)
     shard.send(Commit([1]))
     pong = encode_frame(0xF1, b'{"timestamp":1}')
-    received = b""
-    while len(received) < len(ACCEPTANCE) + len(pong):
-        received += agent.recv(4096)
-    assert received == ACCEPTANCE + pong, "the acceptance is the first frame"
+    assert received(agent, 2) == ACCEPTANCE + pong, "the acceptance is the first frame"
     assert (shard.report("connections"), shard.report("prepared")) == (1, 0)
     agent.close()
     wait_for(lambda: shard.report("connections") == 0, "the close to be noticed")
@@ -40,11 +37,7 @@ def test_shard_serves_the_residue_before_what_comes_later(shard: ShardProcess) -
     agent.sendall(encode_frame(0xF0, b'{"timestamp":1}')[7:])
     assert shard.receive() == Prepared(5)
     shard.send(Commit([5]))
-    expected = ACCEPTANCE + encode_frame(0xF1, b'{"timestamp":1}')
-    received = b""
-    while len(received) < len(expected):
-        received += agent.recv(4096)
-    assert received == expected
+    assert received(agent, 2) == ACCEPTANCE + encode_frame(0xF1, b'{"timestamp":1}')
     agent.close()
 
 
@@ -74,7 +67,7 @@ def test_prepared_connections_outlive_their_supervisor_and_the_next_one_commits_
     wait_for(lambda: shard.report("prepared") == 1, "the shard to go on")
     shard.connect()
     shard.send(Commit([3]))
-    assert agent.recv(4096) == ACCEPTANCE
+    assert received(agent) == ACCEPTANCE
     agent.close()
 
 
@@ -123,7 +116,7 @@ def test_shard_refuses_proxies_that_would_take_its_last_descriptors_and_lives_on
     (agent,) = shard.prepare(1)
     assert shard.receive() == Prepared(1)
     shard.send(Commit([1]))
-    assert agent.recv(4096) == ACCEPTANCE
+    assert received(agent) == ACCEPTANCE
     with contextlib.ExitStack() as stack:
         refusals = 0
         for _ in range(2 * DescriptorBudget.RESERVE):
@@ -154,7 +147,7 @@ def test_garbage_on_the_channel_loses_the_channel_and_nothing_else(shard: ShardP
     (agent,) = shard.prepare(6)
     assert shard.receive() == Prepared(6)
     shard.send(Commit([6]))
-    assert agent.recv(4096) == ACCEPTANCE
+    assert received(agent) == ACCEPTANCE
     shard.channel.send(b"\x07garbage")
     with contextlib.suppress(ConnectionResetError):
         assert shard.channel.recv(100) == b""

@@ -9,7 +9,17 @@ from support.pools import until
 from support.product import short_folder
 from support.proxying import RawProxy, event_frame, failure, local_shard, one_shard, raw_proxy
 
-from dialout import Cancel, CancelReason, Capabilities, Dialect, Event, ResponseHeaders
+from dialout import (
+    AgentEvent,
+    Cancel,
+    CancelReason,
+    Capabilities,
+    Dialect,
+    Event,
+    ResponseBodyChunk,
+    ResponseHeaders,
+    WebSocketFrame,
+)
 from dialout.proxy.errors import FlowControlPaused
 from dialout.proxy.pool_client import PoolClient
 from dialout.proxy.wire import (
@@ -247,11 +257,118 @@ async def test_request_that_nobody_went_on_with_is_ended_and_its_connection_is_i
     options = PoolOptions(affinity_idle=0.0) if gone == "idle" else PoolOptions(most_affinities=1)
     async with one_shard(options) as (shard, proxy):
         agent = PairedAgent(shard.pool)
-        for number in (1, 2 if gone == "dropped" else 1):
-            proxy.ask(number, headers(f"/{number}", has_body=True), flags=0)
+        begin, go_on = headers("/", has_body=True), chunk("body", last=False)
+        for number, event in ((1, begin), (2, begin) if gone == "dropped" else (1, go_on)):
+            proxy.ask(number, event, flags=0)
             agent.answer(await next_event(agent))
             assert isinstance(await proxy.result(), Answer)
             await asyncio.sleep(0.002)  # The clock of the loop goes on.
         assert agent.connection.exchanges == 1, "the first one is over, or goes on"
         proxy.send(encode_finish(2 if gone == "dropped" else 1, "waf"))
         await until(lambda: agent.connection.is_idle)
+
+
+NO_BEGINNING = [chunk("evil"), chunk("evil", 7, last=False), ResponseBodyChunk(0, b"evil", True)]
+BEHIND_HEADERS = [ResponseHeaders(200, {}), WebSocketFrame("text", b"evil", True, 5)]
+
+
+def kind_of(event: AgentEvent) -> str:
+    return type(event).__name__
+
+
+def never_begun(_proxy: RawProxy) -> None:
+    pass
+
+
+def finished(proxy: RawProxy) -> None:
+    proxy.send(encode_finish(1, "waf"))
+
+
+def cancelled(proxy: RawProxy) -> None:
+    proxy.send(encode_cancel(1, "waf", CancelReason.MANUAL))
+
+
+@pytest.mark.parametrize("event", [*NO_BEGINNING, *BEHIND_HEADERS], ids=kind_of)
+@pytest.mark.parametrize(
+    "end", [never_begun, finished, cancelled, None], ids=lambda end: getattr(end, "__name__", "final")
+)
+@pytest.mark.parametrize("flags", [0, FINAL])
+@on_loop
+async def test_event_that_belongs_behind_others_begins_no_request(
+    event: AgentEvent, end: Callable[[RawProxy], None] | None, flags: int
+) -> None:
+    async with one_shard() as (shard, proxy):
+        agent, other = PairedAgent(shard.pool, dialect=Dialect.CORE), PairedAgent(shard.pool, dialect=Dialect.CORE)
+        if end is not never_begun:
+            proxy.ask(1, headers("/", has_body=True), flags=0 if end else FINAL)
+            await until(lambda: shard.pool.requests.in_flight)
+            await turns()
+            for one in (agent, other):
+                for seen in one.read():
+                    one.answer(seen)
+            assert isinstance(await proxy.result(), Answer)
+        if end is not None:
+            end(proxy)
+        for _ in range(2):
+            proxy.ask(1, event, flags=flags)
+            assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for one in (agent, other) for seen in one.read() if seen.is_event] == []
+        # Another request is served.
+        proxy.ask(2, headers("/2"))
+        await until(lambda: shard.pool.requests.in_flight)
+        await turns()
+        for one in (agent, other):
+            for seen in one.read():
+                one.answer(seen)
+        assert isinstance(await proxy.result(), Answer)
+
+
+@pytest.mark.parametrize("event", [*NO_BEGINNING, *BEHIND_HEADERS], ids=kind_of)
+@on_loop
+async def test_event_of_a_request_that_was_idle_for_too_long_begins_none(event: AgentEvent) -> None:
+    async with one_shard(PoolOptions(affinity_idle=0.0)) as (shard, proxy):
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE)
+        proxy.ask(1, headers("/slow", has_body=True), flags=0)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+        await asyncio.sleep(0.002)  # The clock of the loop goes on.
+        for connection in shard.server.connections:
+            connection.sweep(asyncio.get_running_loop().time())
+        proxy.ask(1, event)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for seen in agent.read() if seen.is_event] == []
+
+
+@pytest.mark.parametrize("event", BEHIND_HEADERS, ids=kind_of)
+@on_loop
+async def test_response_begins_a_request_for_an_agent_that_takes_no_request_headers(event: AgentEvent) -> None:
+    events = int(Event.RESPONSE_HEADERS | Event.WEB_SOCKET_FRAME)
+    async with one_shard() as (shard, proxy):
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE, capabilities=Capabilities(events=events, websocket=True))
+        proxy.ask(1, event)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+
+
+@on_loop
+async def test_headers_come_once_in_a_request() -> None:
+    async with one_shard() as (shard, proxy):
+        agent = PairedAgent(shard.pool)
+        proxy.ask(1, headers("/benign", has_body=True), flags=0)
+        seen = await next_event(agent)
+        proxy.ask(1, headers("/evil"))
+        agent.answer(seen)
+        agent.answer(seen)
+        assert isinstance(await proxy.result(), Answer)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [found for found in agent.read() if found.is_event] == []
+        proxy.ask(2, headers("/2"))
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+
+
+def test_slow_upload_may_pause_for_many_minutes() -> None:
+    assert PoolOptions().affinity_idle >= 1800

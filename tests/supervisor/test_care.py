@@ -75,14 +75,14 @@ def test_shard_cannot_begin_unless_it_is_down(state: ShardState) -> None:
 
 def test_shard_begins_with_nothing_of_its_earlier_life_but_its_history() -> None:
     care = care_in(DOWN)
-    care.restarts, care.last_event = 3, "12:00:00 pid 1 killed"
+    care.restarts, care.last_event, care.last_event_at = 3, "pid 1 killed", "2026-01-01T12:00:00.000Z"
     care.backoff.deaths = 2
 
     care.begin("e2", 50.0)
 
     assert care == Care(
-        7, STARTING, epoch="e2", started_at=50.0, heard_at=50.0, restarts=3, last_event="12:00:00 pid 1 killed",
-        backoff=care.backoff,
+        7, STARTING, epoch="e2", started_at=50.0, heard_at=50.0, restarts=3, last_event="pid 1 killed",
+        last_event_at="2026-01-01T12:00:00.000Z", backoff=care.backoff,
     )  # fmt: skip
     assert care.backoff.deaths == 2
 
@@ -233,11 +233,11 @@ def test_next_process_is_not_asked_to_end_because_the_last_one_was(make: Callabl
 
 def test_row_shows_the_last_heartbeat_and_its_age() -> None:
     care = care_in(RUNNING, heard_at=10.0)
-    care.restarts, care.last_event = 2, "12:00:00 started"
+    care.restarts, care.last_event = 2, "started"
 
     reported = NUMBERS | {"uptime_s": 10.3}  # That of the process, not of the report.
     assert care.row(4711, 11.26) == ShardRow(
-        id=7, pid=4711, state=RUNNING, restarts=2, stale_s=1.3, last_event="12:00:00 started", **reported
+        id=7, pid=4711, state=RUNNING, restarts=2, stale_s=1.3, last_event="started", **reported
     )
 
 
@@ -251,7 +251,7 @@ def test_row_has_no_numbers_of_a_shard_that_is_down_or_has_not_reported() -> Non
 
 def test_note_replaces_the_event_before_it() -> None:
     care = Care(0)
-    care.note("started pid 1", "12:00:00")
-    care.note("silent", "12:00:01")
+    care.note("started pid 1", "2026-01-01T12:00:00.000Z")
+    care.note("silent", "2026-01-01T12:00:01.000Z")
 
-    assert care.last_event == "12:00:01 silent"
+    assert (care.last_event, care.last_event_at) == ("silent", "2026-01-01T12:00:01.000Z")

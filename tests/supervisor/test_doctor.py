@@ -26,6 +26,7 @@ HEALTHY = Facts(
     clock_synchronised=True,
     strangers={},
     running=True,
+    limits={"supervisor": 65_536, "shard-0": 65_536},
     versions={"supervisor": "1", "shard-0": "1"},
     version="1",
 )
@@ -44,8 +45,11 @@ def test_a_healthy_host_has_nothing_but_ok() -> None:
         ({"owner": 0}, Level.PROBLEM, "belongs to uid 0", "as the user it belongs to"),
         ({"mode": 0o755}, Level.PROBLEM, "has mode 0755", "chmod 700 /run/shardgate"),
         ({"free_bytes": 100}, Level.PROBLEM, "100 bytes are free", "make room"),
-        ({"nofile_hard": 1024}, Level.PROBLEM, "max-handshakes is 4,096", "4,352 or more"),
-        ({"nofile_hard": 8192}, Level.HINT, "7,936 connections", "raise the open files limit"),
+        ({"limits": {}, "nofile_hard": 1024}, Level.PROBLEM, "max-handshakes is 4,096", "4,352 or more"),
+        ({"limits": {}, "nofile_hard": 8192}, Level.HINT, "7,936 connections", "raise the open files limit"),
+        # What runs has its own limits, whatever that of the command is.
+        ({"limits": {"supervisor": 9000, "shard-0": 1024}}, Level.PROBLEM, "the limit of shard-0, which runs", "4,352"),
+        ({"limits": {"shard-0": 8192}}, Level.HINT, "7,936 connections (limit 8,192 of shard-0", "raise the open"),
         ({"file_max": 70_000}, Level.HINT, "fs.file-max is 70,000", "sysctl fs.file-max="),
         ({"somaxconn": 128}, Level.PROBLEM, "net.core.somaxconn is 128", "sysctl net.core.somaxconn="),
         ({"somaxconn": None}, Level.HINT, "cannot be read", "sysctl"),

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ipc.events import Snapshot
+from ipc.peers import Owner
 from supervisor.care import Care
 from supervisor.ledger import Ledger
+from supervisor.quotas import Holdings
 from supervisor.snapshots import Found, Inquiry, Verdict, undecided, verdict
 
 AGENTS = ("waf", "auth", "geo")
@@ -28,6 +30,11 @@ limits = st.integers(1, 4)
 
 FIRST_NUMBER = 100
 """Numbers below it were drawn by an earlier supervisor."""
+
+
+def whose(agent_id: str, number: int) -> Owner:
+    """Whose a connection is: agents come in by two rules, from two peers each."""
+    return Owner("geo" if agent_id == "geo" else "*", f"peer {number % 2}")
 
 
 # Shards that hold connections, and a supervisor that hears of them late or not at all.
@@ -145,7 +152,9 @@ class Shard:
         moving = [(number, moving.agent_id) for number, moving in self.moving.items()]
         let_go = [number for number, moving in self.moving.items() if moving.departs]
         request = self.commands.popleft()
-        self.tell(Snapshot(0, request, list(self.live.items()), list(self.prepared.items()), moving, let_go))
+        live, prepared = list(self.live.items()), list(self.prepared.items())
+        owned = [(*whose(agent_id, number), [number]) for number, agent_id in (*live, *prepared, *moving)]
+        self.tell(Snapshot(0, request, live, prepared, moving, let_go, owned))
 
     def end(self, number: int) -> None:
         self.tell(Closed(number, self.live.pop(number)))
@@ -176,6 +185,7 @@ class World:
         self.movers: dict[int, Mover] = {}
         self.inquiries: dict[int, Inquiry] = {}
         self.found: set[Found] = set()
+        self.owners: dict[int, Owner] = {}
         self.unknown = set(SHARDS)
 
     @property
@@ -184,7 +194,7 @@ class World:
         return bool(self.unknown)
 
     def admit(self, agent_id: str, shard: int) -> None:
-        number = self.ledger.reserve(agent_id)
+        number = self.ledger.reserve(agent_id, whose(agent_id, self.ledger.next_number))
         self.offer(number, agent_id, shard)
 
     def offer(self, number: int, agent_id: str, shard: int) -> None:
@@ -356,7 +366,8 @@ class World:
             inquiry = self.inquiries.get(shard)
             if inquiry is not None and event.request == inquiry.request:
                 del self.inquiries[shard]
-                self.ledger.reconcile(shard, *inquiry.compare(event))
+                self.ledger.reconcile(shard, *inquiry.compare(event), event.owners())
+                self.owners |= event.owners()
                 self.unknown.discard(shard)
                 self.forget_found(shard)
                 live = {number for number, _ in self.ledger.live_numbers(shard)}
@@ -379,7 +390,7 @@ class World:
                 has_room=self.ledger.count(agent_id) < self.limit,
             )
             if what is Verdict.ADOPT:
-                self.ledger.adopt(agent_id, number, shard)
+                self.ledger.adopt(agent_id, number, shard, self.owners[number])
                 if number not in self.kernel.hung_up:
                     self.members[number] = agent_id
             if what is not Verdict.WAIT:
@@ -451,6 +462,7 @@ class World:
             assert self.ledger.live_numbers(number) == set(shard.live.items())
             assert self.ledger.load(number) == len(shard.live)
         live = {n: agent_id for shard in self.shards.values() for n, agent_id in shard.live.items()}
+        assert self.ledger.owned == Holdings(whose(a, n) for n, a in live.items()), "another owner is counted"
         assert live == self.members, "somebody was lost, or is served who should not be"
 
 

@@ -137,7 +137,11 @@ def test_policy_asks_for_no_token_when_none_is_required() -> None:
 def test_policy_holds_uids_against_peers_of_a_unix_socket_only(
     uids: tuple[int, ...] | None, uid: int | None, expected: ErrorCode | None
 ) -> None:
-    assert refusal(policy(uids=uids), registration("waf-1"), uid) is expected
+    assert refusal(policy(uids=uids, tokens=(SWORDFISH,)), registration("waf-1", "swordfish"), uid) is expected
+    without_token = expected or (ErrorCode.NOT_ALLOWED if uids is not None and uid is None else None)
+    assert refusal(policy(uids=uids), registration("waf-1"), uid) is without_token, (
+        "a peer without uid has no rule then"
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,3 +178,13 @@ def test_policy_cannot_be_made_when_tokens_are_required_and_there_are_none(tmp_p
         Policy(Config(limits=limits))
     with pytest.raises(ConfigError):
         Policy(Config(limits=limits, token_files=(str(tmp_path / "missing"),)))
+
+
+def test_policy_does_not_begin_where_a_tcp_address_would_have_no_rule() -> None:
+    addresses = ["127.0.0.1:9090"]
+    with pytest.raises(ConfigError, match=r"allow-uid: agents at 127\.0\.0\.1:9090 have no uid"):
+        Policy(Config(allow_uids=(1000,)), addresses)
+    limits = ReverseConnectionConfig(require_auth=True)
+    Policy(Config(allow_uids=(1000,), limits=limits, tokens=(SWORDFISH,)), addresses)
+    Policy(Config(allow_uids=(1000,)))
+    Policy(Config(), addresses)

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,14 @@ from dialout import (
     parse_registration_response,
 )
 
+PINGS = frozenset(dialect.ping_type for dialect in Dialect)
+"""Types of the pings that a shard sends. None of them is another frame of a shard in any dialect."""
+
+
+def without_pings(frames: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """All frames but a shard's own pings: one comes within the first ping interval, so at any moment of a test."""
+    return [frame for frame in frames if frame[0] not in PINGS]
+
 
 def registration(agent_id: str, dialect: Dialect = Dialect.SDK, **fields: Any) -> bytes:
     """A registration frame as an agent of that dialect sends it."""
@@ -27,13 +36,13 @@ def registration(agent_id: str, dialect: Dialect = Dialect.SDK, **fields: Any) -
 class Agent:
     """One connection of an agent; blocking, with a time limit on everything."""
 
-    def __init__(self, address: Path | tuple[str, int], timeout: float = 10.0) -> None:
+    def __init__(self, address: Path | tuple[str, int], timeout: float = 10.0, source: str | None = None) -> None:
         if isinstance(address, Path):
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(timeout)
             self.sock.connect(str(address))
         else:
-            self.sock = socket.create_connection(address, timeout=timeout)
+            self.sock = socket.create_connection(address, timeout=timeout, source_address=source and (source, 0))
         self.decoder = FrameDecoder()
         self.frames: list[tuple[int, bytes]] = []
 
@@ -51,15 +60,18 @@ class Agent:
         """Send bytes as they are."""
         self.sock.sendall(data)
 
-    def frame(self) -> tuple[int, bytes] | None:
-        """The next frame; None at the end of the stream."""
-        while not self.frames:
-            data = self.sock.recv(65536)
-            if not data:
-                self.decoder.feed_eof()
-                return None
-            self.frames.extend(self.decoder.feed(data))
-        return self.frames.pop(0)
+    def frame(self, *, pings: bool = False) -> tuple[int, bytes] | None:
+        """The next frame, the shard's own *pings* left out unless they are asked for; None at the end of the stream."""
+        while True:
+            while not self.frames:
+                data = self.sock.recv(65536)
+                if not data:
+                    self.decoder.feed_eof()
+                    return None
+                self.frames.extend(self.decoder.feed(data))
+            frame = self.frames.pop(0)
+            if pings or frame[0] not in PINGS:
+                return frame
 
     def answer(self) -> RegistrationResponse:
         """The answer to the registration; AssertionError for a bare close."""

@@ -32,6 +32,7 @@ from ipc.messages import Offer
 from ipc.options import PoolOptions
 from shards.calls import Call, Exchange, Outcome
 from shards.pool import AgentPool
+from support.agents import without_pings
 from support.pools import until
 from support.serving import EVERYTHING
 
@@ -113,7 +114,7 @@ class PairedAgent:
 
     def read(self) -> list[Seen]:
         """All events and cancels that have come."""
-        return [Seen(*self.codec.decode_event(*frame)) for frame in self.frames()]
+        return [Seen(*self.codec.decode_event(*frame)) for frame in without_pings(self.frames())]
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are; nothing happens when the other side has closed."""

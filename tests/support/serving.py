@@ -63,7 +63,7 @@ class ServingAgent(Agent):
     def _serve(self) -> None:
         while True:
             try:
-                frame = self.frame()
+                frame = self.frame(pings=True)
             except OSError:
                 return
             if frame is None:

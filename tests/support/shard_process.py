@@ -7,16 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dialout import Capabilities, Dialect, acceptance_frame
+from dialout import Capabilities, Dialect, FrameDecoder, acceptance_frame, encode_frame
 from ipc import handoff, messages, query
 from ipc.messages import Hello, Message, Offer, Prepare
 from ipc.rundir import RuntimeDir
 from ipc.status import ShardReport
+from support.agents import without_pings
 from support.fences import descriptors
 from support.product import environment
 from support.waiting import wait_for
 
 ACCEPTANCE = acceptance_frame(0x04, "waf-conn-1", proxy_id="p", proxy_version="1")
+
+
+def received(agent: socket.socket, count: int = 1) -> bytes:
+    """The bytes of the next *count* frames that a shard has sent, its own pings left out."""
+    decoder = FrameDecoder()
+    frames: list[tuple[int, bytes]] = []
+    while len(frames) < count:
+        data = agent.recv(4096)
+        assert data, f"the end of the stream behind {frames}"
+        frames += without_pings(decoder.feed(data))
+    return b"".join(encode_frame(*frame) for frame in frames)
 
 
 class ShardProcess:

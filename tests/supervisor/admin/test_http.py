@@ -13,7 +13,8 @@ from support.fences import descriptors, new_descriptors
 from support.waiting import until
 
 from supervisor.admin import http
-from supervisor.admin.http import HttpServer, Request, Response, Stream
+from supervisor.admin.http import HttpServer, Response, Stream
+from supervisor.admin.request import Request
 
 asked: list[Request] = []
 
@@ -37,7 +38,7 @@ async def served(handler: Callable[[Request], Response | Awaitable[Response]] = 
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         server = HttpServer(handler)
-        await server.listen(sock)
+        server.accept_on(sock)
         try:
             yield port
         finally:
@@ -94,13 +95,13 @@ def test_server_answers_a_head_without_the_body() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "get"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "get"])
 def test_server_refuses_every_other_method(method: str) -> None:
     async def main() -> None:
         async with served() as port:
             found = await said(port, get("/x", "Content-Length: 3", method=method) + b"abc")
         assert found.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
-        assert b"Allow: GET, HEAD\r\n" in found
+        assert b"Allow: GET, HEAD, OPTIONS\r\n" in found
         assert asked == []
 
     run(main())
@@ -251,29 +252,145 @@ def test_request_that_does_not_come_to_its_end_is_cut_off(monkeypatch: pytest.Mo
     run(main())
 
 
-def test_idle_connection_makes_room_and_busy_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def is_over(reader: asyncio.StreamReader) -> bool:
+    """Whether the server has closed a connection, waiting for it if need be."""
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
+    return True
+
+
+def test_newcomer_takes_the_place_of_the_connection_with_the_longest_incomplete_header(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http, "MOST_CONNECTIONS", 3)
 
     async def main() -> None:
         async with served() as port:
-            idle = [await send(port, get(f"/{i}")) for i in range(3)]
-            for reader, _ in idle:
-                await reader.readuntil(b"you asked")
-            assert (await said(port, last("/newcomer"))).endswith(b"/newcomer\n")
-            # The first one has been idle for longest.
-            await idle[0][0].read()
-            assert idle[0][0].at_eof()
-            for _, writer in idle:
+            idle, idle_writer = await send(port, get("/idle"))
+            await idle.readuntil(b"you asked for /idle\n")
+            silent, silent_writer = await send(port, b"")
+            half, half_writer = await send(port, b"GET / HT")
+            assert (await said(port, last("/1"))).endswith(b"/1\n")
+            assert await is_over(silent)
+            # The newcomer has gone, and this takes its place.
+            fresh, fresh_writer = await send(port, b"G")
+            assert (await said(port, last("/2"))).endswith(b"/2\n")
+            assert await is_over(half)
+            fresh_writer.write(last("/3")[1:])
+            assert (await fresh.read()).endswith(b"/3\n")
+            idle_writer.write(last("/4"))
+            assert (await idle.read()).endswith(b"/4\n")
+            for writer in (idle_writer, silent_writer, half_writer, fresh_writer):
                 writer.close()
-            half = [await send(port, b"GET / HT") for _ in range(3)]
-            for _ in range(200):
-                found = await said(port, last("/newcomer"))
-                if found.startswith(b"HTTP/1.1 503"):
-                    break
-                await asyncio.sleep(0.01)
-            assert found.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-            for _, writer in half:
+
+    run(main())
+
+
+def test_newcomer_is_answered_while_all_places_are_taken_by_connections_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MOST_CONNECTIONS", 3)
+
+    async def main() -> None:
+        async def never(_: Request) -> Response:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        def handler(request: Request) -> Response | Awaitable[Response]:
+            return never(request) if request.path == "/never" else answer(request)
+
+        async with served(handler) as port:
+            at_work = [await send(port, get("/never")) for _ in range(3)]
+            for number in range(3):
+                assert (await said(port, last(f"/{number}"))).endswith(f"/{number}\n".encode())
+            for _, writer in at_work:
                 writer.close()
+
+    run(main())
+
+
+def test_one_peer_cannot_take_the_last_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MOST_OF_A_PEER", 2)
+
+    async def main() -> None:
+        async with served() as port:
+            loop = asyncio.get_running_loop()
+            other = socket.socket()
+            other.setblocking(False)
+            other.bind(("127.0.0.2", 0))
+            await loop.sock_connect(other, ("127.0.0.1", port))
+            many = [await send(port, b"G") for _ in range(5)]
+            for reader, _ in many[:3]:
+                assert await is_over(reader)
+            await loop.sock_sendall(other, last("/other"))
+            assert (await loop.sock_recv(other, 1000)).startswith(b"HTTP/1.1 200 ")
+            other.close()
+            for _, writer in many:
+                writer.close()
+
+    run(main())
+
+
+def test_health_check_is_answered_while_more_connections_than_places_drip_bytes() -> None:
+    async def main() -> None:
+        async with served() as port:
+            slow = [await send(port, b"G") for _ in range(2 * http.MOST_CONNECTIONS)]
+            stopped = False
+
+            async def drip() -> None:
+                while not stopped:
+                    for _, writer in slow:
+                        # Those that made room are gone.
+                        if not writer.is_closing():
+                            writer.write(b"E")
+                    await asyncio.sleep(0.001)
+
+            dripping = asyncio.create_task(drip())
+            for _ in range(20):
+                assert (await said(port, last("/livez"))).endswith(b"/livez\n")
+            stopped = True
+            await dripping
+            for _, writer in slow:
+                writer.close()
+
+    run(main())
+
+
+def test_options_are_told_to_a_check_without_a_host() -> None:
+    async def main() -> None:
+        async with served() as port:
+            for target in ("/", "*", "/livez"):
+                found = await said(port, f"OPTIONS {target} HTTP/1.0\r\n\r\n".encode())
+                assert found.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert b"Allow: GET, HEAD, OPTIONS\r\n" in found
+            assert (await said(port, b"GET /x HTTP/1.0\r\n\r\n")).endswith(b"you asked for /x\n")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("//[/", "//[/"), ("//metrics/livez", "//metrics/livez"), ("//", "//"), ("/a//b", "/a//b"), ("/?//[", "/"),
+        ("http://a.example/livez?x", "/livez"), ("http://[/livez", "/livez"), ("http://a.example", "/"),
+        ("http://a.example?x=1", "/"),
+    ],
+)  # fmt: skip
+def test_target_is_taken_by_its_form_and_nothing_in_it_is_an_error(target: str, path: str) -> None:
+    async def main() -> None:
+        async with served() as port:
+            assert (await said(port, last(target))).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert [request.path for request in asked] == [path]
+
+    run(main())
+
+
+@pytest.mark.parametrize("target", ["*", "livez", "a.example:80", "?x", "[", "://"])
+def test_target_of_another_form_is_a_bad_request(target: str) -> None:
+    async def main() -> None:
+        async with served() as port:
+            assert (await said(port, last(target))).startswith(b"HTTP/1.1 400 ")
+        assert asked == []
 
     run(main())
 
@@ -328,7 +445,7 @@ def test_server_listens_on_a_unix_socket_too(tmp_path: Path) -> None:
             sock.bind(str(path))
             sock.listen()
             server = HttpServer(answer)
-            await server.listen(sock)
+            server.accept_on(sock)
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(last("/x"))
             assert (await reader.read()).endswith(b"/x\n")
@@ -352,7 +469,7 @@ def test_requests_behind_a_slow_one_wait_in_the_kernel(tmp_path: Path) -> None:
             sock.bind(str(path))
             sock.listen()
             server = HttpServer(slow)
-            await server.listen(sock)
+            server.accept_on(sock)
             client.connect(str(path))
             client.setblocking(False)
             sent, many = 0, get("/x") * 1000

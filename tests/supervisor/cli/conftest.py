@@ -163,7 +163,8 @@ def shard_answer() -> Callable[..., dict[str, Any]]:
     def answer(number: int, connections: int = 3) -> dict[str, Any]:
         counted = {"connections": connections, "agents": 2, "in_flight": 1, "cpu_percent": 12.5, "uptime_s": 60.0}
         fields = msgspec.structs.fields(ShardReport)
-        report: list[Any] = [counted.get(field.name, 0 if field.type in (int, float) else {}) for field in fields]
+        empty: dict[Any, Any] = {int: 0, float: 0, list[str]: []}
+        report: list[Any] = [counted.get(field.name, empty.get(field.type, {})) for field in fields]
         return {"shard": number, "pid": "PID", "epoch": "epoch", "report": report}
 
     return answer

@@ -14,7 +14,8 @@ import signal
 import sys
 from typing import Any
 
-from ipc.query import QueryServer, Refused
+from ipc.query import Refused
+from ipc.query_server import QueryServer
 from ipc.rundir import RuntimeDir, record_of_this_process
 
 
@@ -30,8 +31,11 @@ def _page(entries: list[Any], arguments: dict[str, Any]) -> list[Any]:
     def position(entry: Any) -> Any:
         return entry["n"] if isinstance(entry, dict) else entry[0]
 
+    def agent_of(entry: Any) -> Any:
+        return entry["agent_id"] if isinstance(entry, dict) else entry[0]
+
     agent = arguments.get("agent")
-    found = [e for e in entries if position(e) > arguments["after"] and (agent is None or e["agent_id"] == agent)]
+    found = [e for e in entries if position(e) > arguments["after"] and agent in (None, agent_of(e))]
     for entry in found:
         if isinstance(entry, dict) and isinstance(entry.get("metadata"), str):
             entry["metadata"] = base64.b64decode(entry["metadata"])

@@ -191,5 +191,5 @@ def test_an_edit_that_fails_leaves_the_file_and_the_lock(tmp_path: Path) -> None
 
     with pytest.raises(ConfigError):
         edit_token_file(str(path), fail)
-    edit_token_file(str(path), lambda lines: [*lines, "more"])
-    assert path.read_text() == "# kept\nmore\n"
+    edit_token_file(str(path), lambda lines: [*lines, "# more"])
+    assert path.read_text() == "# kept\n# more\n"

@@ -163,7 +163,7 @@ def test_empty_block_gives_the_defaults() -> None:
     assert config.limits == ReverseConnectionConfig(
         handshake_timeout=10.0, max_connections_per_agent=4, require_auth=False, allowed_agents=None
     )
-    assert (config.socket_mode, config.max_registration_bytes) == (0o660, 65536)
+    assert (config.socket_mode, config.max_registration_bytes) == (0o660, 16384)
     assert (config.max_handshakes, config.max_handshakes_per_peer) == (4096, 256)
     assert (config.shards, config.placement, config.allow_uids) == (None, Placement.SPREAD, None)
 

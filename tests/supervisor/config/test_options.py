@@ -56,7 +56,7 @@ def test_options_replace_what_the_file_says() -> None:
             "max_registration_bytes": 512,
             "max_handshakes": 1000,
             "max_handshakes_per_peer": 10,
-            "require_auth": False,
+            "require_auth": True,
             "allowed_agents": ("waf-*,log-*", "auth"),
             "allow_uid": (0, 1000),
             "token_file": "t1,t2",
@@ -75,7 +75,7 @@ def test_options_replace_what_the_file_says() -> None:
         limits=ReverseConnectionConfig(
             handshake_timeout=120.0,
             max_connections_per_agent=9,
-            require_auth=False,
+            require_auth=True,
             allowed_agents=("waf-*", "log-*", "auth"),
         ),
         max_registration_bytes=512,
@@ -152,3 +152,14 @@ def test_same_value_is_judged_the_same_in_a_file_and_as_an_option() -> None:
         [in_file] = caught.value.problems
         [as_option] = errors(Config(), **{node.replace("-", "_"): value})
         assert as_option == f"--{node}: {in_file.message}" + (f"; {in_file.hint}" if in_file.hint else "")
+
+
+def test_an_option_can_ask_for_no_token_where_the_file_asks_for_one() -> None:
+    assert not apply_options(FILE, {"require_auth": False}).limits.require_auth
+
+
+def test_uids_alone_are_no_rule_for_a_tcp_address_of_an_option_either() -> None:
+    (error,) = errors(Config(), tcp=("127.0.0.1:9090",), allow_uid=(1000,))
+    assert error.startswith("--allow-uid: agents at 127.0.0.1:9090 have no uid, since it is a TCP address")
+    assert apply_options(Config(), {"tcp": ("127.0.0.1:9090",)}).allow_uids is None
+    assert apply_options(FILE, {"allow_uid": (1000,)}).allow_uids == (1000,)

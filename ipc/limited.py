@@ -1,0 +1,300 @@
+"""A listener for peers of another trust level: everything that a peer can take from the process has a limit.
+
+Connections: a number in all and for one peer (`Limits`). A newcomer at the limit takes the place of the connection that
+ranks lowest (`LimitedConnection.rank`), at the peer's own limit among that peer's connections, else among those of the
+peers that have most. A newcomer is always let in, so that no number of connections that hold on keeps others out.
+
+Processor: accepting, reading and answering happen in `Turns`, one connection in a turn of the loop.
+
+Memory: a read has a size, and what has not been sent is bounded in all; the connection with most of it goes first.
+
+Time: each connection has a deadline, which its subclass sets.
+
+Descriptors: when they run out accepting pauses (accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM), and newcomers wait in the
+listen queue. No peer is ever accepted by ZeroMQ here, which aborts the process at EMFILE (libzmq 4.3.5,
+ipc_listener.cpp).
+"""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
+
+from ipc import peers
+from ipc.turns import Turns
+
+PAUSE = 0.1
+"""Seconds without accepting after descriptors or memory ran out."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Limits(NamedTuple):
+    """Connections in all and of one peer, and bytes in all that wait for peers to read them."""
+
+    connections: int
+    each: int
+    unsent: int
+
+
+class LimitedListener:
+    """Accepts on *sock*, which stays its owner's; *make* makes a connection of a socket and the name of its peer.
+
+    Wants a running loop. *limits* is asked at each use.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[["LimitedListener", socket.socket, Hashable], "LimitedConnection"],
+        limits: Callable[[], Limits],
+        turns: Turns,
+    ) -> None:
+        self.turns, self.loop = turns, asyncio.get_running_loop()
+        self.connections: dict[LimitedConnection, None] = {}
+        self._sock, self._make, self._limits = sock, make, limits
+        self._resume: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        sock.setblocking(False)
+        self._watch()
+
+    def close(self) -> None:
+        """Accept no more, and close every connection."""
+        self._is_closed = True
+        if self._resume is not None:
+            self._resume.cancel()
+        self.loop.remove_reader(self._sock.fileno())
+        for connection in list(self.connections):
+            connection.close()
+
+    def limit_unsent(self) -> None:
+        """Close connections while there is more to be sent than the limit, those with most of it first."""
+        waiting = {connection: connection.unsent for connection in self.connections if connection.unsent}
+        excess = sum(waiting.values()) - self._limits().unsent
+        while excess > 0:
+            largest = max(waiting, key=waiting.__getitem__)
+            excess -= waiting.pop(largest)
+            largest.close()
+
+    def _watch(self) -> None:
+        self._resume = None
+        self.loop.add_reader(self._sock.fileno(), self._acceptable)
+
+    def _acceptable(self) -> None:
+        self.loop.remove_reader(self._sock.fileno())
+        self.turns.take(self, self._accept)
+
+    def _accept(self) -> None:
+        if self._is_closed:
+            return
+        try:
+            sock, _ = self._sock.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._resume = self.loop.call_later(PAUSE, self._watch)
+            else:
+                # The queue is empty, or that peer has gone.
+                self._watch()
+            return
+        # Accepting has a turn again behind what others wait for.
+        self.turns.take(self, self._accept)
+        sock.setblocking(False)
+        try:
+            peer = peer_of(sock)
+        except OSError:
+            sock.close()
+            return
+        if (lowest := self._in_the_way(peer)) is not None:
+            lowest.close()
+        connection = self._make(self, sock, peer)
+        self.connections[connection] = None
+        connection.begin()
+
+    def _in_the_way(self, peer: Hashable) -> "LimitedConnection | None":
+        limits = self._limits()
+        return makes_room(self.connections, peer, most=limits.connections, most_each=limits.each)
+
+
+class LimitedConnection:
+    """One connection of a `LimitedListener`. Subclasses say what is read and written, and how long that may take."""
+
+    READ_BYTES = 16384
+
+    def __init__(self, listener: LimitedListener, sock: socket.socket, peer: Hashable) -> None:
+        self.peer = peer
+        self.is_closed = False
+        self._listener, self._sock, self._fd = listener, sock, sock.fileno()
+        self._turns, self._loop = listener.turns, listener.loop
+        self._unsent = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_watched = False
+
+    # For subclasses to say.
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What decides which connection makes room for a newcomer: the lowest one."""
+        raise NotImplementedError
+
+    def received(self, data: bytes) -> None:
+        """Take what has been read. Nothing more is read until `read` is called again."""
+        raise NotImplementedError
+
+    def sent(self) -> None:
+        """All that was written has been sent."""
+
+    def lost(self) -> None:
+        """The connection is closed."""
+
+    # For subclasses to use.
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait until the peer reads."""
+        return len(self._unsent)
+
+    def begin(self) -> None:
+        """Read what is there already, in the turn that accepted."""
+        self._or_close(self._read_now)
+
+    def read(self) -> None:
+        """Read once, as soon as there is something, in a turn of this peer's; `received` gets it."""
+        if not self.is_closed and not self._is_watched:
+            self._is_watched = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def turn(self, work: Callable[[], None]) -> None:
+        """Run *work* in a turn of this peer's, unless the connection is closed by then.
+
+        A defect closes the connection: it would be served no more, and hold its place.
+        """
+
+        def guarded() -> None:
+            if not self.is_closed:
+                self._or_close(work)
+
+        self._turns.take(self.peer, guarded)
+
+    def write(self, data: bytes) -> None:
+        """Send *data*; `sent` is called when all has left, which may be at once."""
+        if self.is_closed:
+            return
+        if self._unsent:
+            self._unsent += data
+        elif not self._send(data):
+            return
+        if self._unsent:
+            self._listener.limit_unsent()
+        else:
+            self.sent()
+
+    def expire_in(self, seconds: float | None) -> None:
+        """Close the connection after *seconds*, in place of what was said before; None is never."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None or self.is_closed else self._loop.call_later(seconds, self.close)
+
+    def end(self) -> None:
+        """Say that nothing more will be written."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close at once."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.expire_in(None)
+        self._unwatch()
+        if self._unsent:
+            self._loop.remove_writer(self._fd)
+            self._unsent = b""
+        self._sock.close()
+        self._listener.connections.pop(self, None)
+        self.lost()
+
+    def _or_close(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException:
+            self.close()
+            raise
+
+    def _readable(self) -> None:
+        self._unwatch()
+        self.turn(self._read_now)
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.remove_reader(self._fd)
+
+    def _read_now(self) -> None:
+        try:
+            data = self._sock.recv(self.READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            self.read()
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.received(data)
+        else:
+            self.close()
+
+    def _send(self, data: bytes) -> bool:
+        """Send as much as the peer takes now, and the rest when it takes more; False when it is gone."""
+        try:
+            count = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            count = 0
+        except OSError:
+            self.close()
+            return False
+        was_waiting, self._unsent = bool(self._unsent), data[count:]
+        if self._unsent and not was_waiting:
+            self._loop.add_writer(self._fd, self._writable)
+        elif was_waiting and not self._unsent:
+            self._loop.remove_writer(self._fd)
+        return True
+
+    def _writable(self) -> None:
+        if self._send(self._unsent) and not self._unsent:
+            self.sent()
+
+
+def makes_room(
+    connections: Iterable[LimitedConnection], peer: Hashable, *, most: int, most_each: int
+) -> LimitedConnection | None:
+    """The connection that must go before one more of *peer* has a place; None when there is a place. Pure."""
+    by_peer: dict[Hashable, list[LimitedConnection]] = {}
+    for connection in connections:
+        by_peer.setdefault(connection.peer, []).append(connection)
+    own = by_peer.get(peer, [])
+    if len(own) >= most_each:
+        return min(own, key=_rank)
+    if sum(map(len, by_peer.values())) < most:
+        return None
+    largest = max(map(len, by_peer.values()))
+    return min((one for of_peer in by_peer.values() if len(of_peer) == largest for one in of_peer), key=_rank)
+
+
+def peer_of(sock: socket.socket) -> Hashable:
+    """Who counts as one peer: a user of a Unix socket, an IPv4 address, or the /64 of an IPv6 address (RFC 6177).
+
+    Raises OSError when the peer has gone.
+    """
+    if sock.family == socket.AF_UNIX:
+        return peers.credentials(sock.fileno())[1]
+    host, _ = peers.address(sock.fileno())
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or int(address) >> 64
+    return address
+
+
+def _rank(connection: LimitedConnection) -> tuple[float, ...]:
+    return connection.rank

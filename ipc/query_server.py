@@ -1,0 +1,181 @@
+"""The end of a process that answers queries (`ipc.query`): on a Unix socket, for operators or for those who only look.
+
+The socket of the runtime directory is for the user of the product, who may act. The socket of the status directory is
+for other users, who may look: they get a fifth of the processor, few connections each, and no memory that they do not
+read. So a query socket is a `LimitedListener` and no ZeroMQ socket: ZeroMQ aborts its process when it accepts at the
+descriptor limit, and its high water mark counts messages, not bytes.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ipc.limited import LimitedConnection, LimitedListener, Limits
+from ipc.query import HEADER, MAX_QUESTION_BYTES, Refused, Reply, Request
+from ipc.sockets import bind_private
+from ipc.turns import Share, Turns
+
+BACKLOG = 128
+
+QUESTION_TIMEOUT = 10.0
+"""Seconds from connecting, or from an answer, to the end of the next question."""
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds from an answer until it must have been read."""
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""A longer answer is an error: lists are asked for in pages, see `ipc.query.MAX_PAGE`."""
+
+
+class Access(NamedTuple):
+    """What the peers of one socket may take: `Limits`, and the part of the processor (1: one turn after another)."""
+
+    limits: Limits
+    part: float
+
+
+OPERATORS = Access(Limits(connections=32, each=32, unsent=64 * 1024 * 1024), 1.0)
+"""For the user of the product. Descriptors come out of the reserve of `ipc.process.DescriptorBudget`."""
+
+LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024), 0.2)
+"""For users who may only look. A budget of descriptors counts these connections as expected."""
+
+_BURST = 0.1
+"""Seconds of processor time that may be saved up."""
+
+_TOO_MUCH = msgspec.msgpack.encode(
+    Reply(error=f"not a query: one question at a time, of at most {MAX_QUESTION_BYTES} bytes")
+)
+
+_decoder = msgspec.msgpack.Decoder(Request)
+
+Method = Callable[[dict[str, Any]], Any]
+
+
+class QueryServer:
+    """Answers queries on one socket with the functions in *methods*.
+
+    Whoever asks for another one hears *refusal*, where there is one. A method takes the arguments and returns what
+    msgspec can encode; a `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception
+    handler, and the asker hears that there is no answer to wait for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        methods: Mapping[str, Method],
+        *,
+        mode: int = 0o600,
+        refusal: str = "",
+        access: Access = OPERATORS,
+    ) -> None:
+        self.path = path
+        self._methods = methods
+        self._refusal = refusal
+        self._mode = mode
+        self._limits = access.limits
+        share = None if access.part >= 1 else Share(access.part, _BURST, monotonic())
+        self._turns = Turns(share)
+        self._sock, self._listener = self._listen()
+
+    def bind(self) -> None:
+        """Listen again where the socket's file is gone; OSError when that is not possible."""
+        sock, listener = self._listen()
+        self._listener.close()
+        self._sock.close()
+        self._sock, self._listener = sock, listener
+
+    def _listen(self) -> tuple[socket.socket, LimitedListener]:
+        sock = bind_private(self.path, socket.SOCK_STREAM, self._mode)
+        sock.listen(BACKLOG)
+        return sock, LimitedListener(sock, self._connection, lambda: self._limits, self._turns)
+
+    def close(self) -> None:
+        """Stop answering. The socket's file stays: a successor may have bound the path by now."""
+        self._listener.close()
+        self._turns.close()
+        self._sock.close()
+
+    def answer(self, payload: bytes) -> bytes:
+        """The answer to a question, whatever *payload* is."""
+        try:
+            answer = msgspec.msgpack.encode(self._reply_to(payload))
+        except Exception as error:  # noqa: BLE001 - a defect in one answer must not cost more than this answer
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "a query could not be answered", "exception": error})
+            failed = Reply(error="the query failed; the log of the process that was asked says why")
+            return msgspec.msgpack.encode(failed)
+        if len(answer) > MAX_ANSWER_BYTES:
+            return msgspec.msgpack.encode(Reply(error="the answer is too large; ask for a shorter list"))
+        return answer
+
+    def _connection(self, listener: LimitedListener, sock: socket.socket, peer: Hashable) -> "_QueryConnection":
+        return _QueryConnection(listener, sock, peer, self.answer)
+
+    def _reply_to(self, payload: bytes) -> Reply:
+        try:
+            request = _decoder.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return Reply(error=f"not a query: {error}")
+        method = self._methods.get(request.method)
+        if method is None:
+            unknown = f"unknown query {request.method[:64]!r}; this process may be of another version"
+            return Reply(error=self._refusal or unknown)
+        try:
+            return Reply(result=method(request.arguments))
+        except Refused as refusal:
+            return Reply(error=str(refusal))
+
+
+class _QueryConnection(LimitedConnection):
+    """One asker. A question is read only when the answer before it has been sent."""
+
+    def __init__(
+        self, listener: LimitedListener, sock: socket.socket, peer: Hashable, answer: Callable[[bytes], bytes]
+    ) -> None:
+        super().__init__(listener, sock, peer)
+        self._answer = answer
+        self._received = b""
+        self._is_last = False
+        self._since = monotonic()
+        self.expire_in(QUESTION_TIMEOUT)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Who has asked nothing for longest goes first, who does not read an answer after that."""
+        return (self.unsent > 0, self._since)
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of a question. What is too long, or more than one question, is answered with an error."""
+        self._received += data
+        if len(self._received) < HEADER.size:
+            self.read()
+            return
+        (length,) = HEADER.unpack_from(self._received)
+        missing = HEADER.size + length - len(self._received)
+        if length > MAX_QUESTION_BYTES or missing < 0:
+            self._is_last = True
+            self._reply(_TOO_MUCH)
+        elif missing:
+            self.read()
+        else:
+            self._reply(self._answer(self._received[HEADER.size :]))
+
+    def sent(self) -> None:
+        """Wait for the next question."""
+        if self._is_last:
+            self.close()
+            return
+        self._since = monotonic()
+        self.expire_in(QUESTION_TIMEOUT)
+        self.read()
+
+    def _reply(self, answer: bytes) -> None:
+        self._received = b""
+        self.expire_in(ANSWER_TIMEOUT)
+        self.write(HEADER.pack(len(answer)) + answer)

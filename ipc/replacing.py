@@ -1,0 +1,58 @@
+"""Putting new content into a file in one step. Commands use it too: it logs nothing, and needs no loop."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+MODE = 0o644
+"""Who may enter the directory may read: its mode decides, and not the umask (0077 under our systemd unit)."""
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Have *path* hold *content*, in one step; OSError leaves what was there before.
+
+    Where there is no room for a second file the content goes over that of the first, in one write, with blanks behind
+    it: what it replaces is of the same kind and about as long.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _write_all(descriptor, content)
+            os.fchmod(descriptor, MODE)
+        finally:
+            os.close(descriptor)
+        part.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if error.errno not in _NO_ROOM or not _overwrite(path, content):
+            raise
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    written = os.write(descriptor, content)
+    if written < len(content):
+        # The rest of it: on a full file system that says why.
+        _write_all(descriptor, content[written:])
+
+
+def _overwrite(path: Path, content: bytes) -> bool:
+    """Write over what is there, where it has the blocks for it; whether that was done."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        info = os.fstat(descriptor)
+        if len(content) > max(info.st_size, 512 * info.st_blocks):
+            return False
+        content = content.ljust(info.st_size)
+        return os.pwrite(descriptor, content, 0) == len(content)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""Timers that nothing ends but their owner: what fails in one turn is said, and the next turn comes all the same."""
+
+import asyncio
+from collections.abc import Callable
+
+SAY_AGAIN = 60.0
+"""Seconds between two reports of one timer that keeps failing."""
+
+
+class Every:
+    """Calls *act* every *seconds*, the first time after as long, or at once with *at_once*, until `cancel`.
+
+    An exception of *act* goes to the loop's exception handler: the first one, and then one for each `SAY_AGAIN` seconds
+    with how many there were. Make it on a running loop.
+    """
+
+    __slots__ = ("_act", "_failures", "_handle", "_loop", "_said_at", "_seconds")
+
+    def __init__(self, seconds: float, act: Callable[[], object], *, at_once: bool = False) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._act = act
+        self._failures = 0
+        self._said_at = float("-inf")
+        self._handle: asyncio.Handle = (
+            self._loop.call_soon(self._turn) if at_once else self._loop.call_later(seconds, self._turn)
+        )
+
+    def cancel(self) -> None:
+        """Call it no more."""
+        self._handle.cancel()
+
+    def _turn(self) -> None:
+        # Before anything that can fail, and before anything that may cancel it.
+        self._handle = self._loop.call_later(self._seconds, self._turn)
+        try:
+            self._act()
+        except Exception as error:  # noqa: BLE001 - said, and no reason to stop
+            self._failures += 1
+            now = self._loop.time()
+            if now - self._said_at >= SAY_AGAIN:
+                self._said_at = now
+                times = f" ({self._failures} times)" if self._failures > 1 else ""
+                self._failures = 0
+                report(self._loop, f"a timer failed{times}, and goes on", error)
+
+
+def all_of(*steps: Callable[[], object]) -> None:
+    """Run every one of *steps*, in this order, whatever some of them raise: that goes to the loop's exception handler.
+
+    For the point of no return, after which nothing may be left half done.
+    """
+    loop = asyncio.get_running_loop()
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - said, and no reason to leave the others out
+            report(loop, "a step failed, and the others were done", error)
+
+
+def report(loop: asyncio.AbstractEventLoop, message: str, error: Exception) -> None:
+    """Give *error* to the loop's exception handler, which logs it."""
+    loop.call_exception_handler({"message": message, "exception": error})

@@ -1,0 +1,44 @@
+"""What agents make a shard compute for nothing. Pure: a budget of seconds for each connection, and its debt."""
+
+from shards.affinity import RecentTable
+
+BURST = 0.1
+"""Seconds of the processor that a connection may cost at once with frames that answer nothing."""
+
+REFILL = 0.02
+"""Seconds that it gets back in each second: health, metrics and pongs of an agent cost less than a thousandth."""
+
+MOST_AT_ONCE = BURST / 2
+"""Seconds counted for one read: a shard that was stopped in the middle of one blames no agent for it."""
+
+ANSWER = 50e-6
+"""Seconds free of charge for each answer that was waited for. One costs 5 to 20 µs with all that follows from it."""
+
+MOST_DEBTORS = 10_000
+
+
+class Spending:
+    """What each connection has spent lately. One that overspent leaves its debt to the next one of its agent."""
+
+    __slots__ = ("_agents", "_connections")
+
+    def __init__(self) -> None:
+        idle = BURST / REFILL
+        self._connections: RecentTable[int, tuple[float, float]] = RecentTable(MOST_DEBTORS, idle)
+        self._agents: RecentTable[str, tuple[float, float]] = RecentTable(MOST_DEBTORS, idle)
+
+    def charge(self, number: int, agent_id: str, seconds: float, now: float) -> bool:
+        """Count *seconds* that connection *number* cost; returns whether that is more than its budget."""
+        debt, at = self._connections.get(number, now) or self._agents.get(agent_id, now) or (0.0, now)
+        debt = max(0.0, debt - (now - at) * REFILL) + min(seconds, MOST_AT_ONCE)
+        if debt <= BURST:
+            self._connections.put(number, (debt, now), now)
+            return False
+        self._connections.pop(number)
+        self._agents.put(agent_id, (BURST, now), now)
+        return True
+
+    def sweep(self, now: float) -> None:
+        """Forget those that owe nothing any more."""
+        self._connections.sweep(now)
+        self._agents.sweep(now)

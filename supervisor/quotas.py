@@ -1,0 +1,153 @@
+"""How many connections an agent, a rule, a peer, and all together may have.
+
+A *rule* is what let an agent in: the patterns of its token, or the pattern of the allowlist where no token is asked
+for. Agents choose their ids, so a limit for each id bounds nobody who may choose many: the rule and the peer bound
+those. A peer is an address over IPv4, a /64 over IPv6, of which a host may use every address, and a uid over a Unix
+socket.
+
+**Reserve.** Where there are several rules, an eighth of all places is out of reach of any single one: the agents of
+the others find a place when one rule has filled up. Of the places that descriptors allow, a sixteenth is out of reach
+of any single peer, unless `max-connections-per-peer` says otherwise.
+
+Pure: counts go in, a verdict comes out.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Final
+
+from ipc.peers import Owner
+
+RESERVED_SHARE: Final = 8
+"""One place in so many is kept from any single rule, one in twice as many from any single peer."""
+
+_NO_LIMIT: Final = sys.maxsize
+
+
+class Scope(Enum):
+    """Whose connections are too many."""
+
+    AGENT = "agent"
+    RULE = "rule"
+    PEER = "peer"
+    TOTAL = "total"
+
+
+class LimitReached(Exception):
+    """There are *held* connections in *scope*, and *most* are allowed.
+
+    *is_full* says that there is no room, or none but what is reserved for others, rather than a limit of its own.
+    """
+
+    def __init__(self, scope: Scope, held: int, most: int, *, is_full: bool = False) -> None:
+        super().__init__(f"{held} connections of the {scope.value}, {most} are allowed")
+        self.scope, self.held, self.most, self.is_full = scope, held, most, is_full
+
+
+class Holdings:
+    """How many slots each rule and each peer has, and all together."""
+
+    __slots__ = ("_by_peer", "_by_rule", "total")
+
+    def __init__(self, owners: Iterable[Owner] = ()) -> None:
+        self.total = 0
+        self._by_rule: dict[str, int] = {}
+        self._by_peer: dict[str, int] = {}
+        for owner in owners:
+            self.add(owner)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Holdings) and (self.total, self._by_rule, self._by_peer) == (
+            other.total,
+            other._by_rule,
+            other._by_peer,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def of_rule(self, rule: str) -> int:
+        """Slots of all agents that a rule has let in."""
+        return self._by_rule.get(rule, 0)
+
+    def of_peer(self, peer: str) -> int:
+        """Slots of all agents that come from a peer."""
+        return self._by_peer.get(peer, 0)
+
+    def add(self, owner: Owner) -> None:
+        """Count one slot more."""
+        rule, peer = owner
+        self.total += 1
+        self._by_rule[rule] = self._by_rule.get(rule, 0) + 1
+        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
+
+    def remove(self, owner: Owner) -> None:
+        """Count one slot less."""
+        self.total -= 1
+        for counts, name in ((self._by_rule, owner.rule), (self._by_peer, owner.peer)):
+            counts[name] -= 1
+            if not counts[name]:
+                # Peers come and go by the million.
+                del counts[name]
+
+
+class Quotas:
+    """The limits beside that of each agent. None is no limit; *rules* are the configured ones, by name.
+
+    *capacity* is what descriptors allow, as far as that is known.
+    """
+
+    __slots__ = ("_given", "_per_rule", "_shared", "capacity", "per_peer", "total")
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None = None,
+        per_peer: int | None = None,
+        rules: Mapping[str, int | None] | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        self._given = max_connections, per_peer, rules
+        self.capacity = capacity
+        self.total = min(max_connections or _NO_LIMIT, capacity or _NO_LIMIT)
+        has_others = rules is not None and len(rules) > 1
+        self._shared = self.total - _part_of(self.total, RESERVED_SHARE) if has_others else _NO_LIMIT
+        self._per_rule = {name: most for name, most in (rules or {}).items() if most is not None}
+        if per_peer is None and capacity is not None:
+            per_peer = capacity - _part_of(capacity, 2 * RESERVED_SHARE)
+        self.per_peer = per_peer or _NO_LIMIT
+
+    def with_capacity(self, capacity: int | None) -> "Quotas":
+        """The same limits where descriptors allow *capacity*."""
+        if capacity == self.capacity:
+            return self
+        max_connections, per_peer, rules = self._given
+        return Quotas(max_connections=max_connections, per_peer=per_peer, rules=rules, capacity=capacity)
+
+    @property
+    def most(self) -> int | None:
+        """How many connections there may be in all; None without a limit."""
+        return self.total if self.total < _NO_LIMIT else None
+
+    def check(self, owner: Owner, held: Holdings) -> None:
+        """Raise LimitReached when *owner* may not have one slot more beside all that are *held*.
+
+        What nobody has told the owner of counts in the total alone.
+        """
+        rule, peer = owner
+        of_rule = held.of_rule(rule) if rule else 0
+        of_peer = held.of_peer(peer) if peer else 0
+        most = self._per_rule.get(rule, _NO_LIMIT)
+        if of_rule >= most:
+            raise LimitReached(Scope.RULE, of_rule, most)
+        if of_rule >= self._shared:
+            raise LimitReached(Scope.RULE, of_rule, self._shared, is_full=True)
+        if of_peer >= self.per_peer:
+            raise LimitReached(Scope.PEER, of_peer, self.per_peer)
+        if held.total >= self.total:
+            raise LimitReached(Scope.TOTAL, held.total, self.total, is_full=True)
+
+
+def _part_of(places: int, share: int) -> int:
+    """A share of the places: at least one, and never all of them; none of what has no limit."""
+    return 0 if places == _NO_LIMIT else min(max(1, places // share), places - 1)
