@@ -212,7 +212,7 @@ class Requests:
         elif type(call.event) is not ResponseBodyChunk:
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif mutation.chunk_index < exchange.request_chunks:
+        elif (mutation.chunk_index or 0) < exchange.request_chunks:
             self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
             return
         else:
@@ -436,5 +436,7 @@ def _why_useless(call: Call, response: Decision) -> str | None:
     if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
         return "it needs more after the last chunk" if event.is_last else None
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        return None if event.has_body else "it needs more, and there is no body"
+        # A proxy that does not know whether there is a body sends one, or says that nothing follows.
+        follows = event.has_body or (event.has_body is None and not call.final)
+        return None if follows else "it needs more, and there is no body"
     return "it needs more, and nothing more comes"

@@ -99,8 +99,7 @@ def first_events(dialect: Dialect, correlation_id: str) -> st.SearchStrategy[Age
         timestamp=st.just("") if sdk else ids,
         request_id=st.just("") if sdk else ids,
     )
-    # A core frame says it only where it is so, and the headers do not tell.
-    has_body = st.sampled_from([None, True]) if core else st.booleans()
+    has_body = st.sampled_from([None, True, False]) if core else st.booleans()
     sizes = (st.none(), st.just(0)) if sdk else (st.none() | u64, u64)
     return st.one_of(
         st.builds(RequestHeaders, texts, texts, headers, has_body, metadata),
