@@ -190,7 +190,7 @@ class Audit(Struct, frozen=True):
 
 
 NO_AUDIT: Final = Audit()
-_VERDICTS: Final = frozenset({type(None), Allow, Block, Redirect, Challenge})
+_VERDICTS: Final[frozenset[type]] = frozenset({type(None), Allow, Block, Redirect, Challenge})
 _FRAME_DECISIONS: Final = (None, "allow", "drop")
 
 

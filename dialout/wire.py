@@ -96,15 +96,15 @@ def checked_size(name: str, value: int | None) -> int | None:
     return None if value is None else checked(name, value, 64)
 
 
-def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
-    """Whether to say that a body follows, for a dialect that has no word for "unknown"."""
-    return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
-
-
 MAX_REPORT: Final = 64 * 1024
 """Bytes of a report: health, metrics, a word about configuration. A thousand series of metrics take about as many."""
 
 _SCANNED_ABOVE: Final = 256
+
+
+def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
+    """Whether to say that a body follows, for a dialect that has no word for "unknown"."""
+    return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
 
 
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:

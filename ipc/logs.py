@@ -89,6 +89,21 @@ def set_level(level: str) -> None:
     _State.level = LEVELS[level]
 
 
+def change_level(level: str) -> None:
+    """`set_level` in a running process, with a line that says so where it changes anything.
+
+    The line is written under the old level or the new one, whichever lets more through: a log is to tell why it falls
+    silent.
+    """
+    before = level_name()
+    if level == before:
+        return
+    if LEVELS.get(level, 0) < LEVELS[before]:
+        set_level(level)
+    get_logger().info("log level set", log_level=level, before=before)
+    set_level(level)
+
+
 def level_name() -> str:
     """The least level that is logged."""
     return next(name for name, number in LEVELS.items() if number == _State.level)

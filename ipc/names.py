@@ -88,7 +88,7 @@ def _holder(name: bytes) -> int | None:
     if not wanted:
         return None
     for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and process.name != str(os.getpid()) and _has_open(process, wanted):
+        if process.name.isdecimal() and _has_open(process, wanted):
             return int(process.name)
     return None
 

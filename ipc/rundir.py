@@ -179,6 +179,16 @@ class RuntimeDir:
         """The socket on which a shard takes events from proxies."""
         return self.path / f"shard-{shard}.proxy"
 
+    def is_ours(self, path: Path) -> bool:
+        """Whether *path* is one that the processes of this directory use."""
+        ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (
+            "lock",
+            "bus",
+            "counts",
+            "numbers",
+        )
+        return ours and path.parent == self.path
+
     def create(self) -> None:
         """Make the directory 0700, or check that the one that is there is a private one of ours.
 

@@ -1,11 +1,18 @@
-"""``python -m shards``: how the supervisor starts a shard. Not for people; they use ``shardgate run``.
+"""How the supervisor starts a shard, by the path of this file. Not for people; they use ``shardgate run``.
 
 The supervisor holds signals back until this process has decided about them, which it does before anything else.
 """
 
 import argparse
+import os
+import sys
 
-from ipc import signals, streams
+_version, *_path = os.environ.pop("SHARDGATE_IMPORT_PATH", "").split("\n")
+if _version == str(sys.hexversion):
+    # What the supervisor imports, unless its interpreter has been replaced by another one meanwhile.
+    sys.path[:] = _path
+
+from ipc import signals, streams  # noqa: E402 - see above
 
 
 def run() -> None:

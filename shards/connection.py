@@ -28,6 +28,7 @@ from dialout import (
     Unreadable,
     pong_for,
 )
+from dialout.awake import AwakeClock
 from dialout.dialects import MAX_PING, says_draining
 from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
@@ -62,6 +63,7 @@ class Pool(Host, Protocol):
 
     requests: Requests
     spending: Spending
+    clock: AwakeClock
     frames_total: int
     leaving: int
 
@@ -327,7 +329,8 @@ class Connection(Stream):
                 self.errors,
                 self.health,
                 self.paused,
-                self.pinged_at,
+                # In the other shard's process other times were slept through.
+                self.pinged_at and self.pinged_at + self.pool.clock.slept,
                 self.ping_mark,
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
@@ -339,7 +342,8 @@ class Connection(Stream):
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
-        self.pinged_at, self.ping_mark, self.answers_pings = state.pinged_at, state.ping_mark, state.answers_pings
+        self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
+        self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self.pool.requests.begin_above(state.last_id)
         self._look_whether_open()
 
@@ -429,15 +433,15 @@ class Connection(Stream):
             self.pool.requests.bad_answer(call, reason)
 
     def _pinged(self, frame_type: int, payload: bytes) -> None:
+        pong = pong_for(self.kind.dialect, frame_type, payload)
+        if pong is None:
+            self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
+            return
         if says_draining(payload):
             # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
             self.health = HealthState.DRAINING
             self._look_whether_open()
-        pong = pong_for(self.kind.dialect, frame_type, payload)
-        if pong is None:
-            self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
-        else:
-            self.send(pong)
+        self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from dialout import awake
 from ipc.messages import BATCH_BYTES, MAX_BATCH, MoveOut, Moving, Offer
 from ipc.tickets import leave_ticket
 from shards.connection import Connection
@@ -13,7 +14,7 @@ LOOK_AGAIN = 0.002
 
 
 class _Leaving:
-    """A connection that is to move, until it is idle; *due* is when its time is up (loop time)."""
+    """A connection that is to move, until it is idle; *due* is when its time is up (`dialout.awake`)."""
 
     __slots__ = ("connection", "due", "force")
 
@@ -40,12 +41,13 @@ class Departures:
         self._pool = pool
         self._send, self._hold, self._stay = send, hold, stay
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._leaving: dict[int, _Leaving] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, order: MoveOut) -> None:
         """Take no more requests on these connections, and let them go."""
-        due = self._loop.time() + order.seconds
+        due = self._clock.time() + order.seconds
         unknown = []
         for number in order.numbers:
             connection = self._pool.connections.get(number)
@@ -72,7 +74,7 @@ class Departures:
 
     def _look(self) -> None:
         self._stop_looking()
-        now = self._loop.time()
+        now = self._clock.time()
         ready: list[Connection] = []
         staying: list[int] = []
         for number, leaving in self._leaving.items():

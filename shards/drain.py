@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from dialout import awake
 from ipc.events import CloseCode
 from shards.pool import AgentPool
 
@@ -14,7 +15,7 @@ TICK = 0.02
 
 
 class Drain:
-    """Empties *pool*, then calls *on_empty* with the loop time by which the shard should have ended.
+    """Empties *pool*, then calls *on_empty* with the time (`dialout.awake`) by which the shard should have ended.
 
     Requests that begin meanwhile find no agent here, and go elsewhere.
     """
@@ -23,6 +24,7 @@ class Drain:
         self._pool = pool
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._timer: asyncio.Handle | None = None
         self._deadline = 0.0
 
@@ -34,7 +36,7 @@ class Drain:
     def begin(self) -> None:
         """Empty the pool from now on."""
         self._pool.draining = True
-        self._deadline = self._loop.time() + DRAIN_LIMIT
+        self._deadline = self._clock.time() + DRAIN_LIMIT
         self._turn()
 
     def close(self) -> None:
@@ -46,7 +48,7 @@ class Drain:
         for connection in list(self._pool.connections.values()):
             if connection.is_idle:
                 connection.close(CloseCode.SHARD_DRAINED, "the shard drains")
-        if not self._pool.connections or self._loop.time() >= self._deadline:
+        if not self._pool.connections or self._clock.time() >= self._deadline:
             self._timer = self._loop.call_soon(self._on_empty, self._deadline)
         else:
             self._timer = self._loop.call_later(TICK, self._turn)

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from dialout import ErrorCode, rejection_frame
+from dialout import ErrorCode, awake, rejection_frame
 from ipc.events import Gone
 from ipc.handoff import HandoffChannel, close_all
 from ipc.logs import get_logger
@@ -78,10 +78,11 @@ class Intake:
         self._unanswered: list[Prepared | Declined | Staying | TakeBack] = []
         self._departures = Departures(pool, self._send_away, self._hold_departing, self._say_staying)
         self._departing: set[int] = set()
-        self._orphan_timer: asyncio.TimerHandle | None = None
-        self._arrival_timer: asyncio.TimerHandle | None = None
+        self._orphan_timer: awake.Timer | None = None
+        self._arrival_timer: awake.Timer | None = None
         self._room = room
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._loop.add_reader(listener.fileno(), self._accept)
 
@@ -162,8 +163,8 @@ class Intake:
             reason=reason, prepared=len(self.prepared), listeners=len(self.custody), for_s=self._orphan.timeout,
         )  # fmt: skip
         self._orphan.start()
-        self._orphan_timer = self._loop.call_later(ORPHAN_SECONDS, self._give_up_orphans)
-        self._arrival_timer = self._loop.call_later(ARRIVAL_SECONDS, self._serve_arrived)
+        self._orphan_timer = self._clock.call_later(ORPHAN_SECONDS, self._give_up_orphans)
+        self._arrival_timer = self._clock.call_later(ARRIVAL_SECONDS, self._serve_arrived)
 
     def _stop_waiting(self) -> None:
         """Decide nothing about who was on the way: a supervisor does, or the shard ends."""

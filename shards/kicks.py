@@ -2,6 +2,7 @@
 
 import asyncio
 
+from dialout import awake
 from ipc.events import CloseCode, Kick
 from shards.pool import AgentPool
 
@@ -15,12 +16,13 @@ class Kicks:
     def __init__(self, pool: AgentPool) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._due: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def order(self, kick: Kick) -> None:
         """Close these connections; those that are not here any more have gone, or moved, by themselves."""
-        due = self._loop.time() + kick.seconds
+        due = self._clock.time() + kick.seconds
         for number in kick.numbers:
             connection = self._pool.connections.get(number)
             if connection is not None:
@@ -36,7 +38,7 @@ class Kicks:
 
     def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         for number, due in list(self._due.items()):
             connection = self._pool.connections.get(number)
             if connection is None:

@@ -9,9 +9,10 @@ from functools import partial
 
 import uvloop
 
+from dialout import awake
 from ipc import events, handoff, messages, process, signals
 from ipc.bus import close_context
-from ipc.logs import Line, configure, flush, get_logger, log_loop_errors, set_level
+from ipc.logs import Line, change_level, configure, flush, get_logger, log_loop_errors
 from ipc.options import PoolOptions
 from ipc.peers import Owner
 from ipc.places import LOOK_SECONDS, CannotMend, Places
@@ -246,7 +247,7 @@ class Shard:
         return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
     def _orphaned(self) -> None:
-        self._log.warning("no supervisor has come, ending; 'shardgate run' starts everything again")
+        self._log.error("no supervisor has come, ending; 'shardgate run' starts everything again")
         self.drain()
 
     def _closed(self, gone: events.Gone) -> None:
@@ -277,10 +278,9 @@ class Shard:
         elif isinstance(command, events.Kick):
             self._kicks.order(command)
         elif isinstance(command, events.SetLogLevel):
-            set_level(command.level)
-            self._log.error("log level set", log_level=command.level)
+            change_level(command.level)
         elif isinstance(command, events.Stop):
-            self._stop_by(asyncio.get_running_loop().time() + command.seconds)
+            self._stop_by(awake.clock().time() + command.seconds)
 
     def _owned(self) -> list[tuple[str, str, list[int]]]:
         """Whose connections this shard holds: the numbers of each rule and peer."""
@@ -292,10 +292,10 @@ class Shard:
         return [(owner.rule, owner.peer, numbers) for owner, numbers in found.items()]
 
     def _stop_by(self, deadline: float) -> None:
-        """End when no proxy waits for anything or has a request on its way, at *deadline* (loop time) at the latest."""
+        """End when no proxy waits for anything or has a request on its way; *deadline* is of `dialout.awake`."""
         loop = asyncio.get_running_loop()
         self._places.clear()
-        if loop.time() < deadline:
+        if awake.clock().time() < deadline:
             self._proxies.go_away()
             if self._proxies.is_busy:
                 loop.call_later(STOP_PAUSE, self._stop_by, deadline)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import Capabilities, Dialect
+from dialout import Capabilities, Dialect, awake
 from dialout.proxy.errors import (
     AgentMoving,
     AgentNotFound,
@@ -58,6 +58,9 @@ MOST_GONE = 1024
 
 MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless somebody makes them up."""
+
+MOST_READS = 256
+"""Reads of one connection in a row: as much as a socket's buffer can hold."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -112,6 +115,7 @@ class AgentPool(PoolApi):
         )
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
+        self.clock = awake.clock()
         self._sessions: RecentTable[tuple[str, str], int] = RecentTable(
             self.options.most_sticky, self.options.sticky_idle
         )
@@ -215,9 +219,9 @@ class AgentPool(PoolApi):
         for fd, events in poll.poll(0):
             if events & _GONE:
                 self._read_to_the_end(by_fd[fd])
-        now = self._loop.time()
+        now = self.clock.time()
         for connection in by_fd.values():
-            if connection.fd >= 0 and connection.is_dead(now):
+            if connection.fd >= 0 and self._is_dead(connection, now):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
         return self.closed_total > before
 
@@ -333,27 +337,43 @@ class AgentPool(PoolApi):
     @staticmethod
     def _read_to_the_end(connection: Connection) -> None:
         """Serve what the agent sent before it closed, and close; bounded by what a socket buffer can hold."""
-        for _ in range(256):
+        for _ in range(MOST_READS):
             if connection.fd < 0:
                 return
             connection.read()
         connection.close(CloseCode.CLOSED_BY_AGENT, "closed by the agent")
 
+    @staticmethod
+    def _is_dead(connection: Connection, now: float) -> bool:
+        """Whether a connection is dead once all is read that its agent has sent: the pong may be among it."""
+        if not connection.is_dead(now):
+            return False
+        poll = select.poll()
+        poll.register(connection.fd, select.POLLIN)
+        for _ in range(MOST_READS):
+            if not poll.poll(0):
+                break
+            connection.read()
+            if connection.fd < 0 or not connection.is_dead(now):
+                return False
+        return True
+
     def _upkeep(self) -> None:
         """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
-        now = self._loop.time()
+        now = self.clock.time()
         shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
         self._upkeep_round = (self._upkeep_round + 1) % shares
         due = [c for number, c in self.connections.items() if number % shares == self._upkeep_round]
         for connection in due:
-            if connection.is_dead(now):
+            if self._is_dead(connection, now):
                 connection.close(CloseCode.PING_TIMEOUT, "it does not answer pings")
-            elif connection.pinged_at == 0:
+            elif connection.fd >= 0 and connection.pinged_at == 0:
                 connection.ping(next(self._sequence), now)
         most = math.ceil(self.options.frame_timeout / UPKEEP_SECONDS)
         for stream in self.holding.next_round(most):
             stream.close(CloseCode.BAD_FRAME, f"a frame was not complete after {self.options.frame_timeout:g} s")
         self.spending.sweep(monotonic())
+        now = self._loop.time()
         self._sessions.sweep(now)
         self._breakers.sweep(now)
         self._departed.sweep(now)

@@ -19,6 +19,7 @@ from dialout import (
     ResponseBodyChunk,
     ResponseHeaders,
     WebSocketFrame,
+    awake,
 )
 from dialout.proxy.errors import BadAnswer, BadRequest, FailureCode, Overloaded, PoolError, ShuttingDown
 from dialout.proxy.wire import (
@@ -86,6 +87,7 @@ class ProxyConnection(asyncio.Protocol):
         self._on_made, self._on_lost = on_made, on_lost
         self._name = "a proxy"
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._greeted = False
@@ -152,7 +154,7 @@ class ProxyConnection(asyncio.Protocol):
             if error.request_id is None or not self._greeted:
                 self.refuse(str(error))
             else:
-                request = self._requests.get(error.request_id, self._loop.time())
+                request = self._requests.get(error.request_id, self._clock.time())
                 self._not_served(error.request_id, request, frame_type, BadRequest(str(error)))
             return
         if type(frame) is ProxyRequest and self._greeted:
@@ -186,7 +188,7 @@ class ProxyConnection(asyncio.Protocol):
                 self._write(encode_pong(ping))
 
     def _serve_event(self, frame: ProxyRequest) -> None:
-        now = self._loop.time()
+        now = self._clock.time()
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
@@ -240,8 +242,8 @@ class ProxyConnection(asyncio.Protocol):
         """Fail an event that goes to no agent, in its turn, and with it what follows of its request."""
         frame = self._failure(request_id, error)
         if request is None:
-            if self._refused.get(request_id, self._loop.time()) is None:
-                self._refused.put(request_id, (frame_type, error), self._loop.time())
+            if self._refused.get(request_id, self._clock.time()) is None:
+                self._refused.put(request_id, (frame_type, error), self._clock.time())
             self._write(frame)
             return
         if self._in_flight >= 2 * MOST_IN_FLIGHT:
@@ -281,7 +283,7 @@ class ProxyConnection(asyncio.Protocol):
             # No agent has seen anything of the request, so that it may begin anew, and somewhere else.
             request.is_final = True
             if not frame.flags & FINAL and error.code is not FailureCode.CANNOT_RECEIVE:
-                self._refused.put(frame.request_id, (frame.event.frame_type, error), self._loop.time())
+                self._refused.put(frame.request_id, (frame.event.frame_type, error), self._clock.time())
         written = self._failure(frame.request_id, error, int(event.seconds_gone * 1_000_000), flags)
         self._settle(frame.request_id, request, event.index, written)
 

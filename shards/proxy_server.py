@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from dialout import awake
 from ipc.options import PoolOptions
 from ipc.process import DescriptorBudget
 from ipc.sockets import bind_private
@@ -113,6 +114,6 @@ class ProxyServer:
             connection.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
 
     def _sweep(self) -> None:
-        now = self._loop.time()
+        now = awake.clock().time()
         for connection in self.connections:
             connection.sweep(now)

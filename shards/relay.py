@@ -17,6 +17,7 @@ from dialout import (
     FrameDecoder,
     FrameError,
     LocalProtocolError,
+    awake,
 )
 from dialout.proxy.errors import (
     BadAnswer,
@@ -85,6 +86,7 @@ class Link(asyncio.Protocol):
         self._sibling = sibling
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._decoder = FrameDecoder(MAX_ANSWER_LENGTH)
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
@@ -126,7 +128,7 @@ class Link(asyncio.Protocol):
             on_done(ConnectionLost(self._failed, shard=self._sibling, retry_safe=True))
             return
         asked = _Asked(on_done)
-        asked.timeout = self._deadlines.put(asked, seconds + MARGIN, self._loop.time())
+        asked.timeout = self._deadlines.put(asked, seconds + MARGIN, self._clock.time())
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
         self._asked.setdefault(request_id, deque()).append(asked)
@@ -206,7 +208,7 @@ class Link(asyncio.Protocol):
     def _sweep(self) -> None:
         """Give up what is overdue. It keeps its place, so that a late answer is not taken for that of another event."""
         self._timer = self._loop.call_later(SWEEP, self._sweep)
-        for asked in self._deadlines.expired(self._loop.time()):
+        for asked in self._deadlines.expired(self._clock.time()):
             on_done, asked.on_done = asked.on_done, None
             if on_done is not None:
                 on_done(RequestTimeout(f"no answer in time, and no word from shard {self._sibling}"))

@@ -25,6 +25,7 @@ from dialout import (
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
+    awake,
 )
 from dialout.proxy.errors import (
     BadAnswer,
@@ -86,6 +87,7 @@ class Requests:
         self._shard = shard
         self._select = select
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._ids = itertools.count(first_request_id(shard, time.time_ns() // 1_000_000), MAX_SHARDS)
         self._deadlines: Deadlines[Call] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
@@ -130,7 +132,7 @@ class Requests:
         seconds = self.options.request_timeout if timeout is None else timeout
         call = Call(exchange, event, on_done, now, final=final)
         self.in_flight += 1
-        call.timeout = self._deadlines.put(call, seconds, now)
+        call.timeout = self._deadlines.put(call, seconds, now - self._clock.slept)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
         if exchange.over is not None:
@@ -212,7 +214,7 @@ class Requests:
         elif type(call.event) is not ResponseBodyChunk:
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif (mutation.chunk_index or 0) < exchange.request_chunks:
+        elif call.event.chunk_index < exchange.request_chunks:
             self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
             return
         else:
@@ -375,12 +377,12 @@ class Requests:
     def _tick(self) -> None:
         # Before anything that can fail: without its clock no request would ever time out again.
         self._timer = self._loop.call_later(TICK, self._tick)
-        now = self._loop.time()
-        for call in self._deadlines.expired(now):
+        for call in self._deadlines.expired(self._clock.time()):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
                 # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
-                call.excused = now - call.sent < PATIENCE * self.options.request_timeout
+                had_it_for = call.timeout - (call.sent - call.began)
+                call.excused = had_it_for < PATIENCE * self.options.request_timeout
                 seconds = f"{call.timeout:g} s"
                 self._finish(call, RequestTimeout(f"no answer within {seconds}", agent_id=call.exchange.agent_id))
         if not len(self._deadlines):
@@ -436,7 +438,5 @@ def _why_useless(call: Call, response: Decision) -> str | None:
     if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
         return "it needs more after the last chunk" if event.is_last else None
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        # A proxy that does not know whether there is a body sends one, or says that nothing follows.
-        follows = event.has_body or (event.has_body is None and not call.final)
-        return None if follows else "it needs more, and there is no body"
+        return "it needs more, and there is no body" if event.has_body is False else None
     return "it needs more, and nothing more comes"

@@ -18,9 +18,11 @@ import os
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
+from ipc.query_server import LOOKERS
+from supervisor.admin.http import MOST_CONNECTIONS
 from supervisor.farewell import Farewell
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
@@ -52,6 +54,11 @@ _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 class TooFewDescriptors(Exception):
     """The open files limit is too low to serve any agent; the message says how high it must be."""
+
+
+def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
+    """Descriptors of the supervisor for connections of those who only look."""
+    return (MOST_CONNECTIONS if has_admin else 0) + (LOOKERS.limits.connections if has_status_dir else 0)
 
 
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
@@ -107,6 +114,7 @@ class Acceptor:
         self._shards = shards
         self._budget = DescriptorBudget(expected=8 + DESCRIPTORS_OF_A_SHARD * shards + spare)
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._resume: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
@@ -199,7 +207,7 @@ class Acceptor:
         kind, is_tcp = listener.kind, listener.kind == "tcp"
         # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
         now = monotonic()
-        deadline = now + self.handshake_timeout
+        deadline = self._clock.at(now) + self.handshake_timeout
         for _ in range(most):
             try:
                 fd, address = accept()

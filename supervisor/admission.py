@@ -8,7 +8,7 @@ come on top of the agent's connections.
 import asyncio
 from collections.abc import Callable
 
-from dialout import ErrorCode, Registration, Rejection
+from dialout import ErrorCode, Registration, Rejection, awake
 from dialout.claims import Claim
 from dialout.registration import read_registration
 from ipc.events import Command, Probe
@@ -55,6 +55,7 @@ class Admission:
         self._send = send
         self._probes: ProbeBook[Newcomer] = ProbeBook(PROBE_TIMEOUT)
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._timer: asyncio.TimerHandle | None = None
         # Those who wait for `open`; None once it was called.
         self._early: list[Newcomer] | None = []
@@ -134,7 +135,7 @@ class Admission:
 
     def _probe_first(self, newcomer: Newcomer, key: str) -> None:
         newcomer.waited += 1
-        opened = self._probes.wait(key, newcomer, self._loop.time())
+        opened = self._probes.wait(key, newcomer, self._clock.time())
         if opened is not None:
             if self._timer is None:
                 self._timer = self._loop.call_later(PROBE_TIMEOUT, self._expire)
@@ -175,13 +176,13 @@ class Admission:
                     self._farewell.reject(newcomer, _over_limit(newcomer, reached))
             else:
                 self._offer(newcomer, registration, number, owner)
-        following = self._probes.next_round(done.agent_id, self._loop.time())
+        following = self._probes.next_round(done.agent_id, self._clock.time())
         if following is not None:
             self._ask(following)
 
     def _expire_early(self, early: list[Newcomer]) -> None:
         """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
-        now = self._loop.time()
+        now = self._clock.time()
         self._early = [newcomer for newcomer in early if newcomer.deadline > now]
         for newcomer in early:
             if newcomer.deadline <= now:
@@ -194,7 +195,7 @@ class Admission:
         try:
             if self._early is not None:
                 self._expire_early(self._early)
-            for done in self._probes.expired(self._loop.time()):
+            for done in self._probes.expired(self._clock.time()):
                 self._decide(done)
         finally:
             if len(self) and self._timer is None:

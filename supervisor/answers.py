@@ -10,7 +10,7 @@ import msgspec
 
 from ipc.events import Kick
 from ipc.log_levels import LEVEL_NAMES
-from ipc.logs import get_logger, set_level
+from ipc.logs import change_level, get_logger
 from ipc.query import MAX_PAGE, Refused, page_length, typed
 from ipc.query_server import Method
 from supervisor.answer_rows import Kicked, SlotRow, Why
@@ -140,9 +140,7 @@ class Answers:
         level = typed(arguments, _LogLevel).level
         if level not in LEVEL_NAMES:
             raise Refused(f"no such level; levels are {', '.join(LEVEL_NAMES)}")
-        set_level(level)
+        change_level(level)
         silent = self._fleet.set_log_level(level)
-        # Of a level that is always written, so that a log tells why it falls silent.
-        get_logger().error("log level set", log_level=level)
         self._journal.supervisor("log_level", level)
         return {"level": level, "shards_silent": silent}

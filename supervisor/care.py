@@ -50,7 +50,7 @@ class IllegalTransition(Exception):
 
 @dataclass(slots=True)
 class Care:
-    """The state of one shard. Times are seconds of the loop's clock."""
+    """The state of one shard. Times are seconds in which the supervisor ran (`dialout.awake`)."""
 
     shard: int
     state: ShardState = ShardState.DOWN

@@ -10,6 +10,7 @@ they hold: a stuck shard may have been passed over, and the same connection be s
 import asyncio
 from collections.abc import Callable
 
+from dialout import awake
 from ipc import events
 from ipc.events import CloseCode
 from ipc.logs import get_logger
@@ -43,6 +44,7 @@ class Census:
         self._ledger, self._handoffs, self._moves, self._journal = ledger, handoffs, moves, journal
         self._send = send
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         # Numbers below it were drawn by an earlier supervisor.
         self._first_number = ledger.next_number
@@ -69,7 +71,7 @@ class Census:
             # Without a channel it decides by itself about connections that are on their way.
             inquiry.request = 0
         elif self._send(shard, events.SnapshotRequest(self._next_request)):
-            inquiry.ask(self._next_request, self._ledger.live_numbers(shard), self._loop.time())
+            inquiry.ask(self._next_request, self._ledger.live_numbers(shard), self._clock.time())
             self._next_request += 1
         elif not inquiry.request and self._timer is None:
             self._timer = self._loop.call_later(ASK_PAUSE, self._ask_the_rest)
@@ -80,7 +82,7 @@ class Census:
         inquiry = self._inquiries.get(shard)
         if inquiry is not None:
             # Meanwhile the counts may differ; the heartbeats after the snapshot compare them again.
-            if inquiry.request and self._loop.time() - inquiry.asked_at > ASK_AGAIN:
+            if inquiry.request and self._clock.time() - inquiry.asked_at > ASK_AGAIN:
                 self.ask(shard)
             return
         load = self._ledger.load(shard)

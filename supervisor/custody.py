@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dialout import awake
 from ipc import handoff
 from ipc.handoff import HandoffChannel
 from ipc.logs import get_logger
@@ -172,7 +173,9 @@ async def _answers(keepers: Sequence[_Keeper]) -> None:
     log = get_logger()
     log.warning("waiting for shards that do not answer", pids=[keeper.process.pid for keeper in silent])
     waiting = [asyncio.ensure_future(keeper.over.wait()) for keeper in silent]
-    await asyncio.wait(waiting, timeout=REPLACE_AFTER - ANSWER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+    with contextlib.suppress(TimeoutError):
+        async with awake.clock().timeout(REPLACE_AFTER - ANSWER_TIMEOUT):
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
     if any(keeper.over.is_set() for keeper in keepers):
@@ -190,13 +193,13 @@ async def _drain(foreign: Sequence[_Keeper]) -> None:
         keeper.process.send_signal(signal.SIGTERM)
     # The first thing that a draining shard closes is its custody, the second the socket for supervisors.
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(ANSWER_TIMEOUT):
+        async with awake.clock().timeout(ANSWER_TIMEOUT):
             while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - the kernel tells nobody
                 await asyncio.sleep(0.01)
 
 
 async def _all_over(keepers: Sequence[_Keeper], seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with awake.clock().timeout(seconds):
             for keeper in keepers:
                 await keeper.over.wait()

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import msgspec
 
-from dialout import ErrorCode, Registration, Rejection
+from dialout import ErrorCode, Registration, Rejection, awake
 from dialout.claims import Claim
 from dialout.registration import read_registration
 from ipc.client import AcceptedClient, ClientGone, Probe
@@ -87,6 +87,7 @@ class ReverseConnectionListener:
 
     def __init__(self, config: Config) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._policy = Policy(config)
         (self._listener,) = open_all(config, Path())
         self._readiness = Readiness()
@@ -321,7 +322,7 @@ class ReverseConnectionListener:
         self._farewell.reject(newcomer, Rejection(code, message, newcomer.answer_type, retry_after_ms))
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now = self._clock.time()
         try:
             for newcomer in list(self._held.values()):
                 if newcomer.deadline <= now:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from dialout import ErrorCode, Rejection, rejection_frame
+from dialout import ErrorCode, Rejection, awake, rejection_frame
 from ipc.logs import Repeats, get_logger, printable
 from ipc.peers import borrowed
 from ipc.readiness import Readiness
@@ -37,6 +37,7 @@ class Farewell:
         self.not_agents = 0
         self._readiness = readiness
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._lingering: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
@@ -98,7 +99,7 @@ class Farewell:
 
     def _linger(self, newcomer: Newcomer) -> None:
         newcomer.on_readable = self._discard
-        newcomer.deadline = self._loop.time() + LINGER_SECONDS
+        newcomer.deadline = self._clock.time() + LINGER_SECONDS
         self._lingering[newcomer.fd] = newcomer
         self._readiness.watch(newcomer.fd, newcomer)
         if len(self._lingering) > MOST_LINGERING:
@@ -123,7 +124,7 @@ class Farewell:
 
     def _expire(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         while self._lingering:
             oldest = next(iter(self._lingering.values()))
             if oldest.deadline > now:

@@ -5,8 +5,10 @@ import contextlib
 import itertools
 import secrets
 import signal
+import time
 from collections.abc import Callable, Collection
 
+from dialout import awake
 from ipc import events
 from ipc.events import CloseCode
 from ipc.logs import get_logger
@@ -59,6 +61,7 @@ class Fleet:
         self._on_gone = on_gone
         self._pool, self._log_level, self._log_format = pool, log_level, log_format
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._members: dict[int, Member] = {}
         self.totals = Totals.decode(rundir.read_totals())
@@ -99,7 +102,7 @@ class Fleet:
                 self._forget(shard)
                 continue
             member = self._members[shard] = Member(shard, self._journal)
-            member.care.begin(record.epoch, self._loop.time(), found=True)
+            member.care.begin(record.epoch, self._clock.time(), found=True)
             self.lines.census.ask(shard)
             self._watch(member, process, "adopted")
         # Only now: until all that were found are wanted to tell what they hold, none of them completes the ledger.
@@ -115,6 +118,8 @@ class Fleet:
     def leave(self) -> None:
         """Let go of all shards, which serve on: another supervisor adopts them."""
         self._stopping = True
+        # The next supervisor's channels end ours: no loss to warn of.
+        self.lines.closing()
         for member in self._members.values():
             if member.respawn is not None:
                 member.respawn.cancel()
@@ -167,7 +172,7 @@ class Fleet:
         member = self._members[shard]
         member.fate = Fate.RENEW if again else Fate.FORGET
         if member.process is not None:
-            member.care.end_by = self._loop.time() + seconds
+            member.care.end_by = self._clock.time() + seconds
         self._ask_to_end(member, events.Stop(seconds))
 
     def drain(self, shard: int, *, draining: bool) -> None:
@@ -215,9 +220,10 @@ class Fleet:
 
     def rows(self) -> list[ShardRow]:
         """What status says about the shards."""
-        now = self._loop.time()
+        now = self._clock.time()
         rows = [member.care.row(member.pid, now) for _, member in sorted(self._members.items())]
         for row in rows:
+            row.uptime_s = self._members[row.id].uptime
             row.slots = self._ledger.load(row.id)
         return rows
 
@@ -251,11 +257,11 @@ class Fleet:
             member.respawn = self._loop.call_later(delay, self._spawn, member)
             return
         member.why_not_started = ""
-        member.care.begin(epoch, self._loop.time())
+        member.care.begin(epoch, self._clock.time())
         self._watch(member, process, "started")
 
     def _watch(self, member: Member, process: Process, code: str) -> None:
-        member.process = process
+        member.process, member.began_at = process, time.monotonic()
         member.note(code, f"{code} pid {process.pid}")
         self._loop.add_reader(process.pidfd, self._ended, member)
         self._log.info("shard starting", shard=member.shard, pid=process.pid, epoch=member.care.epoch)
@@ -300,7 +306,7 @@ class Fleet:
             self._log.info("shard stopped", shard=shard, pid=process.pid, how=how)
             self._meet_fate(member)
         else:
-            delay = care.backoff.after_death(self._loop.time() - care.started_at)
+            delay = care.backoff.after_death(self._clock.time() - care.started_at)
             care.restarts += 1
             lost = f"; connections lost: {len(gone)}; starting again in {delay:g} s"
             member.note("died", f"pid {process.pid} {how}", lost)
@@ -332,7 +338,7 @@ class Fleet:
     async def _gone_within(self, seconds: float) -> bool:
         if self._members:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with self._clock.timeout(seconds):
                     await self._emptied.wait()
         return not self._members
 
@@ -355,7 +361,7 @@ class Fleet:
             self.ready.set()
 
     def _tick(self) -> None:
-        now = self._loop.time()
+        now = self._clock.time()
         for member in self._members.values():
             if member.process is not None and not self._stopping:
                 self._look_after(member, member.process, now)

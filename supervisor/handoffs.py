@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc.handoff import HandoffChannel
 from ipc.histogram import Histogram
 from ipc.logs import get_logger
@@ -78,6 +78,7 @@ class Handoffs:
         self._ledger = ledger
         self._reject = reject
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._links: dict[int, ShardLink] = {}
         self._usable: list[int] = []
         self._parked: deque[Newcomer] = deque()
@@ -238,7 +239,7 @@ class Handoffs:
         link.pending -= len(batch.newcomers)
         if isinstance(message, Prepared):
             link.committing += batch.newcomers
-            self.handoff_seconds.observe_many(monotonic() - batch.sent_at, len(batch.newcomers))
+            self.handoff_seconds.observe_many(self._clock.time() - batch.sent_at, len(batch.newcomers))
             self._flush(link)
         else:
             self._declined(link, batch.newcomers, message.reason)
@@ -247,7 +248,7 @@ class Handoffs:
 
     def _declined(self, link: ShardLink, newcomers: list[Newcomer], reason: str) -> None:
         self._log.warning("shard declined connections", shard=link.shard, reason=reason, n=len(newcomers))
-        link.paused_until = self._loop.time() + DECLINED_PAUSE
+        link.paused_until = self._clock.time() + DECLINED_PAUSE
         self._refresh()
         self._start_timer()
         for newcomer in newcomers:
@@ -303,7 +304,7 @@ class Handoffs:
         """Send what has gathered for *link*, as far as the shard takes it; go on when it takes more."""
         if link.channel.closed:
             return
-        if not (self._flush_commits(link) and link.send_orders() and link.send_offers()):
+        if not (self._flush_commits(link) and link.send_orders() and link.send_offers(self._clock.time())):
             link.channel.when_writable(lambda: self._flush(link))
         if link.offered:
             self._start_timer()
@@ -337,7 +338,7 @@ class Handoffs:
 
     def _tick(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         try:
             self._look(now)
         finally:
@@ -347,6 +348,9 @@ class Handoffs:
     def _look(self, now: float) -> None:
         for link in list(self._links.values()):
             if link.is_late(now):
+                # Its answer may wait to be read.
+                link.channel.take_the_rest()
+            if link.is_late(now) and not link.channel.closed:
                 self._log.warning(
                     "shard does not answer, its offers go elsewhere", shard=link.shard, n=len(link.newcomers)
                 )
@@ -361,7 +365,7 @@ class Handoffs:
 
     def _refresh(self) -> None:
         """Find out again which shards can take a connection now, and offer them those who are parked."""
-        now = self._loop.time()
+        now = self._clock.time()
         self._usable = [
             link.shard
             for link in self._links.values()

@@ -19,6 +19,7 @@ from dialout import (
     ErrorCode,
     NotAgentProtocol,
     Rejection,
+    awake,
     scan_first_frame,
 )
 from dialout.claims import Claim, read_claim
@@ -55,6 +56,7 @@ class Handshakes:
         self._farewell = farewell
         self._on_claim = on_claim
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._waiting: dict[int, Newcomer] = {}
         self._by_peer: dict[str, dict[int, Newcomer]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -186,10 +188,15 @@ class Handshakes:
 
     def _expire(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
-            if oldest.deadline > now:
+            if oldest.deadline <= now:
+                # Its frame may be there, and the loop late.
+                self._read(oldest)
+                if oldest.fd not in self._waiting:
+                    continue
+            else:
                 self._timer = self._loop.call_later(oldest.deadline - now, self._expire)
                 return
             seconds = self.config.limits.handshake_timeout

@@ -4,13 +4,13 @@ A shard is spoken to as the process that it is now; what comes from an earlier l
 the bus says that its socket for supervisors is there, the Hello over its channel that it takes connections.
 """
 
-import asyncio
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
 
+from dialout import awake
 from ipc import events, handoff
 from ipc.bus import Bus
 from ipc.handoff import HandoffChannel
@@ -55,7 +55,7 @@ class Lines:
         """Gets a shard's answer to `events.ListAgents`."""
         self.log_level: str | None = None
         """What shards are told when they come up; None when they were started with it."""
-        self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._closing = False
         self.census = Census(ledger, handoffs, moves, journal, self.send)
@@ -96,7 +96,7 @@ class Lines:
         self._on_known()
 
     def closing(self) -> None:
-        """Expect the shards to end."""
+        """Expect the channels to end: the shards do, or another supervisor has opened its own."""
         self._closing = True
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Lines:
         except msgspec.MsgspecError as error:
             self._log.error("bus event cannot be read", shard=shard, reason=str(error))
             return
-        missed = member.care.hear(event.sequence, self._loop.time())
+        missed = member.care.hear(event.sequence, self._clock.time())
         if not member.care.foreign:
             if missed:
                 self.census.ask(shard)

@@ -4,7 +4,6 @@ Decides nothing: `supervisor.handoffs` says who goes where, and keeps the ledger
 """
 
 from collections import deque
-from time import monotonic
 from typing import NamedTuple
 
 from ipc.handoff import HandoffChannel
@@ -100,7 +99,7 @@ class ShardLink:
             del self.custody[0]
         return True
 
-    def send_offers(self) -> bool:
+    def send_offers(self, now: float) -> bool:
         """Send the offers that have gathered; False when the shard takes no more now."""
         while self.unsent:
             newcomers, offers = next_batch(self.unsent)
@@ -108,7 +107,7 @@ class ShardLink:
                 return False
             for _ in newcomers:
                 self.unsent.popleft()
-            self.offered[self.next_batch] = Batch(monotonic(), newcomers)
+            self.offered[self.next_batch] = Batch(now, newcomers)
             self.next_batch += 1
         return True
 

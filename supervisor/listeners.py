@@ -1,11 +1,8 @@
 """Listening sockets for agents: made with their mode before they listen, removed only if they are still ours."""
 
 import contextlib
-import errno
-import grp
 import ipaddress
 import os
-import pwd
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +16,8 @@ from ipc.messages import KeptListener
 from ipc.peers import borrowed
 from ipc.status import ListenerRow
 from supervisor.config.model import Config, TcpAddress
+from supervisor.config.paths import Objection
+from supervisor.places import WHAT_TO_DO, bind_tcp, folder_objection, group_id, socket_objection, user_id
 
 BACKLOG = 4096
 """Connections that wait for accept. The kernel takes net.core.somaxconn if that is less."""
@@ -200,6 +199,8 @@ def tune_tcp(fd: int) -> bool:
 def _open_uds(path: Path, config: Config, *, wait: float = LOCK_WAIT) -> Listener:
     if len(os.fsencode(path)) > UNIX_PATH_MAX:
         raise ListenError(f"{path}: the path of a Unix socket has at most {UNIX_PATH_MAX} bytes")
+    if (objection := folder_objection(path.parent)) is not None:
+        raise ListenError(f"{path}: cannot listen: {_said(objection)}")
     try:
         with _folder_lock(path.parent, wait):
             _clear_stale(path)
@@ -250,37 +251,26 @@ def _taken_back(kept: KeptListener, fd: int, config: Config) -> Listener:
     return Listener(kept.kind, sock, kept.address, path, inherited=kept.inherited, config=config)
 
 
-_WHAT_TO_DO = {
-    errno.EADDRINUSE: "; 'ss -ltnp' shows who does",
-    errno.EADDRNOTAVAIL: "; no interface of this host has it, or not yet: 'ip address' shows them",
-    errno.EACCES: "; below 1024 systemd can open it, see shardgate.socket",
-}
-
-
 def _open_tcp(address: TcpAddress) -> Listener:
-    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = None
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.family == socket.AF_INET6:
-            # "[::]:9090" beside "0.0.0.0:9090" must work whatever net.ipv6.bindv6only says.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address.host, address.port))
+        sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        bind_tcp(sock, address)
         sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
-        hint = _WHAT_TO_DO.get(error.errno or 0, "")
-        raise ListenError(f"{address}: cannot listen: {error.strerror}{hint}") from error
+        if sock is not None:
+            sock.close()
+        hint = WHAT_TO_DO.get(error.errno or 0)
+        raise ListenError(f"{address}: {_said((f'cannot listen: {error.strerror}', hint))}") from error
     return Listener("tcp", sock, str(TcpAddress(address.host, sock.getsockname()[1])))
 
 
 def _clear_stale(path: Path) -> None:
     """Remove the socket of a dead process at *path*; ListenError when there is anything else."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
+    if (objection := socket_objection(path)) is not None:
+        raise ListenError(f"{path}: {_said(objection)}")
+    if not path.is_socket():
         return
-    if not stat.S_ISSOCK(mode):
-        raise ListenError(f"{path}: exists and is not a socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -324,18 +314,19 @@ def identity(path: str | Path) -> tuple[int, int, int] | None:
 
 
 def _uid_of(owner: int | str | None) -> int:
-    if not isinstance(owner, str):
-        return -1 if owner is None else owner
     try:
-        return pwd.getpwnam(owner).pw_uid
+        return user_id(owner)
     except KeyError:
-        raise ListenError(f"socket-owner: there is no user {owner!r}") from None
+        raise ListenError(f"socket-owner: there is no user {owner!r} on this host") from None
 
 
 def _gid_of(group: int | str | None) -> int:
-    if not isinstance(group, str):
-        return -1 if group is None else group
     try:
-        return grp.getgrnam(group).gr_gid
+        return group_id(group)
     except KeyError:
-        raise ListenError(f"socket-group: there is no group {group!r}") from None
+        raise ListenError(f"socket-group: there is no group {group!r} on this host") from None
+
+
+def _said(objection: Objection) -> str:
+    message, hint = objection
+    return f"{message}; {hint}" if hint else message

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from dialout import ErrorCode, Rejection
+from dialout import ErrorCode, Rejection, awake
 from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
@@ -30,7 +30,7 @@ from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.timers import Every, all_of, report
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor, TooFewDescriptors
+from supervisor.acceptor import Acceptor, TooFewDescriptors, spare_descriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -45,6 +45,7 @@ from supervisor.config_push import ConfigPush
 from supervisor.farewell import LINGER_SECONDS, Farewell
 from supervisor.fleet import Fleet
 from supervisor.footing import Footing
+from supervisor.gathered import Gathered
 from supervisor.handoffs import Handoffs
 from supervisor.handshakes import Handshakes
 from supervisor.journal import Journal
@@ -113,6 +114,7 @@ class Supervisor:
         self._loaded_at = _now()
         self._config_error: str | None = None
         self._reloads = {"success": 0, "failure": 0}
+        self._reloads_for_signals = Gathered(self._reload_for_signals)
         self._state = "starting"
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
@@ -173,8 +175,7 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=(0 if admin is None else http.MOST_CONNECTIONS)
-            + (0 if status_dir is None else LOOKERS.limits.connections),
+            spare=spare_descriptors(has_admin=admin is not None, has_status_dir=status_dir is not None),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
@@ -216,7 +217,7 @@ class Supervisor:
         for number, act in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
-            (signal.SIGHUP, self._reload_for_signal),
+            (signal.SIGHUP, self._reloads_for_signals.ask),
             (signal.SIGUSR2, self._replace_for_signal),
         ):
             signals.on(self._loop, number, act)
@@ -277,7 +278,7 @@ class Supervisor:
         # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
         await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_LIMIT):
+            async with awake.clock().timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
         self._admission.open()
         self._state = "running"
@@ -375,9 +376,10 @@ class Supervisor:
     async def _finishes(self, successor: Successor) -> bool:
         """Accept no more, and finish what is under way; whether that is done in time."""
         self._acceptor.stop()
-        deadline = self._loop.time() + FINISH_LIMIT
+        clock = awake.clock()
+        deadline = clock.time() + FINISH_LIMIT
         while not (self._state == "running" and self._is_quiet()):
-            if self.stop_asked or successor.lost.is_set() or self._loop.time() > deadline:
+            if self.stop_asked or successor.lost.is_set() or clock.time() > deadline:
                 return False
             await asyncio.sleep(PAUSE)
         return True
@@ -409,6 +411,7 @@ class Supervisor:
         all_of(
             lambda: self._journal.supervisor("handing over", f"to pid {successor.process.pid}"),
             self._ignore_signals,
+            self._reloads_for_signals.close,
             lambda: self._manager.begin(lambda: status, time.monotonic_ns),
             self._handoffs.flush,
             self._fleet.leave,
@@ -437,6 +440,7 @@ class Supervisor:
     async def _end(self) -> None:
         self._manager.stopping("stopping")
         self._state = "stopping"
+        self._reloads_for_signals.close()
         self._journal.supervisor("stopping")
         self._log.info("stopping", connections=self._ledger.live_total)
 
@@ -623,7 +627,9 @@ class Supervisor:
             "runtime_dir": str(self._rundir.path),
         }
 
-    def _reload_for_signal(self) -> None:
+    def _reload_for_signals(self, asked: int) -> None:
+        if asked > 1:
+            self._log.info("reloads are asked for too often, one stands for all", n=asked)
         with contextlib.suppress(ConfigError):  # It has been logged.
             self._reload()
 

@@ -22,10 +22,11 @@ class Fate(Enum):
 class Member:
     """A place, which stays while processes come and go in it. *respawn* is the timer of the next start.
 
-    *why_not_started* is said once, while the same keeps a process from being started.
+    *began_at* is when its process was started, or found (monotonic time). *why_not_started* is said once, while the
+    same keeps a process from being started.
     """
 
-    __slots__ = ("_journal", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
+    __slots__ = ("_journal", "began_at", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
 
     def __init__(self, shard: int, journal: Journal) -> None:
         self.shard = shard
@@ -35,12 +36,18 @@ class Member:
         self.respawn: asyncio.TimerHandle | None = None
         self.fate = Fate.RESPAWN
         self.why_not_started = ""
+        self.began_at = 0.0
         self._journal = journal
 
     @property
     def pid(self) -> int | None:
         """Its process; None while it has none."""
         return None if self.process is None else self.process.pid
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since its process was started, or found; those included in which the supervisor was stopped."""
+        return 0.0 if self.process is None else round(time.monotonic() - self.began_at, 1)
 
     def note(self, code: str, text: str, more: str = "") -> None:
         """Keep what happened to it: *text* for status, with *more* for the history."""

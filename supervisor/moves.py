@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
+from dialout import awake
 from ipc.handoff import close_all
 from ipc.histogram import Histogram
 from ipc.logs import get_logger
@@ -63,6 +64,7 @@ class Moves:
         self._ledger = ledger
         self._handoffs = handoffs
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._orders: set[Order] = set()
         self._by_number: dict[int, Order] = {}
@@ -91,7 +93,7 @@ class Moves:
 
         With *force* those that are busy until then go nevertheless, and what is in flight on them fails.
         """
-        order = Order(shard, numbers, self._loop.time() + seconds, force=force)
+        order = Order(shard, numbers, self._clock.time() + seconds, force=force)
         self._orders.add(order)
         self._wanted.update(wanted or {})
         self._go_on(order)
@@ -108,7 +110,7 @@ class Moves:
                 self._handoffs.commit_found(shard, offer.number)
                 self._decided(offer.number, stayed=True)
             return
-        deadline = self._loop.time() + MOVER_LIMIT
+        deadline = self._clock.time() + MOVER_LIMIT
         for offer, fd in zip(message.offers, descriptors, strict=True):
             if self._ledger.recall(offer.agent_id, offer.number, shard):
                 if self.on_recalled is not None:
@@ -200,7 +202,7 @@ class Moves:
             self._timer = self._loop.call_later(1.0, self._look)
 
     def _ask(self, order: Order) -> None:
-        now = self._loop.time()
+        now = self._clock.time()
         # Those that were asked for and have not come will take room, too.
         room = min(WINDOW - len(order.asked), self._room() - len(self._by_number))
         if room > 0:
@@ -232,7 +234,7 @@ class Moves:
     def _look(self) -> None:
         """Give up on shards that have not said anything for too long."""
         self._timer = None
-        now = self._loop.time()
+        now = self._clock.time()
         for order in list(self._orders):
             if now > order.deadline + ANSWER_LIMIT:
                 self._log.warning("shard does not answer, its connections stay", shard=order.shard, n=len(order.asked))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from dialout import awake
 from ipc.capacity import MAX_SHARDS
 from ipc.logs import get_logger
 from ipc.status import OperationRow
@@ -77,6 +78,7 @@ class Operations:
         self._handoffs = handoffs
         self._moves = moves
         self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._log = get_logger()
         self._task: asyncio.Task[None] | None = None
         self.current: Operation | None = None
@@ -150,7 +152,8 @@ class Operations:
             row.is_done = True
             outcome = row.error or f"moved {row.moved}, left {row.left}, {row.seconds:.1f} s"
             self._journal.supervisor("operation", f"{row.name}: {outcome}")
-            self._log.info(
+            log = self._log.warning if row.error is not None or row.left else self._log.info
+            log(
                 "operation done",
                 name=row.name, moved=row.moved, left=row.left, seconds=row.seconds, error=row.error,
                 p50_ms=row.p50_ms, p99_ms=row.p99_ms,
@@ -158,9 +161,9 @@ class Operations:
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait for *condition*; whether it came true within *seconds*."""
-        deadline = self._loop.time() + seconds
+        deadline = self._clock.time() + seconds
         while not condition():
-            if self._loop.time() >= deadline:
+            if self._clock.time() >= deadline:
                 return False
             await asyncio.sleep(PAUSE)
         return True
@@ -173,13 +176,13 @@ class Operations:
     async def _drain(self, operation: Operation, shard: int, seconds: float) -> None:
         operation.step(f"moving the connections of shard {shard}")
         self._fleet.drain(shard, draining=True)
-        operation.row.left += await self._empty(operation, shard, self._loop.time() + seconds, force=False)
+        operation.row.left += await self._empty(operation, shard, self._clock.time() + seconds, force=False)
 
     async def _empty(self, operation: Operation, shard: int, deadline: float, *, force: bool) -> int:
         """Move everything off a draining shard; returns how many connections are left on it at the deadline."""
         while True:
             numbers = {number for number, _ in self._ledger.live_numbers(shard)}
-            now = self._loop.time()
+            now = self._clock.time()
             if not numbers and not self._handoffs.has_offers(shard):
                 return 0
             if now >= deadline or not self._fleet.is_running(shard):
@@ -198,7 +201,7 @@ class Operations:
             for shard in shards:
                 operation.step(f"moving the connections of shard {shard}")
                 self._fleet.drain(shard, draining=True)
-                await self._empty(operation, shard, self._loop.time() + seconds, force=True)
+                await self._empty(operation, shard, self._clock.time() + seconds, force=True)
                 operation.step(f"starting shard {shard} again")
                 await self._renew(shard)
                 renewed.append(shard)
@@ -234,7 +237,7 @@ class Operations:
         """Empty *shards* and end them for good."""
         for shard in shards:
             self._fleet.drain(shard, draining=True)
-        deadline = self._loop.time() + seconds
+        deadline = self._clock.time() + seconds
         for shard in shards:
             await self._empty(operation, shard, deadline, force=True)
         for shard in shards:

@@ -7,17 +7,22 @@ from reaching the shards beside the supervisor.
 
 import contextlib
 import errno
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
 from ipc import signals
 from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
+
+IMPORT_PATH = "SHARDGATE_IMPORT_PATH"
+"""The variable in a shard's environment that says where it imports from; ``shards/__main__.py`` reads it."""
 
 
 class Process:
@@ -70,11 +75,8 @@ def start_shard(
 ) -> Process:
     """Start shard *shard*; OSError when the process cannot be made."""
     command = [
-        sys.executable,
-        # Not the current directory, where a folder called "shards" may lie.
-        "-P",
-        "-m",
-        "shards",
+        *_interpreter(),
+        str(Path(_package("shards"), "__main__.py")),
         "--shard",
         str(shard),
         "--epoch",
@@ -93,8 +95,11 @@ def start_shard(
     if status_dir is not None:
         command += ["--status-dir", str(status_dir.path)]
     # Standard output would mix with what the command line prints; log lines go to standard error.
+    environment = {**os.environ, IMPORT_PATH: import_path()}
     with signals.held_back():
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, close_fds=True, start_new_session=True, env=environment
+        )
     try:
         pidfd = os.pidfd_open(child.pid)
     except OSError:
@@ -105,6 +110,35 @@ def start_shard(
     # `reap` collects the status; Popen must neither do so nor warn that nobody did.
     child.returncode = 0
     return Process(child.pid, pidfd, is_child=True)
+
+
+def import_path() -> str:
+    """Where this process imports from, for a shard: the version of the interpreter and the entries of sys.path.
+
+    A shard that looked for itself could find another package: with ``python -m`` the current directory comes first for
+    this process and not at all for a shard, and with ``-I`` only this process passes $PYTHONPATH over.
+    """
+    return "\n".join([str(sys.hexversion), *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109 - a string
+
+
+def _interpreter() -> list[str]:
+    """The interpreter with those of its own flags that decide about imports; never the folder of a script (-P)."""
+    flags = {
+        "-I": sys.flags.isolated,
+        "-E": sys.flags.ignore_environment,
+        "-s": sys.flags.no_user_site,
+        "-S": sys.flags.no_site,
+        "-B": sys.flags.dont_write_bytecode,
+    }
+    return [sys.executable, *(flag for flag, is_set in flags.items() if is_set), "-P"]
+
+
+def _package(name: str) -> str:
+    """The folder of a package of ours, which is not imported; FileNotFoundError when there is none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(errno.ENOENT, f"there is no package '{name}' any more; install shardgate again")
+    return next(iter(spec.submodule_search_locations))
 
 
 def start_successor(variables: Mapping[str, str]) -> Process:

@@ -20,9 +20,8 @@ from ipc.messages import KeptListener
 from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
-from supervisor.acceptor import TooFewDescriptors, check_descriptors
+from supervisor.acceptor import TooFewDescriptors, check_descriptors, spare_descriptors
 from supervisor.activation import take_passed
-from supervisor.admin import http
 from supervisor.admin.server import open_admin
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
@@ -110,6 +109,11 @@ class _Life:
     ) -> None:
         self._config, self._rundir, self._load, self._logging, self._passed = config, rundir, load, logging, passed
         self._origins = origins
+        for path in (config.path, config.admin_listen):
+            if isinstance(path, str) and rundir.is_ours(Path(path).absolute()):
+                raise ListenError(
+                    f"{path} is a name that shardgate itself uses; choose another name, or another folder"
+                )
         self._status_dir: RuntimeDir | None = None
         inherited = [] if config.path or config.tcp_addresses else [one.address for one in passed if one.kind == "tcp"]
         self._policy = Policy(config, inherited)
@@ -122,7 +126,9 @@ class _Life:
         check_descriptors(
             shards=config.shards or default_shards(),
             listeners=len(wanted(config, self._default_path)),
-            spare=0 if config.admin_listen is None else http.MOST_CONNECTIONS,
+            spare=spare_descriptors(
+                has_admin=config.admin_listen is not None, has_status_dir=config.status_dir is not None
+            ),
         )
 
     def make_status_dir(self) -> None:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dialout import awake
 from ipc import handoff, messages, peers, query
 from ipc.handoff import HandoffChannel, close_all
 from ipc.logs import get_logger
@@ -85,14 +86,15 @@ class Predecessor:
         self.pid = peers.credentials(sock.fileno())[0]
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._listeners: dict[KeptListener, int] = {}
-        self._loop = asyncio.get_running_loop()
+        self._clock = awake.clock()
         self._why_lost = ""
         self._channel = HandoffChannel(sock, self._on_message, self._on_lost)
 
     @classmethod
     async def find(cls, rundir: RuntimeDir) -> "Predecessor | None":
         """Reach the supervisor of *rundir*. When there is none the directory is locked, and the answer None."""
-        deadline = asyncio.get_running_loop().time() + ANSWER_LIMIT
+        clock = awake.clock()
+        deadline = clock.time() + ANSWER_LIMIT
         while True:
             try:
                 rundir.lock()
@@ -100,7 +102,7 @@ class Predecessor:
                 with contextlib.suppress(OSError):
                     return cls(handoff.connect(rundir.supervisor_handoff))
                 # It is about to begin, or to end.
-                if asyncio.get_running_loop().time() > deadline:
+                if clock.time() > deadline:
                     raise TakeoverTimedOut(f"{busy}; it does not let anybody ask it to hand over") from None
             else:
                 return None
@@ -118,7 +120,7 @@ class Predecessor:
         limit = ANSWER_LIMIT
         while True:
             try:
-                async with asyncio.timeout(limit):
+                async with self._clock.timeout(limit):
                     message = await self._messages.get()
             except TimeoutError:
                 raise TakeoverTimedOut(
@@ -156,7 +158,7 @@ class Predecessor:
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Unregistered):
             for handshake, fd in zip(message.handshakes, descriptors, strict=True):
-                newcomer = Newcomer(fd, handshake.transport, self._loop.time() + handshake.seconds)
+                newcomer = Newcomer(fd, handshake.transport, self._clock.time() + handshake.seconds)
                 newcomer.received = bytearray(handshake.received)
                 self.handshakes.append(newcomer)
         elif isinstance(message, Further):
@@ -214,7 +216,7 @@ class Successor:
         ended = asyncio.Event()
         loop.add_reader(self.process.pidfd, ended.set)
         try:
-            for message, descriptors in _messages_of(estate, locks, loop.time()):
+            for message, descriptors in _messages_of(estate, locks, awake.clock().time()):
                 await self._send(message, descriptors)
             await _first_of(self.taken, ended, self.lost, seconds=TAKE_LIMIT)
             if not self.taken.is_set() and not ended.is_set():
@@ -268,7 +270,7 @@ class Succession:
         self._log = get_logger()
         self._asking: list[Successor] = []
         self._started: Process | None = None
-        self._boot_timer: asyncio.TimerHandle | None = None
+        self._boot_timer: awake.Timer | None = None
         self._rundir = rundir
         self._listener = handoff.listen(rundir.supervisor_handoff)
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -296,7 +298,7 @@ class Succession:
             return
         self._log.info("starting a new supervisor", pid=self._started.pid)
         self._loop.add_reader(self._started.pidfd, self._started_one_ended)
-        self._boot_timer = self._loop.call_later(BOOT_LIMIT, self._started_one_is_late)
+        self._boot_timer = awake.clock().call_later(BOOT_LIMIT, self._started_one_is_late)
 
     def why_not(self, successor: Successor) -> str | None:
         """Why nobody, or not this one, may take over; None when it may."""
@@ -388,7 +390,9 @@ async def _first_of(*events: asyncio.Event, seconds: float) -> None:
     """Wait until one of *events* is set, or *seconds* are over."""
     waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        with contextlib.suppress(TimeoutError):
+            async with awake.clock().timeout(seconds):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in waiting:
             task.cancel()

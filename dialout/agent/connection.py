@@ -22,6 +22,7 @@ from dialout.agent.liveness import Liveness, Look
 from dialout.agent.reporting import INTERVAL
 from dialout.agent.serving import Serving
 from dialout.answers import RegistrationResponse, parse_registration_response
+from dialout.awake import Timer, clock
 from dialout.codec import codec_for
 from dialout.decisions import Block, Decision
 from dialout.dialects import Dialect
@@ -89,7 +90,8 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._heard = False
         self._liveness: Liveness | None = None
         self._pings = 0
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, asyncio.TimerHandle | Timer] = {}
+        self._clock = clock()
         self._made_at = self._loop.time()
         self._registered_at = 0.0
         # The end has been written, and what comes is not served any more.
@@ -367,7 +369,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
             return
         self._set_reading()
         if self._ping_interval > 0:
-            self._liveness = Liveness(self._loop.time(), self._ping_interval, self._ping_timeout)
+            self._liveness = Liveness(self._clock.time(), self._ping_interval, self._ping_timeout)
             self._look()
         if serving.reporter.reports_unasked:
             self._report()
@@ -403,7 +405,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
             return
         if serving.ponged:
             liveness.ponged()
-        now = self._loop.time()
+        now = self._clock.time()
         # Nothing can be heard while nothing is read, and that is our own doing.
         look = liveness.look(now, heard=self._heard or self._held or self._full)
         self._heard = False
@@ -413,7 +415,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if look is Look.PING:
             self._pings += 1
             self._send(self._codec.encode_ping(sequence=self._pings, timestamp_ms=int(now * 1000)))
-        self._timers["look"] = self._loop.call_at(liveness.next_look, self._look)
+        self._timers["look"] = self._clock.call_later(max(0.0, liveness.next_look - now), self._look)
 
     def _report(self) -> None:
         if self._serving is not None and self._transport is not None:

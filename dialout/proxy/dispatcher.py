@@ -5,6 +5,7 @@
 import asyncio
 from typing import Final
 
+from dialout.awake import clock
 from dialout.errors import LocalProtocolError
 from dialout.events import AgentEvent, CancelReason
 from dialout.proxy.agent_places import AgentPlaces
@@ -70,6 +71,7 @@ class Dispatcher:
         self._default_timeout = default_timeout
         self._shard_wait = shard_wait
         self._loop = asyncio.get_running_loop()
+        self._clock = clock()
 
     async def send(
         self, request: Request, event: AgentEvent, timeout: float | None, *, retry: bool, flags: int = 0
@@ -86,7 +88,7 @@ class Dispatcher:
             timeout = self._default_timeout
         if not 0 < timeout <= _LONGEST:
             raise BadRequest(f"a timeout is more than 0 and at most {_LONGEST:g} s, not {timeout}")
-        deadline = self._loop.time() + timeout
+        deadline = self._clock.time() + timeout
         request.events += 1
         avoid: ShardChannel | None = None
         while True:
@@ -119,11 +121,12 @@ class Dispatcher:
         return self._places.choose(agent_id, sure or channels, self._loop.time())
 
     async def _next_channel(self, agent_id: str, deadline: float) -> ShardChannel:
-        await self._links.wait_for_channel(min(deadline, self._loop.time() + self._shard_wait))
+        left = min(deadline - self._clock.time(), self._shard_wait)
+        await self._links.wait_for_channel(self._loop.time() + left)
         return self._places.choose(agent_id, self._links.channels, self._loop.time())
 
     def _encode(self, request: Request, event: AgentEvent, deadline: float, flags: int) -> bytes:
-        remaining_ms = int((deadline - self._loop.time()) * 1000)
+        remaining_ms = int((deadline - self._clock.time()) * 1000)
         if remaining_ms < 1:
             raise RequestTimeout("no shard could be asked in time", agent_id=request.agent_id, retry_safe=True)
         try:

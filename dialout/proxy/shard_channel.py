@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
+from dialout.awake import clock
 from dialout.errors import FrameError
 from dialout.events import CancelReason
 from dialout.frames import FrameDecoder
@@ -92,6 +93,7 @@ class ShardChannel(asyncio.Protocol):
         self.welcomed: asyncio.Future[None] = loop.create_future()
         self.closed = asyncio.Event()
         self._loop = loop
+        self._clock = clock()
         self._hello = encode_hello(client, version)
         self._max_buffered = max_buffered
         self._on_close, self._on_leave = on_close, on_leave
@@ -302,7 +304,7 @@ class ShardChannel(asyncio.Protocol):
     def _sweep(self) -> None:
         """Give up what is past its deadline and the shard's margin, too."""
         self._sweeper = None
-        limit = self._loop.time() - _MARGIN
+        limit = self._clock.time() - _MARGIN
         late = []
         for request_id, first in self._waiters.items():
             waiter: _Waiter | None = first

@@ -9,10 +9,11 @@ from ipc.schema import SCHEMA
 from supervisor.cli.errors import ExitCode
 from supervisor.cli.options import examples, json_option
 from supervisor.cli.output import note, print_json
-from supervisor.config.errors import ConfigError
+from supervisor.config.errors import ConfigError, Problem
 from supervisor.config.kdl import load_config
 from supervisor.config.model import Config, Token, format_duration
 from supervisor.config.tokens import load_tokens
+from supervisor.preflight import Host, look
 from supervisor.words import count, safe
 
 
@@ -20,28 +21,40 @@ from supervisor.words import count, safe
     "check", short_help="Check a configuration file.", epilog=examples("shardgate check /etc/shardgate/listener.kdl")
 )
 @click.argument("file", metavar="FILE.kdl")
+@click.option("--file-only", is_flag=True, help="Look at the file and its token files alone: it is for another host.")
 @json_option
-def command(file: str, as_json: bool) -> int:
-    """Check a configuration file and the token files that it names; nothing is started.
+def command(file: str, file_only: bool, as_json: bool) -> int:
+    """Check a configuration file, the token files that it names, and that this host has what it names.
 
-    Prints what matters most of it, or every problem; exits with 78 when there is one. 'shardgate config show FILE
-    --effective' prints all that would be in effect.
+    A file is good when 'shardgate run' would start with it as the user that checks it: folders, addresses, users and
+    groups are there. Nothing is started and nothing is made. Prints what matters most of it, or every problem; exits
+    with 78 when there is one. 'shardgate config show FILE --effective' prints all that would be in effect.
     """
+    lines: dict[str, int | None] = {}
     try:
-        config = load_config(file)
+        config = load_config(file, lines=lines)
         tokens = load_tokens(config)
     except ConfigError as error:
-        if as_json:
-            print_json({"schema": SCHEMA, "file": file, "ok": False, "problems": error.problems})
-        else:
-            note(str(error))
-        return ExitCode.BAD_CONFIG
+        return _refuse(file, error.problems, as_json=as_json)
+    host = Host([], []) if file_only else look(config, lines)
+    for line in host.notes:
+        note(line)
+    if host.problems:
+        return _refuse(file, host.problems, as_json=as_json)
     if as_json:
         effective = _effective(config, tokens)
         print_json({"schema": SCHEMA, "file": file, "ok": True, "problems": [], "config": effective})
     else:
         click.echo("\n".join([f"{safe(file, 4096)}: ok", *_summary(config, tokens)]))
     return ExitCode.OK
+
+
+def _refuse(file: str, problems: list[Problem], *, as_json: bool) -> int:
+    if as_json:
+        print_json({"schema": SCHEMA, "file": file, "ok": False, "problems": problems})
+    else:
+        note(str(ConfigError(problems)))
+    return ExitCode.BAD_CONFIG
 
 
 def _listeners(config: Config) -> list[dict[str, str]]:

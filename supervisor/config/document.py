@@ -1,21 +1,22 @@
 """A KDL text as a tree of nodes that know their lines, or the problems that keep it from being one."""
 
-import re
 from collections.abc import Sequence
 
 import ckdl
 import msgspec
 
 from supervisor.config.errors import ConfigError, Problem
+from supervisor.config.repair import Judge, advise
 from supervisor.config.scan import MAX_DEPTH, Lines, Mark, Scan, scan
 
 Scalar = str | int | float | bool | None
 
-_DURATION = re.compile(r'(?<![\w".])\d+(?:ms|s|m|h)(?![\w".])')
-
 
 class Node(msgspec.Struct, frozen=True):
-    """A KDL node. `annotated` lists the type annotations on its values, whose use is up to the reader."""
+    """A KDL node. `annotated` lists the type annotations on its values, whose use is up to the reader.
+
+    `span` is where its text begins and ends, None where that is not known.
+    """
 
     name: str
     line: int | None
@@ -24,30 +25,55 @@ class Node(msgspec.Struct, frozen=True):
     children: "tuple[Node, ...]" = ()
     annotation: str | None = None
     annotated: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
 
 
 class Document(msgspec.Struct, frozen=True):
-    """The top-level nodes of a text; `kdl2` when it spells `#true`, and so must whoever gives hints."""
+    """The top-level nodes of a text; `kdl2` when it spells `#true`, and so must whoever gives hints.
+
+    `after_semicolon` are the offsets of nodes behind a semicolon that begins their line.
+    """
 
     nodes: tuple[Node, ...]
     kdl2: bool = False
+    text: str = ""
+    after_semicolon: frozenset[int] = frozenset()
+
+    def spelling(self, node: Node) -> str:
+        """How a node is written, with its block; empty where that is not known."""
+        return "" if node.span is None else self.text[node.span[0] : node.span[1]]
+
+    def words_of(self, node: Node) -> str:
+        """How `true` is to be spelled in place of a node, for the rest of the text to stay valid: `true` or `#true`."""
+        if self.kdl2 or node.span is None:
+            return "#true" if self.kdl2 else "true"
+        start, end = node.span
+        # A bare word as a value makes it KDL 2, where true is spelled otherwise.
+        return "true" if isinstance(_parse(f"{self.text[:start]}x true{self.text[end:]}"), ckdl.Document) else "#true"
 
 
-def read_document(text: str, source: str) -> Document:
-    """Parse KDL 1 or 2. Raises ConfigError with one problem, at its line where that can be told."""
+def _no_proposal(_: str) -> bool:
+    return False
+
+
+def read_document(text: str, source: str, judge: Judge = _no_proposal) -> Document:
+    """Parse KDL 1 or 2. Raises ConfigError with one problem, at its line where that can be told.
+
+    *judge* tells which lines a hint may propose.
+    """
     scanned, lines = scan(text), Lines(text)
     if scanned.limit is not None:
         offset, message = scanned.limit
         raise ConfigError([Problem(source, lines.at(offset), "", message)])
     parsed = _parse(text)
     if isinstance(parsed, str):
-        offset, message, hint = _locate(text, scanned, parsed)
+        offset, message, hint = _locate(text, scanned, parsed, judge)
         raise ConfigError([Problem(source, lines.at(offset), "", f"syntax error: {message}", hint)])
     try:
         nodes = _build(parsed.nodes, scanned.nodes, lines, None, 0)
     except RecursionError:
         raise ConfigError([Problem(source, None, "", f"blocks are nested more than {MAX_DEPTH} deep")]) from None
-    return Document(nodes, scanned.kdl2)
+    return Document(nodes, scanned.kdl2, text, frozenset(scanned.after_semicolon))
 
 
 def _parse(text: str) -> "ckdl.Document | str":
@@ -61,7 +87,7 @@ def _parse(text: str) -> "ckdl.Document | str":
         return "a character that is not allowed" if isinstance(error, UnicodeError) else "a value is out of range"
 
 
-def _locate(text: str, scanned: Scan, error: str) -> tuple[int, str, str | None]:
+def _locate(text: str, scanned: Scan, error: str, judge: Judge) -> tuple[int, str, str | None]:
     """Find what a syntax error is about: offset, message, hint.
 
     Every checkpoint before the error closes to a valid document, every later one does not: so the first
@@ -75,10 +101,12 @@ def _locate(text: str, scanned: Scan, error: str) -> tuple[int, str, str | None]
         low, high = (middle + 1, high) if _closes(text[: point.end], point.depth) else (low, middle)
     if low < len(points):
         bad = points[low]
-        found = bad.start, _reworded(error), _hint(text[bad.start : bad.end], scanned, error)
+        mixed = scanned.kdl1 and scanned.kdl2
+        advice = advise(text[bad.start : bad.end], text[bad.start : bad.start + 8192], error, judge, mixed=mixed)
+        found = bad.start, _reworded(error), advice
         begin, end, depth = bad.start, bad.end, bad.depth
     elif scanned.broken is not None:
-        found = *scanned.broken, None
+        found = *scanned.broken, _block_hint(text, *scanned.broken)
         begin, end, depth = (points[-1].end, found[0], points[-1].depth) if points else (0, found[0], 0)
     else:
         return len(text.rstrip()), _reworded(error), None
@@ -99,15 +127,12 @@ def _reworded(error: str) -> str:
     return "this is not KDL" if error == "Parse error" else error[:1].lower() + error[1:]
 
 
-def _hint(node: str, scanned: Scan, error: str) -> str | None:
-    if scanned.kdl1 and scanned.kdl2:
-        return "KDL 1 writes true and KDL 2 writes #true: use one of them in the whole file"
-    duration = _DURATION.search(node)
-    if duration is not None:
-        return f'put it in double quotes: "{duration[0]}"'
-    if "identifier" in error or "argument" in error or error == "Parse error":
-        return "put text in double quotes, and a space in front of each value and brace"
-    return None
+def _block_hint(text: str, offset: int, message: str) -> str | None:
+    if "needs a name" not in message:
+        return None
+    if text[offset] == "{" and not text[:offset].strip():
+        return "this looks like JSON: a block of KDL is its name, and its nodes between { and }"
+    return "the brace stands on the line of the name"
 
 
 def _build(
@@ -137,6 +162,7 @@ def _build(
                 _build(node.children, inner, lines, line, depth + 1),
                 node.type_annotation,
                 tuple(value.type_annotation for value in values if isinstance(value, ckdl.Value)),
+                (marks[index].start, marks[index].end) if known else None,
             )
         )
     return tuple(built)

@@ -15,10 +15,20 @@ from typing import Any
 import msgspec
 
 from ipc.options import PoolOptions
+from ipc.rundir import default_runtime_dir
 from supervisor.config import values
 from supervisor.config.document import Document, Node, Scalar, read_document
 from supervisor.config.errors import ConfigError, Problem, printable, quoted
 from supervisor.config.files import MAX_FILE_BYTES, read_text
+from supervisor.config.hints import (
+    digest_hint,
+    missing_block_hint,
+    next_node,
+    next_node_hint,
+    several_hint,
+    spellings,
+    value_hint,
+)
 from supervisor.config.jsonlike import step, to_object
 from supervisor.config.model import (
     BLOCK,
@@ -35,10 +45,12 @@ from supervisor.config.nodes import (
     KNOWN,
     LIMITS,
     PATHS,
+    PLAIN,
     SEVERAL,
     SINGLE,
     Convert,
     T,
+    begins_comment,
     looks_like_block,
     meant,
 )
@@ -92,7 +104,25 @@ def parse_config(text: str, source: str) -> Config:
 def _parse(text: str, source: str) -> Document:
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError([Problem(source, None, "", f"is larger than {MAX_FILE_BYTES} bytes")])
-    return read_document(text, source)
+    return read_document(text, source, _is_good)
+
+
+def _is_good(line: str) -> bool:
+    """Whether a line would be good in our block, or in one in it, and holds nothing that is to be kept secret."""
+    name = line.partition(" ")[0]
+    block = next(
+        (block for block, names in (("", PLAIN), ("pool", IN_POOL), ("admin", IN_ADMIN)) if name in names), None
+    )
+    if block is None:
+        return False
+    text = f"{block} {{\n{line}\n}}" if block else line
+    try:
+        reader = _Reader("", read_document(f"{BLOCK} {{\n{text}\n}}", ""))
+        reader.read({})
+    except ConfigError:
+        return False
+    # One node alone may lack another: an admin block its listen.
+    return not any(problem.where.endswith(f" > {name}") for problem in reader.problems)
 
 
 class _Reader:
@@ -119,12 +149,16 @@ class _Reader:
         found = [node for node in self.document.nodes if node.name == BLOCK]
         for node in self.document.nodes:
             if node.name != BLOCK and looks_like_block(node.name):
-                self.report(node, "", f"unknown block {quoted(node.name)}", f'did you mean "{BLOCK}"?')
+                yaml = " A block stands between { and }" if node.name.endswith(":") else ""
+                hint = "a comment begins with //" if begins_comment(node.name) else f'did you mean "{BLOCK}"?{yaml}'
+                self.report(node, "", f"unknown block {quoted(node.name)}", hint)
         for node in found[1:]:
             self.report(node, BLOCK, f"there is a block already{_on_line(found[0])}", "join the two")
         if not found and not self.problems:
-            hint = f'write {BLOCK} {{ path "/run/shardgate/agents.sock" }}'
-            self.problems.append(Problem(self.source, None, "", f"there is no {BLOCK} block", hint))
+            path = quoted(str(default_runtime_dir() / "agents.sock"), 4096)
+            blame, hint = missing_block_hint(self.document, looks_like_block, f"write {BLOCK} {{ path {path} }}")
+            line = None if blame is None else blame.line
+            self.problems.append(Problem(self.source, line, "", f"there is no {BLOCK} block", hint))
         if not found or len(found) > 1:
             raise ConfigError(self.problems)
         return found[0]
@@ -135,8 +169,10 @@ class _Reader:
         """Read all nodes, set the options over them, and check what they say together."""
         block = self.find_block()
         if block.args or block.properties:
-            self.report(block, BLOCK, "takes no values of its own", "write each as a node between { and }")
+            hint = f"remove what is between {BLOCK} and {{, or write it as a node between {{ and }}"
+            self.report(block, BLOCK, "takes no values of its own", hint)
         self.check_annotations(block, BLOCK)
+        self.check_semicolons(block, BLOCK)
         self.lines[BLOCK] = block.line
         self.read_nodes(block, BLOCK, KNOWN, ("agent-config",), self.read_node)
         config, problems = override(self.build(), options)
@@ -152,9 +188,17 @@ class _Reader:
         return [
             problem
             if problem.file is None
-            else msgspec.structs.replace(problem, line=self.lines.get(problem.where, self.lines[BLOCK]))
+            else msgspec.structs.replace(
+                problem,
+                line=self.lines.get(problem.where, self.lines[BLOCK]),
+                hint=self.in_its_spelling(problem.hint),
+            )
             for problem in problems
         ]
+
+    def in_its_spelling(self, hint: str | None) -> str | None:
+        """A hint with `true` as this file has to spell it."""
+        return None if hint is None else hint.replace(" true", " #true") if self.document.kdl2 else hint
 
     def read_nodes(
         self,
@@ -168,6 +212,8 @@ class _Reader:
         seen: dict[str, Node] = {}
         for node in block.children:
             path = step(where, node)
+            if node.span is not None and node.span[0] in self.document.after_semicolon:
+                continue
             if node.name not in known:
                 self.report(node, path, "unknown node", meant(node.name, known))
             elif node.name in seen and node.name not in repeatable:
@@ -186,8 +232,12 @@ class _Reader:
             field, convert = SEVERAL[node.name]
             self.check_plain(node, where)
             # An empty list of agents has an error of its own, which tells what it would do.
-            if not node.args and field != "allowed_agents":
+            if not node.args and (node.properties or node.children):
+                pass
+            elif not node.args and field != "allowed_agents":
                 self.report(node, where, "expected at least one value, got none")
+            elif (name := next_node(self.document, node)) is not None:
+                self.report(node, where, f"{name} among its values is the name of another node", next_node_hint(name))
             else:
                 got = self.converted(node, where, convert, node.args)
                 self.fields.update({field: got} if got is not None else {})
@@ -196,6 +246,11 @@ class _Reader:
                 self.report(node, where, "takes no values of its own", "write token or token-file between { and }")
             self.check_annotations(node, where)
             self.read_nodes(node, where, IN_AUTH, IN_AUTH, self.read_auth)
+        elif node.name == "admin" and len(node.args) == 1 and not (node.children or node.properties):
+            listen = node.args[0]
+            bare = isinstance(listen, str) and _is_good(f"listen {quoted(listen, 4096)}")
+            hint = f"write admin {{ listen {quoted(str(listen), 4096)} }}" if bare else "write listen between { and }"
+            self.report(node, where, "takes no values of its own", hint)
         elif node.name in ("pool", "admin"):
             if node.args or node.properties:
                 self.report(node, where, "takes no values of its own", "write each as a node between { and }")
@@ -204,7 +259,7 @@ class _Reader:
             before = len(self.problems)
             self.read_nodes(node, where, tuple(known), (), read)
             has_listen = node.name == "pool" or any(child.name == "listen" for child in node.children)
-            if not has_listen and len(self.problems) == before:
+            if not has_listen and not node.properties and len(self.problems) == before:
                 self.report(node, where, "has no listen", 'write listen "127.0.0.1:9180" into it, or remove it')
         else:
             self.read_agent_config(node, where)
@@ -215,7 +270,7 @@ class _Reader:
             self.check_plain(node, where)
             if not node.args:
                 self.report(node, where, "expected at least one file, got none")
-            self.token_files += map(self.resolved, self.converted(node, where, values.text, node.args) or ())
+            self.token_files += map(self.resolved, self.converted(node, where, values.path, node.args) or ())
             return
         how = 'write token "PATTERN" sha256="…"; "shardgate token" prints such a line'
         self.check_annotations(node, where)
@@ -238,7 +293,7 @@ class _Reader:
             try:
                 parsed = parse_digest(digest if isinstance(digest, str) else "")
             except ValueError as error:
-                self.report(node, where, str(error), how)
+                self.report(node, where, str(error), digest_hint(str(digest)) or how)
             else:
                 if patterns is not None and most is not None:
                     self.tokens.append(Token(patterns, parsed, *most))
@@ -285,6 +340,14 @@ class _Reader:
         if node.annotation is not None or node.annotated:
             self.report(node, where, "takes no type annotation")
 
+    def check_semicolons(self, block: Node, where: str) -> None:
+        """Report nodes behind a semicolon that begins their line: a comment, to who is used to other languages."""
+        for node in block.children:
+            if node.span is not None and node.span[0] in self.document.after_semicolon:
+                message = "stands behind a semicolon, which begins no comment: it is in effect"
+                self.report(node, step(where, node), message, "a comment begins with //; else remove the semicolon")
+            self.check_semicolons(node, step(where, node))
+
     def one_value(self, node: Node, where: str, convert: Convert[T]) -> tuple[T, ...] | None:
         """Convert the one value of a node; None, and a report, when it has none, several, or a bad one."""
         self.check_plain(node, where)
@@ -292,20 +355,22 @@ class _Reader:
             return self.converted(node, where, convert, node.args)
         # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
         if node.args or not (node.properties or node.children):
-            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}")
+            hint = several_hint(self.document, node, convert)
+            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}", hint)
         return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
         """Convert all values; None when one of them is bad, after all that are bad have been reported."""
         result: list[T] = []
         good = True
-        for value in args:
+        how = spellings(self.document, node)
+        for place, value in enumerate(args):
             try:
                 result.append(convert(value))
             except BadValue as error:
                 good = False
-                hint = error.hint
-                if hint is not None and self.document.kdl2 and convert is values.boolean:
+                hint = value_hint(convert, value, how[place] if place < len(how) else None, error.hint)
+                if hint is not None and convert is values.boolean and self.document.words_of(node) == "#true":
                     hint = hint.replace(" true", " #true").replace(" false", " #false")
                 self.report(node, where, error.message, hint)
         return tuple(result) if good else None

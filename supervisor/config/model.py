@@ -50,6 +50,13 @@ class TcpAddress(msgspec.Struct, frozen=True):
         """Whether only this host can connect to it."""
         return ipaddress.ip_address(self.host).is_loopback
 
+    def clashes(self, other: "TcpAddress") -> bool:
+        """Whether no process can listen on both, since one is the other or holds it: ip(7), EADDRINUSE."""
+        if self.port != other.port or not self.port:
+            return False
+        one, two = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
+        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -170,17 +177,7 @@ def validate(config: Config) -> list[Problem]:
     problems += _out_of_range(config)
     problems += _status_problems(config)
     problems += _length_problems(config)
-    admin = config.admin_listen
-    if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
-        report(
-            "admin > listen",
-            f"{admin} can be reached from other hosts, and the admin endpoint asks nobody who they are",
-            f'write "127.0.0.1:{admin.port}", or allow it with "allow-remote true" (--admin-allow-remote)',
-        )
-    if admin is not None and (admin == config.path or (admin in config.tcp_addresses and admin.port)):
-        report("admin > listen", f"agents register at {admin}", "choose another address for one of the two")
-    if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
-        report("tcp-address", "the same address is there twice")
+    problems += _address_problems(config)
     if limits.allowed_agents is not None and not limits.allowed_agents:
         report(
             "allowed-agents",
@@ -208,6 +205,34 @@ def validate(config: Config) -> list[Problem]:
     return problems
 
 
+def _address_problems(config: Config) -> list[Problem]:
+    problems: list[Problem] = []
+
+    def report(node: str, message: str, hint: str | None = None) -> None:
+        problems.append(Problem(config.source, None, f"{BLOCK} > {node}", message, hint))
+
+    admin = config.admin_listen
+    if isinstance(admin, TcpAddress) and not (admin.is_loopback or config.admin_allow_remote):
+        report(
+            "admin > listen",
+            f"{admin} can be reached from other hosts, and the admin endpoint asks nobody who they are",
+            f'write "127.0.0.1:{admin.port}", or allow it with "allow-remote true" (--admin-allow-remote)',
+        )
+    if admin is not None and (admin == config.path or _clashing(admin, config.tcp_addresses)):
+        report("admin > listen", f"agents register at {admin}", "choose another address for one of the two")
+    if len(set(config.tcp_addresses)) != len(config.tcp_addresses):
+        report("tcp-address", "the same address is there twice")
+    for place, one in enumerate(config.tcp_addresses):
+        other = _clashing(one, config.tcp_addresses[:place])
+        if other is not None and other != one:
+            report("tcp-address", f"{one} and {other} have an address in common", "leave one of the two out")
+    return problems
+
+
+def _clashing(address: TcpAddress | str, others: Iterable[TcpAddress]) -> TcpAddress | None:
+    return None if isinstance(address, str) else next((other for other in others if address.clashes(other)), None)
+
+
 def uid_problems(config: Config, tcp_addresses: Iterable[str]) -> Iterator[Problem]:
     """Object to `allow-uid` as the only rule of a listener on *tcp_addresses*, whose peers have no uid."""
     address = next(iter(tcp_addresses), None)
@@ -226,7 +251,7 @@ def _length_problems(config: Config) -> list[Problem]:
     for node, folder in (("runtime-dir", config.runtime_dir), ("status-dir", config.status_dir)):
         excess = 0 if folder is None else excess_length(folder)
         if excess > 0:
-            found.append((node, f"{excess} bytes too long: the paths of sockets in it have at most {UNIX_PATH_MAX}"))
+            found.append((node, f"{excess} bytes too long for Unix sockets in it ({UNIX_PATH_MAX} at most)"))
     hint = "choose a shorter folder"
     return [Problem(config.source, None, f"{BLOCK} > {node}", message, hint) for node, message in found]
 

@@ -22,8 +22,8 @@ class _Option(msgspec.Struct, frozen=True):
 
 # Names as click makes them of `--max-handshakes`; some have more than one.
 OPTIONS: dict[str, _Option] = {
-    "uds": _Option("path", "path", values.text),
-    "path": _Option("path", "path", values.text),
+    "uds": _Option("path", "path", values.socket_path),
+    "path": _Option("path", "path", values.socket_path),
     "socket_mode": _Option("socket_mode", "socket-mode", values.octal_mode),
     "socket_owner": _Option("socket_owner", "socket-owner", values.owner),
     "socket_group": _Option("socket_group", "socket-group", values.owner),
@@ -40,10 +40,10 @@ OPTIONS: dict[str, _Option] = {
     "require_auth": _Option("require_auth", "require-auth", values.boolean),
     "allowed_agents": _Option("allowed_agents", "allowed-agents", values.pattern, several=True),
     "allow_uid": _Option("allow_uids", "allow-uid", values.unix_id, several=True),
-    "token_file": _Option("token_files", "auth > token-file", values.text, several=True),
+    "token_file": _Option("token_files", "auth > token-file", values.path, several=True),
     "shards": _Option("shards", "shards", values.integer),
     "placement": _Option("placement", "placement", values.placement),
-    "runtime_dir": _Option("runtime_dir", "runtime-dir", values.text),
+    "runtime_dir": _Option("runtime_dir", "runtime-dir", values.path),
     "orphan_timeout": _Option("orphan_timeout", "orphan-timeout", values.duration),
     "admin": _Option("admin_listen", "admin > listen", values.admin_address),
     "admin_allow_remote": _Option("admin_allow_remote", "admin > allow-remote", values.boolean),

@@ -40,8 +40,9 @@ _TOKEN = re.compile(
 )
 # In KDL 2 a backslash may hide the end of the line, and then no quote was forgotten.
 _LOOSE = re.compile(r"(?<![\\\r])\n|(?<!\\)\r\n")
+_SEMICOLON_BEFORE = re.compile(rf"(?:\A|[{_NEWLINE}])[{_SPACE}]*;[;{_SPACE}]*\Z")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
-_KDL2_WORDS = {"#true", "#false", "#null", "#inf", "#-inf", "#nan"}
+KDL2_WORDS = {"#true", "#false", "#null", "#inf", "#-inf", "#nan"}
 _KDL1_WORDS = {"true", "false", "null"}
 
 
@@ -69,7 +70,8 @@ class Scan(msgspec.Struct):
     """What one pass over the text found.
 
     `limit` is a reason not to parse at all and `broken` a place where no parser can go on, both with their
-    offset. `loose_strings` are the offsets of plain strings that run over the end of a line: allowed in
+    offset. `after_semicolon` are the offsets of nodes behind a semicolon that begins their line: in other languages
+    a comment. `loose_strings` are the offsets of plain strings that run over the end of a line: allowed in
     KDL 1, and what a forgotten quote looks like.
     """
 
@@ -78,17 +80,22 @@ class Scan(msgspec.Struct):
     limit: tuple[int, str] | None = None
     broken: tuple[int, str] | None = None
     loose_strings: list[int] = []
+    after_semicolon: list[int] = []
     kdl1: bool = False
     kdl2: bool = False
 
 
 class Lines:
-    """Turns offsets of a text into line numbers, which count from 1."""
+    """Turns offsets of a text into line numbers, which count from 1.
+
+    A carriage return alone ends a line too, and so do the other characters that end one for KDL: but for the form feed,
+    which ends none in any editor.
+    """
 
     __slots__ = ("_ends",)
 
     def __init__(self, text: str) -> None:
-        self._ends = [found.start() for found in re.finditer("\n", text)]
+        self._ends = [found.end() - 1 for found in re.finditer("\r\n|[\n\r\x85\u2028\u2029]", text)]
 
     def at(self, offset: int) -> int:
         """Return the number of the line that the offset is in."""
@@ -184,7 +191,7 @@ class _Scanner:
                 raise self._stop_limit(start, f"a word or number of more than {MAX_BARE_LENGTH} characters")
             word = self.text[start:end]
             self.scan.kdl1 |= word in _KDL1_WORDS
-            self.scan.kdl2 |= word in _KDL2_WORDS
+            self.scan.kdl2 |= word in KDL2_WORDS
         elif kind == "text" and _LOOSE.search(self.text, start, end):
             self.scan.loose_strings.append(start)
         if self.in_type:
@@ -194,6 +201,8 @@ class _Scanner:
             if self.count > MAX_NODES:
                 raise self._stop_limit(start, f"there are more than {MAX_NODES:,} nodes")
             self.node = Mark(self.text[start:end] if kind == "bare" else None, start)
+            if _SEMICOLON_BEFORE.search(self.text, max(0, start - 200), start):
+                self.scan.after_semicolon.append(start)
             if not self.slashdash:
                 self.frames[-1].nodes.append(self.node)
         self.slashdash = False
@@ -244,3 +253,28 @@ class _Scanner:
 def scan(text: str) -> Scan:
     """Find the nodes of a KDL text, valid or not, in time linear in its length."""
     return _Scanner(text).run()
+
+
+class Word(msgspec.Struct, frozen=True):
+    """A word, a string or a mark of a node as it is spelled; `kind` is bare, text, long, raw or mark."""
+
+    kind: str
+    text: str
+
+
+def words(text: str) -> list[Word]:
+    """Split the text of one node, which need not be KDL, at its blanks, without its comments."""
+    found = []
+    offset = 0
+    while offset < len(text):
+        token = _TOKEN.match(text, offset)
+        assert token is not None, "the alternatives cover every character"
+        kind, end = token.lastgroup or "", token.end()
+        if kind in ("hashes1", "hashes2", "raw"):
+            closing = '"' + "#" * len(token["hashes1"] or token["hashes2"] or "")
+            close = text.find(closing, end)
+            kind, end = "raw", len(text) if close < 0 else close + len(closing)
+        if kind in ("bare", "text", "long", "raw", "mark"):
+            found.append(Word(kind, text[offset:end]))
+        offset = end
+    return found

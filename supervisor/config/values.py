@@ -13,12 +13,26 @@ from typing import TypeVar
 
 from supervisor.config.errors import quoted
 from supervisor.config.model import MAX_CONNECTIONS, Placement, TcpAddress
+from supervisor.config.paths import VARIABLE, path_objection, socket_objection
 from supervisor.config.patterns import pattern_problem
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TIME_WORDS = {
+    word: size
+    for size, words in (
+        (1, "ms msec msecs millis millisecond milliseconds"),
+        (1000, "s sec secs second seconds"),
+        (60_000, "m min mins minute minutes"),
+        (3_600_000, "h hr hrs hour hours"),
+        (86_400_000, "d day days"),
+    )
+    for word in words.split()
+}
+"""Milliseconds of what people call a time. A capital M is taken for minutes: no time here is as long as a month."""
 _OCTAL = re.compile(r"(?:0o)?([0-7]{1,5})")
 _PORT = re.compile(r"[0-9]{1,5}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
 # (uid_t)-1 means "leave it alone" to chown(2).
 _MAX_ID = 2**32 - 2
@@ -102,6 +116,26 @@ def text(value: object) -> str:
     return value
 
 
+def path(value: object) -> str:
+    """Return the path of a file or a folder, see `paths`; a relative one stays as it is."""
+    found = text(value)
+    objection = path_objection(found)
+    if objection is not None:
+        raise BadValue(*objection)
+    return found
+
+
+def socket_path(value: object) -> str:
+    """Return the path of a Unix socket."""
+    if isinstance(value, str) and (address := _address_in(value)) is not None:
+        raise BadValue(f"expected a path, got the address {quoted(value)}", f'write tcp-address "{address}"')
+    found = path(value)
+    objection = socket_objection(found)
+    if objection is not None:
+        raise BadValue(*objection)
+    return found
+
+
 def duration(value: object) -> float:
     """Read a time with its unit, ms, s, m or h, into seconds."""
     if isinstance(value, str):
@@ -112,9 +146,24 @@ def duration(value: object) -> float:
     else:
         number = str(value) if describe(value).startswith("the number") else ""
     hint = 'write a number and ms, s, m or h, such as "10s"'
+    meant = _duration_in(number) if isinstance(value, str) else None
+    if meant is not None:
+        hint = f'did you mean "{meant}"? {hint[0].upper()}{hint[1:]}'
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", number):
         hint = f'did you mean "{number}s"?'
     raise BadValue(f"expected a time with its unit, got {describe(value)}", hint)
+
+
+def _duration_in(text: str) -> str | None:
+    """A time in other words ("10 sec", "1m30s", "10S", "2 days") as it is written here; None when it is none."""
+    parts = re.findall(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", text.lower(), re.ASCII)
+    if not parts or re.sub(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", "", text.lower(), flags=re.ASCII):
+        return None
+    if any(word not in _TIME_WORDS for _, word in parts):
+        return None
+    total = sum(int(number) * _TIME_WORDS[word] for number, word in parts)
+    unit = next(unit for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)) if total % size == 0)
+    return f"{total // round(_SECONDS[unit] * 1000)}{unit}"
 
 
 def octal_mode(value: object) -> int:
@@ -190,8 +239,10 @@ def tcp_address(value: object) -> TcpAddress:
         number = value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65_536 else 9090
         hint = f'such as "0.0.0.0:{number}" or "[::]:{number}"'
         raise BadValue(f"expected HOST:PORT in a string, got {describe(value)}", hint)
+    if "/" in value or "$" in value or value.startswith(("~", "@")):
+        raise BadValue(*_no_address(value))
     host, colon, port = value.rpartition(":")
-    if not colon or not _PORT.fullmatch(port) or int(port) > 65_535:
+    if not colon or not _is_port(port):
         problem = f"expected HOST:PORT with a port from 0 to 65535, got {quoted(value)}"
         raise BadValue(problem, _address_hint(value, value, "9090"))
     bare = host.removeprefix("[").removesuffix("]")
@@ -212,27 +263,66 @@ def tcp_address(value: object) -> TcpAddress:
 
 def admin_address(value: object) -> TcpAddress | str:
     """Read where the admin endpoint is: `HOST:PORT` as in `tcp_address`, or a path, which has a slash."""
-    if isinstance(value, str) and "/" in value:
-        return text(value)
+    if isinstance(value, str) and ("/" in value or value.startswith(("~", "@", "$"))):
+        address = _address_in(value)
+        if address is not None:
+            raise BadValue(f"expected HOST:PORT, got {quoted(value)}", f'did you mean "{address}"?')
+        found = path(value)
+        if (objection := socket_objection(found)) is not None:
+            raise BadValue(*objection)
+        return found
     try:
         return tcp_address(value)
     except BadValue as error:
         port = str(value).rpartition(":")[2]
-        right = port if _PORT.fullmatch(port) and int(port) <= 65_535 else "9180"
+        right = port if _is_port(port) else "9180"
         hint = error.hint if (error.hint or "").startswith('did you mean "127.') or "[" in str(value) else None
+        if isinstance(value, str) and value.endswith(".sock"):
+            hint = f"did you mean {quoted('./' + value, 4096)}?"
         raise BadValue(
             error.message.replace("HOST:PORT", "HOST:PORT, or a path with a slash,"),
             hint or f'such as "127.0.0.1:{right}"',
         ) from None
 
 
+def _address_in(value: str) -> str | None:
+    """Find the `HOST:PORT` in a URL, or in itself; None when there is none that could be listened on."""
+    bare = re.sub(r"\A[a-z][a-z0-9+.-]*://", "", value.strip(), flags=re.IGNORECASE | re.ASCII).rstrip("/")
+    host, _, port = bare.rpartition(":")
+    if host.lower() == "localhost":
+        bare = f"127.0.0.1:{port}"
+    try:
+        return str(tcp_address(bare))
+    except BadValue:
+        return None
+
+
+def _no_address(value: str) -> tuple[str, str | None]:
+    """Say what a text is that cannot be an address, for what it holds."""
+    expected = f"expected HOST:PORT, got {quoted(value)}"
+    if VARIABLE.search(value):
+        return f"{expected}: variables are not replaced by their values here", "write the address itself"
+    if "://" in value or value.rstrip("/") != value:
+        address = _address_in(value) if value.strip() not in ("/", "") else None
+        return expected, f'did you mean "{address}"?' if address else None
+    if "/" in value and path_objection(value) is None and socket_objection(value) is None:
+        return f"{expected}, which is a path", f"write path {quoted(value, 4096)}"
+    return expected, 'such as "0.0.0.0:9090" or "[::]:9090"'
+
+
 def _address_hint(value: str, host: str, port: str) -> str | None:
     """Guess what was meant by something that is not an address with a port."""
-    if value.isdecimal():
-        return f'did you mean "0.0.0.0:{value}"?'
+    if value.isascii() and value.isdecimal() and int(value[:6]) <= 65_535:
+        return f'did you mean "0.0.0.0:{int(value)}"?'
+    if "," in value:
+        return "write each address as a string of its own, without commas"
+    if value.strip() != value and (bare := _address_in(value)) is not None:
+        return f'did you mean "{bare}"?'
     if host in ("", "*"):
+        port = port if _is_port(port) else "9090"
         return f'for every address of this host write "0.0.0.0:{port}" or "[::]:{port}"'
-    if host.lower() == "localhost":
+    if value.lower().partition(":")[0] == "localhost":
+        port = port if _is_port(port) and ":" in value else "9090"
         return f'did you mean "127.0.0.1:{port}" or "[::1]:{port}"?'
     # Unbracketed IPv6, with or without a port at its end.
     for candidate, number in ((host.strip("[]"), port), (value.strip("[]"), "9090")):
@@ -247,4 +337,12 @@ def _address_hint(value: str, host: str, port: str) -> str | None:
             if address.version == 6
             else f'did you mean "{candidate}:{number}"?'
         )
-    return "names are not looked up: write the address that the name stands for"
+    if host.replace(".", "").isdecimal():
+        return "names are not looked up, and an address has four numbers from 0 to 255 without leading zeros"
+    if _HOST_NAME.fullmatch(host) and _is_port(port):
+        return "names are not looked up: write the address that the name stands for"
+    return 'such as "0.0.0.0:9090" or "[::]:9090"'
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and int(text) <= 65_535

@@ -37,7 +37,7 @@ def root(deploy: Path) -> Iterator[Path]:
         launchers = {"shardgate": f"{python} -m shardgate", "../../../opt/shardgate/bin/pip": "exec echo upgrading:"}
         launchers |= {name: f'{python} "{HERE}/systemctl.py" "{root}" {name}' for name in ("systemctl", "journalctl")}
         launchers |= dict.fromkeys(LEFT_OUT, "exec true")
-        launchers["systemd-tmpfiles"] = f'mkdir -p "{root}/etc/shardgate"; exec true'
+        launchers["systemd-tmpfiles"] = f'mkdir -p "{root}/etc/shardgate" "{root}/run/shardgate-agents"; exec true'
         for name, command in launchers.items():
             (bin_ / name).write_text(f'#!/bin/sh\n{command} "$@"\n')
             (bin_ / name).chmod(0o755)

@@ -40,7 +40,11 @@ class Agent:
         if isinstance(address, Path):
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(timeout)
-            self.sock.connect(str(address))
+            try:
+                self.sock.connect(str(address))
+            except OSError:
+                self.sock.close()
+                raise
         else:
             self.sock = socket.create_connection(address, timeout=timeout, source_address=source and (source, 0))
         self.decoder = FrameDecoder()

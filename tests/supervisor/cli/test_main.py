@@ -163,6 +163,22 @@ def test_shardgate_refuses_to_start_when_supervisor_is_anothers_package(
     assert "environment of its own" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["dialout", "ipc", "shards"])
+def test_shardgate_refuses_to_start_when_one_of_its_names_is_anothers_package(name: str, tmp_path: Path) -> None:
+    package = tmp_path / name
+    package.mkdir()
+    (package / "__init__.py").write_text("print('a strange package runs')")
+    env = environment()
+    env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
+
+    done = subprocess.run([*COMMAND, "run"], capture_output=True, text=True, env=env, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"shardgate cannot start: the Python package '{name}' in {package}")
+    assert done.stderr.count("\n") == 1
+    assert "environment of its own" in done.stderr
+
+
 def test_shardgate_says_what_is_missing_when_a_dependency_is(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise ImportError('No module named click')")
     path = f"{tmp_path}:{environment()['PYTHONPATH']}"
