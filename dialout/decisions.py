@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.header_syntax import why_bad_header
+from dialout.header_syntax import why_bad_header, why_bad_word
 from dialout.wrong_types import (
     is_body,
     is_integer,
@@ -55,9 +55,9 @@ class Block(Struct, frozen=True, gc=False, tag="block"):
     headers: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if not is_integer(self.status):
+        if type(self.status) is not int and not is_integer(self.status):
             raise wrong_type("the status of a block", "a number", self.status)
-        if not is_text_or_none(self.body):
+        if type(self.body) is not str and not is_text_or_none(self.body):
             raise wrong_type("the body of a block", "a text", self.body)
         if self.headers is not None:
             if not is_mapping_of_text(self.headers):
@@ -78,8 +78,8 @@ class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
             raise wrong_type("the URL of a redirect", "a text", self.url)
         if not is_integer(self.status):
             raise wrong_type("the status of a redirect", "a number", self.status)
-        if why := why_bad_header("location", self.url):
-            raise ValueError(f"a redirect is a header: {why}")
+        if why := why_bad_word("the URL of a redirect", self.url):
+            raise ValueError(why)
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -93,6 +93,8 @@ class Challenge(Struct, frozen=True, tag="challenge"):
             raise wrong_type("the type of a challenge", "a text", self.challenge_type)
         if not isinstance(self.params, dict):
             raise wrong_type("the params of a challenge", "a dict", self.params)
+        if why := why_bad_word("the type of a challenge", self.challenge_type):
+            raise ValueError(why)
 
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge
@@ -110,13 +112,14 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
     value: str | None = None
 
     def __post_init__(self) -> None:
+        name, value = self.name, self.value
         if self.operation not in _OPERATIONS:
             raise ValueError("a header change is one of set, add and remove")
-        if not is_text(self.name):
-            raise wrong_type("a header name", "a text", self.name)
-        if not is_text_or_none(self.value):
-            raise wrong_type("a header value", "a text", self.value)
-        if why := why_bad_header(self.name, self.value):
+        if type(name) is not str and not is_text(name):
+            raise wrong_type("a header name", "a text", name)
+        if type(value) is not str and not is_text_or_none(value):
+            raise wrong_type("a header value", "a text", value)
+        if why := why_bad_header(name, value):
             raise ValueError(why)
 
     @classmethod
@@ -180,14 +183,14 @@ class Audit(Struct, frozen=True):
         for name, texts in (("tags", self.tags), ("rule_ids", self.rule_ids), ("reason_codes", self.reason_codes)):
             if not is_texts(texts):
                 raise wrong_type(f"{name} of an audit", "a tuple of texts", texts)
-        if not isinstance(self.confidence, int | float | None) or isinstance(self.confidence, bool):
+        if self.confidence is not None and type(self.confidence) not in {int, float}:
             raise wrong_type("the confidence of an audit", "a number", self.confidence)
         if not isinstance(self.custom, dict):
             raise wrong_type("custom of an audit", "a dict", self.custom)
 
 
 NO_AUDIT: Final = Audit()
-_VERDICTS: Final = (Allow, Block, Redirect, Challenge)
+_VERDICTS: Final[frozenset[type]] = frozenset({type(None), Allow, Block, Redirect, Challenge})
 _FRAME_DECISIONS: Final = (None, "allow", "drop")
 
 
@@ -214,13 +217,31 @@ class Decision(Struct, frozen=True):
     needs_more: bool = False
 
     def __post_init__(self) -> None:
-        if self.verdict is not None and not isinstance(self.verdict, _VERDICTS):
+        # What nearly every decision is, in one expression; the rest is looked at piece by piece.
+        if not (
+            type(self.verdict) in _VERDICTS
+            and type(self.request_headers) is tuple
+            and type(self.response_headers) is tuple
+            and self.request_body_mutation is None
+            and self.response_body_mutation is None
+            and self.websocket_decision is None
+            and type(self.audit) is Audit
+            and not self.routing_metadata
+            and type(self.needs_more) is bool
+        ):
+            self._check()
+        for change in self.request_headers + self.response_headers:
+            if type(change) is not HeaderOp:
+                raise wrong_type("a header change of a decision", "a HeaderOp", change)
+
+    def _check(self) -> None:
+        if not isinstance(self.verdict, tuple(_VERDICTS)):
             raise wrong_type("a verdict", "an Allow, a Block, a Redirect or a Challenge", self.verdict)
         for changes in (self.request_headers, self.response_headers):
-            if not (isinstance(changes, tuple | list) and all(isinstance(one, HeaderOp) for one in changes)):
+            if type(changes) is not tuple:
                 raise wrong_type("the header changes of a decision", "a tuple of HeaderOp", changes)
         for mutation in (self.request_body_mutation, self.response_body_mutation):
-            if not isinstance(mutation, BodyMutation | None):
+            if mutation is not None and not isinstance(mutation, BodyMutation):
                 raise wrong_type("a body mutation", "a BodyMutation", mutation)
         if not (self.websocket_decision in _FRAME_DECISIONS or isinstance(self.websocket_decision, WebSocketClose)):
             raise wrong_type("a WebSocket decision", '"allow", "drop" or a WebSocketClose', self.websocket_decision)

@@ -113,8 +113,8 @@ _WANTED: Final[dict[Callable[[object], bool], str]] = {
 class RequestHeaders(Struct, frozen=True, gc=False):
     """A request has begun. ``has_body`` says whether body chunks follow; None is an agent's that cannot know.
 
-    Frames of stock core proxies do not carry it. Then an agent goes by the headers (``dialout.bodies``), and where
-    these do not tell either, there may be a body: only False is a word that there is none.
+    Core frames carry it as a further key, and those of stock proxies not at all. Then an agent goes by the headers
+    (``dialout.bodies``), and where these do not tell either, there may be a body: only False says that there is none.
     """
 
     method: str

@@ -7,9 +7,11 @@ no CR, LF or NUL (section 5.5): each of them ends the header, or the message, fo
 import re
 from typing import Final
 
-__all__ = ["why_bad_header"]
+__all__ = ["why_bad_header", "why_bad_word"]
 
 _is_token: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+# RFC 3986 leaves no room for these in a URL.
+_find_control: Final = re.compile(r"[\x00-\x20\x7f]").search
 _find_end: Final = re.compile(r"[\r\n\0]").search
 
 
@@ -23,3 +25,8 @@ def why_bad_header(name: str, value: str | None = None) -> str | None:
     if value is not None and _find_end(value) is not None:
         return "a header value has no CR, LF or NUL"
     return None
+
+
+def why_bad_word(what: str, text: str) -> str | None:
+    """Say why a text must not be a part of a header, as the URL of a Location or the scheme of a WWW-Authenticate."""
+    return f"{what} has a control character or a space" if _find_control(text) is not None else None

@@ -30,7 +30,6 @@ from dialout.decisions import (
     WebSocketDecision,
 )
 from dialout.errors import RemoteProtocolError
-from dialout.header_syntax import why_bad_header
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
 
@@ -136,9 +135,6 @@ _decode_redirect = Decoder(_Redirect).decode
 _decode_challenge = Decoder(_Challenge).decode
 
 
-# RFC 3986 leaves no room for these in a URL.
-_find_control = re.compile(r"[\x00-\x20\x7f]").search
-
 SCANNED_ABOVE: Final = 512
 """Bytes of an answer above which it is looked at (`refuse_costly`) before it is decoded. Ordinary ones are shorter."""
 
@@ -187,15 +183,12 @@ def _read_decision(wire: str | dict[str, Raw] | None, needs_more: bool) -> tuple
     [(kind, raw)] = wire.items()
     if kind == "block":
         block = _decode_block(raw)
-        _check_headers(block.headers)
         return Block(block.status, block.body, block.headers), needs_more
     if kind == "redirect":
         redirect = _decode_redirect(raw)
-        _check_word("the URL of a redirect", redirect.url)
         return Redirect(redirect.url, redirect.status), needs_more
     if kind == "challenge":
         challenge = _decode_challenge(raw)
-        _check_word("the type of a challenge", challenge.challenge_type)
         return Challenge(challenge.challenge_type, challenge.params or {}), needs_more
     if kind == "needs_more" and bytes(raw) == b"true":
         return None, True
@@ -234,26 +227,7 @@ def _read_header_op(wire: _HeaderOp) -> HeaderOp:
     [(operation, name, value)] = forms
     if name is None or (value is None and operation != "remove"):
         raise RemoteProtocolError("a header change lacks its name or its value")
-    _check_header(name, value)
     return HeaderOp(operation, name, value)
-
-
-def _check_header(name: str, value: str | None) -> None:
-    """Refuse a header that would end another one, or the message, where a proxy writes it."""
-    reason = why_bad_header(name, value)
-    if reason is not None:
-        raise RemoteProtocolError(reason)
-
-
-def _check_headers(headers: dict[str, str] | None) -> None:
-    for name, value in (headers or {}).items():
-        _check_header(name, value)
-
-
-def _check_word(what: str, text: str) -> None:
-    """Refuse what does the same in a Location or WWW-Authenticate header."""
-    if _find_control(text):
-        raise RemoteProtocolError(f"{what} has a control character or a space")
 
 
 def _read_mutation(wire: Mutation | None) -> BodyMutation | None:

@@ -4,11 +4,9 @@ Keys are sorted, as the Rust crate sends them. Sources of the rules: the crate's
 ``uds.rs`` and ``uds_server.rs``.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.json import Decoder
 
 from dialout.bodies import body_by_headers
@@ -72,15 +70,12 @@ class _Metadata(Struct, kw_only=True, omit_defaults=True, gc=False):
 
 class _RequestHeaders(Struct, gc=False):
     correlation_id: str
+    # No key of the crate's, whose readers skip what they do not know.
+    has_body: bool | UnsetType
     headers: Headers
     metadata: _Metadata
     method: str
     uri: str
-
-
-class _RequestHeadersWithBody(_RequestHeaders, gc=False):
-    # No key of the crate's, whose readers skip what they do not know.
-    has_body: bool
 
 
 class _RequestBodyChunk(Struct, gc=False):
@@ -103,12 +98,9 @@ class _ResponseBodyChunk(Struct, gc=False):
 
 class _ResponseHeaders(Struct, gc=False):
     correlation_id: str
+    has_body: bool | UnsetType
     headers: Headers
     status: int
-
-
-class _ResponseHeadersWithBody(_ResponseHeaders, gc=False):
-    has_body: bool
 
 
 class _RequestComplete(Struct, gc=False):
@@ -148,17 +140,17 @@ class _Configure(Struct):
     correlation_id: str
 
 
-_response_with_body: Final = partial(_ResponseHeadersWithBody, has_body=True)
-_request_with_body: Final = partial(_RequestHeadersWithBody, has_body=True)
+def _has_body(event: RequestHeaders | ResponseHeaders) -> bool | UnsetType:
+    """What to say of a body: nothing where it is not known, and where the headers say it, or that there is one."""
+    told = body_by_headers(event.headers)
+    return UNSET if event.has_body is None or told or told is event.has_body else event.has_body
 
 
 def _request_headers(event: RequestHeaders, _: int, correlation_id: str, now: str) -> Struct:
     metadata = event.metadata
-    wire: Callable[..., Struct] = _RequestHeaders
-    if event.has_body and body_by_headers(event.headers) is not True:
-        wire = _request_with_body
-    return wire(
+    return _RequestHeaders(
         correlation_id,
+        _has_body(event),
         event.headers,
         _Metadata(
             client_ip=metadata.client_ip,
@@ -192,10 +184,7 @@ def _response_body_chunk(event: ResponseBodyChunk, _: int, correlation_id: str, 
 
 
 def _response_headers(event: ResponseHeaders, _: int, correlation_id: str, __: str) -> Struct:
-    wire: Callable[..., Struct] = _ResponseHeaders
-    if event.has_body and body_by_headers(event.headers) is not True:
-        wire = _response_with_body
-    return wire(correlation_id, event.headers, checked("status", event.status, 16))
+    return _ResponseHeaders(correlation_id, _has_body(event), event.headers, checked("status", event.status, 16))
 
 
 def _request_complete(event: RequestComplete, _: int, correlation_id: str, __: str) -> Struct:

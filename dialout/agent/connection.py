@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 from dialout.agent.address import keep_alive
 from dialout.agent.agent import Agent
+from dialout.agent.draining import all_read, until_idle
 from dialout.agent.errors import NotConnected, ProxyHungUp, UnreadableAnswer, registration_error
 from dialout.agent.lifecycle import Ending, Kind
 from dialout.agent.liveness import Liveness, Look
@@ -45,12 +46,6 @@ _GRACE: Final = 5.0
 
 _LAST_WRITE: Final = 0.5
 """Seconds for the last answers to leave, at least."""
-
-_PONG_WAIT: Final = 0.5
-"""Seconds in which a proxy answers the ping of a drain, where it is not known whether it answers any."""
-
-_ASKED_WAIT: Final = 5.0
-"""Seconds for the rest of a body that the agent has asked for: not every proxy says that it will not come."""
 
 
 class ProxyConnection(asyncio.BufferedProtocol):
@@ -190,8 +185,10 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if serving is not None and not self.is_closed:
             serving.reporter.say_draining(timeout)
             if self._begun and self._giving_up is None:
-                await self._all_read(serving, timeout)
-            finished = await self._until_idle(serving, end - self._loop.time())
+                # Of the same form as the other pings, and behind all of them.
+                self._pings += 1
+                await all_read(serving, self._codec, self._send, self._pings, self._closed, timeout)
+            finished = await until_idle(serving, self._closed, end - self._loop.time())
             if not finished:
                 serving.fail_all()
         self._end()
@@ -209,42 +206,6 @@ class ProxyConnection(asyncio.BufferedProtocol):
         await asyncio.wait({self._closed}, timeout=_LAST_WRITE)
         self.abort("closed by the agent")
         await self.wait_closed()
-
-    async def _all_read(self, serving: Serving, limit: float) -> None:
-        """Wait until what the proxy sent before it heard of the drain was read: the answer to a ping is behind that."""
-        ponged: asyncio.Future[None] = self._loop.create_future()
-        # Of the same form as the others, and behind all of them.
-        self._pings += 1
-        timestamp_ms = int(self._loop.time() * 1000) + 1
-        mark = self._codec.ping_mark(sequence=self._pings, timestamp_ms=timestamp_ms)
-
-        def on_pong(found: int | None) -> None:
-            if found == mark and not ponged.done():
-                ponged.set_result(None)
-
-        serving.on_pong = on_pong
-        self._send(self._codec.encode_ping(sequence=self._pings, timestamp_ms=timestamp_ms, draining=True))
-        limit = limit if serving.ponged else min(limit, _PONG_WAIT)
-        await asyncio.wait({ponged, self._closed}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _until_idle(self, serving: Serving, limit: float) -> bool:
-        """Wait until nothing is in flight; whether that was so within the limit."""
-        begin = self._loop.time()
-        idle = asyncio.ensure_future(serving.idle())
-        try:
-            while not idle.done() and not self.is_closed:
-                left = begin + limit - self._loop.time()
-                asked_left = begin + _ASKED_WAIT - self._loop.time()
-                if left <= 0 or (asked_left <= 0 and not serving.in_flight):
-                    break
-                await asyncio.wait(
-                    {idle, self._closed},
-                    timeout=min(left, max(asked_left, _ASKED_WAIT / 20)),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            return idle.done() or not serving.in_flight
-        finally:
-            idle.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is over."""

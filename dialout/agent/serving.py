@@ -336,11 +336,6 @@ class Serving:
         """Requests with an event that has no answer yet."""
         return len(self._work)
 
-    @property
-    def asked(self) -> int:
-        """Requests of which the agent has asked for more, and got none yet."""
-        return len(self._asked)
-
     async def idle(self) -> None:
         """Wait until nothing is in flight, between two events of a request neither."""
         if self._work or self._asked:

@@ -38,8 +38,10 @@ def test_headers_say_whether_there_is_a_body_or_say_nothing(headers: Headers, ex
     [
         ({"content-length": ["3"]}, True, True),
         ({"content-length": ["0"]}, False, False),
+        ({"content-length": ["3"]}, False, True),
+        ({"content-length": ["0"]}, True, True),
         ({}, True, True),
-        ({}, False, None),
+        ({}, False, False),
         ({}, None, None),
     ],
 )
@@ -57,4 +59,4 @@ def test_core_agents_know_of_a_body_by_the_headers_or_by_a_further_key(
     assert isinstance(found, type(event))
     assert found.has_body is read
     # What the headers tell is in stock frames already.
-    assert (b"has_body" in payload) is (has_body is True and not headers)
+    assert (b"has_body" in payload) is (has_body is not None and body_by_headers(headers) not in {True, has_body})

@@ -105,7 +105,7 @@ BROKEN: list[Callable[[str], object]] = [
 @pytest.mark.parametrize("write", BROKEN)
 @pytest.mark.parametrize("text", ["\r\nset-cookie: a=b", "a\n", "\ra", "a\0b"])
 def test_header_that_would_end_early_is_refused_where_it_is_written(write: Callable[[str], object], text: str) -> None:
-    with pytest.raises(ValueError, match="header"):
+    with pytest.raises(ValueError, match=r"header|redirect"):
         write(text)
 
 

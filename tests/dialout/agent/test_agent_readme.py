@@ -4,14 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.deciding import allows
 from support.scripted_proxy import Peer, run, scripted_proxy
 
 from dialout import (
+    ALLOW,
     Agent,
     Answer,
     Block,
+    Dialect,
     ErrorCode,
+    Headers,
     RequestBodyChunk,
     RequestHeaders,
     connect_to_proxy,
@@ -32,26 +36,41 @@ def test_whole_agent_is_the_example() -> None:
     assert (ROOT / "examples" / "agent.py").read_text().endswith(f'"""\n\n{BLOCKS[0]}')
 
 
-def test_scanner_reads_bodies_with_the_rules_that_it_was_given() -> None:
+@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize(
+    ("headers", "has_body"),
+    [({"content-length": ["7"]}, True), ({"Transfer-Encoding": ["chunked"]}, True), ({}, True), ({}, None)],
+)
+def test_scanner_reads_bodies_with_the_rules_that_it_was_given(
+    headers: Headers, has_body: bool | None, dialect: Dialect
+) -> None:
+    if has_body is None and dialect is not Dialect.CORE:
+        return  # The others always say it.
     scanner: Agent = names_of(BLOCKS[1])["Scanner"]()
     seen: list[Answer] = []
 
     async def script(peer: Peer) -> None:
         await peer.accept({"rules": ["virus", "worm"]})
-        peer.event(RequestHeaders("POST", "/", {}, has_body=True), 1)
+        peer.event(RequestHeaders("POST", "/", headers, has_body), 1)
         peer.event(RequestBodyChunk(0, b"a vi", False), 1)
         peer.event(RequestBodyChunk(1, b"rus", False), 1)
-        for _ in range(3):
+        peer.event(RequestHeaders("GET", "/", {}, has_body=False), 2)
+        for _ in range(4):
             answer = await peer.inbound()
             assert isinstance(answer, Answer)
             seen.append(answer)
 
     async def main() -> None:
         async with scripted_proxy(script) as proxy:
-            connection = await connect_to_proxy(proxy.address, "waf-1", scanner.capabilities, ping_interval=0)
+            connection = await connect_to_proxy(
+                proxy.address, "waf-1", scanner.capabilities, dialect=dialect, ping_interval=0
+            )
             await connection.serve(scanner)
 
     run(main())
+    (allowed,) = [one for one in seen if one.response.verdict == ALLOW]
+    assert (allowed.request_id, allowed.correlation_id) in {(2, None), (None, "c2"), (2, "c2")}
+    seen.remove(allowed)
     assert [one.response.needs_more for one in seen] == [True, True, False]
     assert seen[2].response.verdict == Block(403)
     assert seen[2].response.audit.rule_ids == ("scan-1",)

@@ -141,6 +141,39 @@ def test_body_mutations_are_for_those_dialects_that_have_them_and_a_failure_in_t
     run(main(Dialect.SDK, Decision.block(500)))
 
 
+@pytest.mark.parametrize("dialect", [Dialect.CORE, Dialect.DOCS])
+def test_mutation_answers_the_chunk_at_hand_and_no_other_event(dialect: Dialect) -> None:
+    agent = Agent()
+
+    @agent.hook
+    def on_request_headers(event: RequestHeaders) -> Decision:
+        return Decision.allow().replace_request_chunk(b"")
+
+    @agent.hook
+    def on_request_body(event: RequestBodyChunk) -> Decision:
+        decision = Decision.allow().replace_request_chunk(event.data.upper())
+        return decision.replace_request_chunk(b"", 7) if event.data == b"wrong" else decision
+
+    @agent.hook
+    def on_response_body(event: ResponseBodyChunk) -> Decision:
+        return Decision.allow().replace_response_chunk(event.data.upper())
+
+    async def main() -> None:
+        async with serving(agent, dialect) as (peer, _, _):
+            for index in range(3):
+                peer.event(RequestBodyChunk(index, b"abc", index == 2), 1)
+                response = (await answer(peer)).response
+                assert response == Decision(ALLOW, request_body_mutation=BodyMutation(b"ABC", index))
+            peer.event(ResponseBodyChunk(5, b"abc", True), 1)
+            response = (await answer(peer)).response
+            assert response == Decision(ALLOW, response_body_mutation=BodyMutation(b"ABC", 5))
+            for event in (RequestBodyChunk(1, b"wrong", False), headers("/a")):
+                peer.event(event, 2)
+                assert (await answer(peer)).response == Decision.block(500)
+
+    run(main())
+
+
 # --- failures ----------------------------------------------------------------------------------------
 
 
@@ -691,6 +724,33 @@ def test_a_request_keeps_its_headers_and_context_until_it_is_over_and_only_so_ma
     assert seen[:3] == [(1, "/kept"), (1, "/kept"), (1, None)]
     # The remade first one and the second had to go.
     assert [uri for _, uri in seen[3:]] == [None, "/3", "/4", f"/{MOST_REMEMBERED + 2}"]
+
+
+def test_body_of_a_request_that_had_to_be_forgotten_gets_the_failure_and_is_not_judged_by_its_rest() -> None:
+    agent = Agent()
+
+    @agent.hook
+    def on_request_headers(event: RequestHeaders) -> Decision:
+        return Decision.more()
+
+    @agent.hook
+    def on_request_body(event: RequestBodyChunk, request: Request) -> Decision:
+        request.context = (request.context or b"") + event.data
+        if request.context == b"attack":
+            return Decision.block(403)
+        return ALLOWED if event.is_last else Decision.more()
+
+    async def main() -> None:
+        async with serving(agent) as (peer, _, _):
+            peer.event(headers(), 1)
+            peer.event(RequestBodyChunk(0, b"att", False), 1)
+            for number in range(2, MOST_REMEMBERED + 2):
+                peer.event(headers(), number)
+            peer.event(RequestBodyChunk(1, b"ack", True), 1)
+            found = [await answer(peer) for _ in range(MOST_REMEMBERED + 3)]
+            assert [one.response.verdict for one in found if one.request_id == 1] == [None, None, Block(500)]
+
+    run(main())
 
 
 def test_configuration_comes_with_the_registration_once_for_all_connections_and_by_push() -> None:
