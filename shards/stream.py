@@ -50,8 +50,8 @@ class Stream(ABC):
     Frames of one turn of the loop leave in one write. Subclasses set the *number*, serve the frames that come
     (`_serve`), and clean up when the stream has been closed, by either side (`_closed`). *useless* counts the frames of
     a read that were of no use, *useless_bytes* their bytes; where there are any, the subclass is told what the read has
-    cost (`_spent`). The clock costs nothing, but goes on while another process runs; that of the processor is asked once
-    the stream is *watched*.
+    cost (`_spent`). The clock costs nothing, but goes on while another process runs. The processor's own clock is asked
+    once the stream is *watched*.
     """
 
     __slots__ = (
