@@ -1,6 +1,7 @@
 """Registered agents that mean harm, in one process: each attack is a connection that floods its shard with one thing.
 
-    python -m bench.attackers --uds PATH
+    python -m bench.attackers --uds PATH                              one connection for each attack
+    python -m bench.attackers --uds PATH --only NAME --connections 4  of one attack
 
 They rest until they are asked to ``attack``, and close all their connections when they are asked to ``rest``. A
 connection that the listener closes is opened again after a moment. What they sent is counted, so that a benchmark can
@@ -10,7 +11,8 @@ tell that its path ran.
 import argparse
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 import msgspec
@@ -30,7 +32,7 @@ BIG = 900_000
 _DEAR_NUMBERS = b"[" + b",".join(repeat(b"1e308", BIG // 6)) + b"]"
 _NESTED = b"[" * (BIG // 2) + b"]" * (BIG // 2)
 _MANY_KEYS = b"{" + b",".join(b'"%x":1' % number for number in range(BIG // 10)) + b"}"
-_HALF = b"\x00\xff\xff\xff\x20" + b" " * (4 << 20)
+_HALF = b"\x00\x0f\xff\xff\x20" + b" " * BIG
 
 ATTACKS: dict[str, bytes] = {
     "dear numbers in an answer": encode_frame(
@@ -40,6 +42,8 @@ ATTACKS: dict[str, bytes] = {
     "nested arrays": encode_frame(0x20, b'{"request_id":1,"decision":"allow","x":%b}' % _NESTED),
     "many keys": encode_frame(0x20, b'{"request_id":1,"decision":"allow","audit":{"custom":%b}}' % _MANY_KEYS),
     "pings whose pongs are not read": encode_frame(0xF0, b'{"timestamp":1}') * 1000,
+    "small frames of no known type": encode_frame(0x77, b"x") * 1000,
+    "small answers that nothing waits for": encode_frame(0x20, b'{"request_id":1,"decision":"allow"}') * 1000,
     "half a frame": _HALF,
 }
 """What each attacker sends, over and over; half a frame only once."""
@@ -56,8 +60,8 @@ class AttackReport(msgspec.Struct, frozen=True):
 class Attackers:
     """All of them, and what they have done."""
 
-    def __init__(self, uds: str) -> None:
-        self._uds = uds
+    def __init__(self, uds: str, attacks: Sequence[str]) -> None:
+        self._uds, self._attacks = uds, attacks
         self._tasks: list[asyncio.Task[None]] = []
         self._sent = dict.fromkeys(ATTACKS, 0)
         self._accepted = self._closed = 0
@@ -65,7 +69,7 @@ class Attackers:
     def attack(self) -> bool:
         """Begin."""
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._go_on(number, name)) for number, name in enumerate(ATTACKS)]
+            self._tasks = [asyncio.create_task(self._go_on(number, name)) for number, name in enumerate(self._attacks)]
         return True
 
     def rest(self) -> bool:
@@ -84,7 +88,8 @@ class Attackers:
 
     async def _go_on(self, number: int, name: str) -> None:
         capabilities = Capabilities(events=int(~Event(0)), max_concurrent=None, cancellation=True, streaming_body=True)
-        request = RegistrationRequest(agent_id=f"attacker-{number}", capabilities=capabilities).encode(Dialect.SDK)
+        agent_id = f"attacker-{os.getpid()}-{number}"
+        request = RegistrationRequest(agent_id=agent_id, capabilities=capabilities).encode(Dialect.SDK)
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_unix_connection(self._uds)
@@ -109,9 +114,9 @@ class Attackers:
         return repeat(ATTACKS[name], 1) if name == "half a frame" else repeat(ATTACKS[name])
 
 
-async def serve(uds: str) -> None:
-    """Attack and rest as asked until stdin ends."""
-    attackers = Attackers(uds)
+async def serve(uds: str, attacks: Sequence[str]) -> None:
+    """Attack and rest as asked until stdin ends; a connection for each of *attacks*."""
+    attackers = Attackers(uds, attacks)
     await converse({"attack": attackers.attack, "rest": attackers.rest, "report": attackers.report})
     attackers.rest()
     await asyncio.sleep(0)
@@ -121,9 +126,12 @@ def main() -> None:
     """Command line, see the module's docstring."""
     parser = argparse.ArgumentParser(description="Registered agents that mean harm.")
     parser.add_argument("--uds", required=True, help="Unix socket of the listener")
+    parser.add_argument("--only", choices=sorted(ATTACKS), help="this attack only")
+    parser.add_argument("--connections", type=int, default=1, help="for each attack")
     options = parser.parse_args()
+    attacks = [options.only] if options.only else list(ATTACKS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options.uds))
+        runner.run(serve(options.uds, attacks * options.connections))
 
 
 if __name__ == "__main__":

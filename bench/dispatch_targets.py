@@ -54,6 +54,13 @@ class Route:
         self._last: Processes | None = None
 
     @property
+    def address(self) -> str:
+        """The Unix socket of the product that agents dial. Raises `TargetError` where there is no product."""
+        if self._product is None:
+            raise TargetError(f"{self.name} has no product")
+        return self._product.address
+
+    @property
     def driver_pid(self) -> int:
         """The process that makes the requests."""
         return self._driver.pid

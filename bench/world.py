@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -392,6 +393,7 @@ class World:
             nonlocal found
             found = [
                 f"{name} has {count} descriptors of its own, had {self._rest.get(name, most)} at first"
+                + self._shown(name)
                 for name, count in self.own_descriptors().items()
                 if count > self._rest.get(name, most)
             ]
@@ -400,6 +402,12 @@ class World:
         with contextlib.suppress(BrokenError):
             self.wait_for(has_no_more, "no more descriptors than at first", seconds)
         return found
+
+    def _shown(self, name: str) -> str:
+        """What the descriptors of the supervisor or ``shard-N`` are, and how many of each."""
+        pid = self.supervisor.pid if name == "supervisor" else self.pids().get(int(name.removeprefix("shard-")))
+        kinds = Counter(what.split(":")[0] for what in descriptors(pid or 0).values())
+        return f": {dict(kinds)}"
 
     def end(self) -> list[str]:
         """Stop everything; what is left over."""

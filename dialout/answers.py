@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from dialout.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from dialout.frames import HEADER, encode_frame
+from dialout.scan import refuse_costly
 
 __all__ = ["RegistrationResponse", "acceptance_frame", "parse_registration_response", "rejection_frame"]
 
@@ -119,6 +120,7 @@ class _Answer(Struct):
     proxy_version: str | None = None
 
 
+_SCANNED_ABOVE: Final = 2048
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _ERROR_CODES: Final = {code.value: code for code in ErrorCode}
 
@@ -133,8 +135,9 @@ def parse_registration_response(frame_type: int, payload: bytes) -> Registration
     if frame_type not in {0x02, 0x04}:
         raise RemoteProtocolError(f"the listener answered with type 0x{frame_type:02x}, not 0x02 or 0x04")
     try:
+        refuse_costly(payload, _SCANNED_ABOVE)
         answer = _decode_answer(payload or b"{}")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the listener's answer cannot be read: {error}") from error
     verdicts = {answer.accepted, answer.success} - {None}
     if len(verdicts) == 2:

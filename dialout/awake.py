@@ -1,9 +1,9 @@
-"""Time in which this process ran. Whoever judges another party by its silence measures with it.
+"""Time in which this process ran: the measure of how long another party is silent.
 
 A process can be stopped for any time (a debugger, Ctrl-Z, ``docker pause``, a virtual machine that is moved). When it
-wakes up, what the others said meanwhile waits in its sockets, and its timers are due first: by a common clock everybody
-else has been silent for that long. So this clock stands still while the process does not run, and for `SETTLE_SECONDS`
-more, in which the loop reads what has come.
+wakes up, its timers are due before it reads its sockets. By a common clock all others have been silent for that long.
+So this clock stands still while the process does not run, and for `SETTLE_SECONDS` more. In that time the loop reads
+what has come.
 """
 
 import asyncio

@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import Decision
-from dialout.dialects import Dialect
+from dialout.dialects import Dialect, with_draining
 from dialout.errors import LocalProtocolError, NotInDialect, UnreadableEvent
 from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, FromProxy
 from dialout.frames import HEADER, MAX_FRAME_LENGTH
@@ -102,9 +102,13 @@ class Codec:
         """
         return self._wire.cancel_all(reason) if self._wire.cancel_all else None
 
-    def encode_ping(self, *, sequence: int, timestamp_ms: int) -> bytes:
-        """A ping; its pong will carry ``ping_mark``, so give each ping of a connection another one."""
-        return self._wire.ping(sequence, timestamp_ms)
+    def encode_ping(self, *, sequence: int, timestamp_ms: int, draining: bool = False) -> bytes:
+        """A ping; its pong will carry ``ping_mark``, so give each ping of a connection another one.
+
+        With ``draining`` it is an agent's that says so: see ``dialout.dialects.says_draining``.
+        """
+        frame = self._wire.ping(sequence, timestamp_ms)
+        return with_draining(frame) if draining else frame
 
     def ping_mark(self, *, sequence: int, timestamp_ms: int) -> int:
         """What ``Pong.mark`` will be: the sequence (core), or the timestamp, the only field of the others."""
@@ -142,6 +146,12 @@ class Codec:
         if self._wire.metrics is None:
             raise NotInDialect(f"the {self.dialect} dialect has no metrics frame")
         return self._wire.metrics(metrics, agent_id, timestamp_ms, interval_ms)
+
+    def encode_config_error(self, error: str, *, timestamp_ms: int) -> bytes:
+        """The frame that says that a configuration cannot be applied. Only core has it."""
+        if self._wire.config_error is None:
+            raise NotInDialect(f"the {self.dialect} dialect has no word for a configuration that cannot be applied")
+        return self._wire.config_error(error, timestamp_ms)
 
     def encode_flow_control(self, flow: FlowControl, *, timestamp_ms: int) -> bytes:
         """The frame that asks for less, or more. Only core has it; other agents just read more slowly."""

@@ -3,14 +3,26 @@
 An allow with nothing else is the answer to nearly every event, so it exists once (``ALLOWED``), and so does
 the audit that says nothing (``NO_AUDIT``). Treat the dictionaries in here as read-only: they may be shared.
 
-Names, values and texts are the agent's own. Check header names and values before they go into an HTTP
-message, and escape texts before they reach a log or a terminal.
+Names, values and texts are the agent's own; escape texts before they reach a log or a terminal. What is constructed
+here has the types that it says (TypeError), and header names and values, and redirects, that an HTTP message can hold
+(ValueError): both raise where the mistake is written. Ranges are checked when an answer is encoded.
 """
 
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from dialout.header_syntax import why_bad_header
+from dialout.wrong_types import (
+    is_body,
+    is_integer,
+    is_mapping_of_text,
+    is_text,
+    is_text_or_none,
+    is_texts,
+    wrong_type,
+)
 
 __all__ = [
     "ALLOW",
@@ -42,12 +54,32 @@ class Block(Struct, frozen=True, gc=False, tag="block"):
     body: str | None = None
     headers: dict[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        if not is_integer(self.status):
+            raise wrong_type("the status of a block", "a number", self.status)
+        if not is_text_or_none(self.body):
+            raise wrong_type("the body of a block", "a text", self.body)
+        if self.headers is not None:
+            if not is_mapping_of_text(self.headers):
+                raise wrong_type("the headers of a block", "a dict of texts", self.headers)
+            for name, value in self.headers.items():
+                if why := why_bad_header(name, value):
+                    raise ValueError(why)
+
 
 class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
     """Send the client elsewhere; ``status`` is 100 to 599."""
 
     url: str
     status: int = 302
+
+    def __post_init__(self) -> None:
+        if not is_text(self.url):
+            raise wrong_type("the URL of a redirect", "a text", self.url)
+        if not is_integer(self.status):
+            raise wrong_type("the status of a redirect", "a number", self.status)
+        if why := why_bad_header("location", self.url):
+            raise ValueError(f"a redirect is a header: {why}")
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -56,9 +88,18 @@ class Challenge(Struct, frozen=True, tag="challenge"):
     challenge_type: str
     params: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        if not is_text(self.challenge_type):
+            raise wrong_type("the type of a challenge", "a text", self.challenge_type)
+        if not isinstance(self.params, dict):
+            raise wrong_type("the params of a challenge", "a dict", self.params)
+
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge
 ALLOW: Final = Allow()
+
+
+_OPERATIONS: Final = frozenset({"set", "add", "remove"})
 
 
 class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -67,6 +108,16 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
     operation: Literal["set", "add", "remove"]
     name: str
     value: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.operation not in _OPERATIONS:
+            raise ValueError("a header change is one of set, add and remove")
+        if not is_text(self.name):
+            raise wrong_type("a header name", "a text", self.name)
+        if not is_text_or_none(self.value):
+            raise wrong_type("a header value", "a text", self.value)
+        if why := why_bad_header(self.name, self.value):
+            raise ValueError(why)
 
     @classmethod
     def set(cls, name: str, value: str) -> Self:
@@ -85,10 +136,19 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class BodyMutation(Struct, frozen=True, gc=False):
-    """What becomes of a chunk: ``data`` None passes it through, ``b""`` drops it, the rest replaces it."""
+    """What becomes of a chunk: ``data`` None passes it through, ``b""`` drops it, the rest replaces it.
+
+    ``chunk_index`` None is the chunk at hand: ``dialout.agent`` writes its index, and the codec refuses it.
+    """
 
     data: bytes | None = None
-    chunk_index: int = 0
+    chunk_index: int | None = 0
+
+    def __post_init__(self) -> None:
+        if not is_body(self.data):
+            raise wrong_type("the data of a body mutation", "bytes", self.data)
+        if self.chunk_index is not None and not is_integer(self.chunk_index):
+            raise wrong_type("the index of a chunk", "a number", self.chunk_index)
 
 
 class WebSocketClose(Struct, frozen=True, gc=False):
@@ -96,6 +156,12 @@ class WebSocketClose(Struct, frozen=True, gc=False):
 
     code: int
     reason: str
+
+    def __post_init__(self) -> None:
+        if not is_integer(self.code):
+            raise wrong_type("the code of a close", "a number", self.code)
+        if not is_text(self.reason):
+            raise wrong_type("the reason of a close", "a text", self.reason)
 
 
 WebSocketDecision: TypeAlias = Literal["allow", "drop"] | WebSocketClose
@@ -110,8 +176,19 @@ class Audit(Struct, frozen=True):
     confidence: float | None = None
     custom: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        for name, texts in (("tags", self.tags), ("rule_ids", self.rule_ids), ("reason_codes", self.reason_codes)):
+            if not is_texts(texts):
+                raise wrong_type(f"{name} of an audit", "a tuple of texts", texts)
+        if not isinstance(self.confidence, int | float | None) or isinstance(self.confidence, bool):
+            raise wrong_type("the confidence of an audit", "a number", self.confidence)
+        if not isinstance(self.custom, dict):
+            raise wrong_type("custom of an audit", "a dict", self.custom)
+
 
 NO_AUDIT: Final = Audit()
+_VERDICTS: Final = (Allow, Block, Redirect, Challenge)
+_FRAME_DECISIONS: Final = (None, "allow", "drop")
 
 
 class Decision(Struct, frozen=True):
@@ -136,6 +213,24 @@ class Decision(Struct, frozen=True):
     routing_metadata: dict[str, str] = {}
     needs_more: bool = False
 
+    def __post_init__(self) -> None:
+        if self.verdict is not None and not isinstance(self.verdict, _VERDICTS):
+            raise wrong_type("a verdict", "an Allow, a Block, a Redirect or a Challenge", self.verdict)
+        for changes in (self.request_headers, self.response_headers):
+            if not (isinstance(changes, tuple | list) and all(isinstance(one, HeaderOp) for one in changes)):
+                raise wrong_type("the header changes of a decision", "a tuple of HeaderOp", changes)
+        for mutation in (self.request_body_mutation, self.response_body_mutation):
+            if not isinstance(mutation, BodyMutation | None):
+                raise wrong_type("a body mutation", "a BodyMutation", mutation)
+        if not (self.websocket_decision in _FRAME_DECISIONS or isinstance(self.websocket_decision, WebSocketClose)):
+            raise wrong_type("a WebSocket decision", '"allow", "drop" or a WebSocketClose', self.websocket_decision)
+        if not isinstance(self.audit, Audit):
+            raise wrong_type("the audit of a decision", "an Audit", self.audit)
+        if not is_mapping_of_text(self.routing_metadata):
+            raise wrong_type("routing metadata", "a dict of texts", self.routing_metadata)
+        if not isinstance(self.needs_more, bool):
+            raise wrong_type("needs_more", "True or False", self.needs_more)
+
     @staticmethod
     def allow() -> "Decision":
         """Let it pass."""
@@ -154,7 +249,7 @@ class Decision(Struct, frozen=True):
     @staticmethod
     def challenge(challenge_type: str, params: dict[str, Any] | None = None) -> "Decision":
         """Make the client prove something; core agents can send strings only as ``params``."""
-        return Decision(Challenge(challenge_type, params or {}))
+        return Decision(Challenge(challenge_type, {} if params is None else params))
 
     @staticmethod
     def more() -> "Decision":
@@ -185,12 +280,15 @@ class Decision(Struct, frozen=True):
         """Take a header away on its way to the client."""
         return replace(self, response_headers=(*self.response_headers, HeaderOp.remove(name)))
 
-    def replace_request_chunk(self, data: bytes, chunk_index: int = 0) -> Self:
-        """Pass this on instead of the chunk that was asked about; ``b""`` drops it."""
+    def replace_request_chunk(self, data: bytes, chunk_index: int | None = None) -> Self:
+        """Pass this on instead of the chunk that was asked about; ``b""`` drops it.
+
+        A hook need not name the chunk; with a codec alone ``chunk_index`` is the event's.
+        """
         return replace(self, request_body_mutation=BodyMutation(data, chunk_index))
 
-    def replace_response_chunk(self, data: bytes, chunk_index: int = 0) -> Self:
-        """Pass this on instead of the chunk that was asked about; ``b""`` drops it."""
+    def replace_response_chunk(self, data: bytes, chunk_index: int | None = None) -> Self:
+        """Pass this on instead of the chunk that was asked about; see ``replace_request_chunk``."""
         return replace(self, response_body_mutation=BodyMutation(data, chunk_index))
 
     def with_audit(self, **fields: Any) -> Self:

@@ -20,7 +20,16 @@ from msgspec.json import Decoder
 
 from dialout.frames import encode_frame
 
-__all__ = ["MAX_PING", "CoreFrame", "Dialect", "SdkFrame", "answer_type_for", "pong_for"]
+__all__ = [
+    "MAX_PING",
+    "CoreFrame",
+    "Dialect",
+    "SdkFrame",
+    "answer_type_for",
+    "pong_for",
+    "says_draining",
+    "with_draining",
+]
 
 
 class SdkFrame(IntEnum):
@@ -125,6 +134,20 @@ class _Ping(Struct, gc=False):
 
 
 _decode_ping: Final = Decoder(_Ping).decode
+
+
+def with_draining(ping: bytes) -> bytes:
+    """A ping's whole frame, which also says that the agent wants no further requests and closes when it is idle.
+
+    No dialect but core has a word for that. A further key is one that every reader of a ping skips, so a listener that
+    does not know it sees an ordinary ping.
+    """
+    return encode_frame(ping[4], ping[5:-1] + b',"draining":true}')
+
+
+def says_draining(payload: bytes) -> bool:
+    """Whether the payload of a ping is one of ``with_draining``; for every ping, so it decodes nothing."""
+    return payload.endswith(b',"draining":true}')
 
 
 def pong_for(dialect: Dialect, frame_type: int, payload: bytes) -> bytes | None:

@@ -2,17 +2,19 @@
 
 Values only; ``dialout.codec`` turns them into frames and back. Bodies are bytes here and base64 on the wire.
 What a dialect has no room for is left out of its frames (``tls_cipher`` for sdk agents), and an event it has
-no frame for is refused. Texts must be free of lone surrogates: decode header values from the network as
-Latin-1 or with ``errors="replace"``, not with ``surrogateescape``.
+no frame for is refused. A field of a wrong type raises TypeError where the event is made. Texts must be free of
+lone surrogates: decode header values from the network as Latin-1 or with ``errors="replace"``, not with
+``surrogateescape``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
 from dialout.capabilities import Event
+from dialout.wrong_types import is_body, is_integer, is_text, wrong_type
 
 __all__ = [
     "AgentEvent",
@@ -76,20 +78,58 @@ class RequestMetadata(Struct, frozen=True, kw_only=True, gc=False):
 _NO_METADATA: Final = RequestMetadata()
 
 
+def _explain(event: Struct, **checks: Callable[[object], bool]) -> None:
+    """Raise TypeError for the field that has a wrong type; a subclass of the right one is right."""
+    for name, is_right in checks.items():
+        value = getattr(event, name)
+        if not is_right(value):
+            raise wrong_type(f"{name} of {type(event).__name__}", _WANTED[is_right], value)
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_data(value: object) -> bool:
+    return value is not None and is_body(value)
+
+
+_WANTED: Final[dict[Callable[[object], bool], str]] = {
+    is_text: "a text",
+    is_integer: "a number",
+    _is_dict: "a dict of lists of texts",
+    _is_bool: "True or False",
+    _is_data: "bytes",
+}
+
+
 # --- the events, in the order of their frame types ---------------------------------------------------
 
 
 class RequestHeaders(Struct, frozen=True, gc=False):
-    """A request has begun. ``has_body`` says that body chunks follow; core frames do not carry it."""
+    """A request has begun. ``has_body`` says whether body chunks follow; None is an agent's that cannot know.
+
+    Frames of stock core proxies do not carry it. Then an agent goes by the headers (``dialout.bodies``), and where
+    these do not tell either, there may be a body: only False is a word that there is none.
+    """
 
     method: str
     uri: str
     headers: Headers
-    has_body: bool = False
+    has_body: bool | None = False
     metadata: RequestMetadata = _NO_METADATA
 
     flag: ClassVar[Event] = Event.REQUEST_HEADERS
     frame_type: ClassVar[int] = 0x10
+
+    def __post_init__(self) -> None:
+        # One expression, since every request passes here; _explain finds out what is wrong, if anything is.
+        if not (type(self.method) is str is type(self.uri) and type(self.headers) is dict):
+            _explain(self, method=is_text, uri=is_text, headers=_is_dict)
 
 
 class RequestBodyChunk(Struct, frozen=True, gc=False):
@@ -108,16 +148,24 @@ class RequestBodyChunk(Struct, frozen=True, gc=False):
     flag: ClassVar[Event] = Event.REQUEST_BODY_CHUNK
     frame_type: ClassVar[int] = 0x11
 
+    def __post_init__(self) -> None:
+        if not (type(self.data) is bytes and type(self.is_last) is bool and type(self.chunk_index) is int):
+            _explain(self, data=_is_data, is_last=_is_bool, chunk_index=is_integer)
+
 
 class ResponseHeaders(Struct, frozen=True, gc=False):
-    """The upstream has answered. ``has_body`` is not in core frames."""
+    """The upstream has answered. ``has_body`` as in ``RequestHeaders``."""
 
     status: _U16
     headers: Headers
-    has_body: bool = False
+    has_body: bool | None = False
 
     flag: ClassVar[Event] = Event.RESPONSE_HEADERS
     frame_type: ClassVar[int] = 0x12
+
+    def __post_init__(self) -> None:
+        if not (type(self.status) is int and type(self.headers) is dict):
+            _explain(self, status=is_integer, headers=_is_dict)
 
 
 class ResponseBodyChunk(Struct, frozen=True, gc=False):
@@ -131,6 +179,10 @@ class ResponseBodyChunk(Struct, frozen=True, gc=False):
 
     flag: ClassVar[Event] = Event.RESPONSE_BODY_CHUNK
     frame_type: ClassVar[int] = 0x13
+
+    def __post_init__(self) -> None:
+        if not (type(self.data) is bytes and type(self.is_last) is bool and type(self.chunk_index) is int):
+            _explain(self, data=_is_data, is_last=_is_bool, chunk_index=is_integer)
 
 
 class RequestComplete(Struct, frozen=True, gc=False):
@@ -164,6 +216,10 @@ class WebSocketFrame(Struct, frozen=True, gc=False):
     flag: ClassVar[Event] = Event.WEB_SOCKET_FRAME
     frame_type: ClassVar[int] = 0x15
 
+    def __post_init__(self) -> None:
+        if not (type(self.opcode) is str and type(self.data) is bytes):
+            _explain(self, opcode=is_text, data=_is_data)
+
 
 Inspection: TypeAlias = Literal["prompt_injection", "pii_detection"]
 
@@ -180,6 +236,10 @@ class GuardrailInspect(Struct, frozen=True):
 
     flag: ClassVar[Event] = Event.GUARDRAIL_INSPECT
     frame_type: ClassVar[int] = 0x16
+
+    def __post_init__(self) -> None:
+        if not (type(self.inspection_type) is str is type(self.content)):
+            _explain(self, inspection_type=is_text, content=is_text)
 
 
 class Configure(Struct, frozen=True):

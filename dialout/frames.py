@@ -41,9 +41,10 @@ class FrameDecoder:
     Between frames it holds no buffer at all, and one that a large frame needed is let go with that frame.
     Inside a frame it holds what has arrived, never what was announced: a length field reserves nothing.
     ``limit`` is the largest length field that is legal from now on; a frame whose length is known keeps its own.
+    ``wanted`` is the size at which what is held can be gone on with: 0 between frames, below it after a FrameError.
     """
 
-    __slots__ = ("_buffer", "_wanted", "limit")
+    __slots__ = ("_buffer", "limit", "wanted")
 
     def __init__(self, max_length: int = MAX_FRAME_LENGTH) -> None:
         self.limit = max_length
@@ -51,17 +52,12 @@ class FrameDecoder:
         self._buffer: bytearray | None = None
         # Size that _buffer must reach before there is anything to do: 4 until the length is known.
         # 0 between frames, -1 after a FrameError.
-        self._wanted = 0
+        self.wanted = 0
 
     @property
     def buffered(self) -> int:
         """Bytes held of a frame that is not complete yet; 0 between frames."""
         return 0 if self._buffer is None else len(self._buffer)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the stream stands inside a frame, its length field included."""
-        return self._wanted > 0
 
     @property
     def incomplete(self) -> bytes:
@@ -78,9 +74,9 @@ class FrameDecoder:
         """
         frames: list[tuple[int, bytes]] = []
         position = 0
-        if self._wanted:
+        if self.wanted:
             position = self._resume(data, frames)
-            if self._wanted:
+            if self.wanted:
                 return frames
         if type(data) is not bytes:
             # Slicing bytes makes one object per payload, slicing a view makes two: with small frames
@@ -103,7 +99,7 @@ class FrameDecoder:
     def feed_eof(self) -> None:
         """Say that the stream has ended. Raises TruncatedFrame when it ended inside a frame."""
         if self._buffer is not None:
-            held, self._buffer, self._wanted = len(self._buffer), None, -1
+            held, self._buffer, self.wanted = len(self._buffer), None, -1
             raise TruncatedFrame(f"the stream ended inside a frame, {held} bytes after it began")
 
     def _resume(self, data: bytes | bytearray | memoryview, frames: list[tuple[int, bytes]]) -> int:
@@ -113,16 +109,16 @@ class FrameDecoder:
             raise LocalProtocolError("the stream is out of step after a FrameError: close the connection")
         view = memoryview(data)
         position = 0
-        if self._wanted == 4:
+        if self.wanted == 4:
             position = min(4 - len(buffer), len(view))
             buffer += view[:position]
             if len(buffer) < 4:
                 return position
-            self._wanted = 4 + self._checked(_LENGTH.unpack(buffer)[0], frames)
-        stop = min(position + self._wanted - len(buffer), len(view))
+            self.wanted = 4 + self._checked(_LENGTH.unpack(buffer)[0], frames)
+        stop = min(position + self.wanted - len(buffer), len(view))
         buffer += view[position:stop]
-        if len(buffer) == self._wanted:
-            self._buffer, self._wanted = None, 0
+        if len(buffer) == self.wanted:
+            self._buffer, self.wanted = None, 0
             with memoryview(buffer) as whole:
                 frames.append((whole[4], bytes(whole[5:])))
         return stop
@@ -130,15 +126,15 @@ class FrameDecoder:
     def _keep(self, data: bytes | bytearray | memoryview, position: int, frames: list[tuple[int, bytes]]) -> None:
         """Hold the incomplete frame at ``position``, if its length is legal as far as it is known."""
         if len(data) - position >= 4:
-            self._wanted = 4 + self._checked(_LENGTH.unpack_from(data, position)[0], frames)
+            self.wanted = 4 + self._checked(_LENGTH.unpack_from(data, position)[0], frames)
         else:
-            self._wanted = 4
+            self.wanted = 4
         self._buffer = bytearray(memoryview(data)[position:])
 
     def _checked(self, length: int, frames: Sequence[tuple[int, bytes]]) -> int:
         if 0 < length <= self.limit:
             return length
-        self._buffer, self._wanted = None, -1
+        self._buffer, self.wanted = None, -1
         if length == 0:
             raise ZeroLengthFrame("the peer sent a frame of length 0", frames)
         raise OversizedFrame(length, self.limit, frames)

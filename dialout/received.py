@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import Struct
 from msgspec.json import Decoder
 
+from dialout.bodies import body_by_headers
 from dialout.errors import RemoteProtocolError
 from dialout.events import (
     AgentEvent,
@@ -102,10 +103,10 @@ def read_request(payload: bytes) -> tuple[WireIds, RequestHeaders]:
     if len(payload) > SCANNED_ABOVE:
         refuse_costly(payload, SCANNED_ABOVE)
     wire = _decode_request_headers(payload)
-    event = RequestHeaders(
-        wire.method, wire.uri, _headers(wire.headers), wire.has_body is True, wire.metadata or _NO_METADATA
-    )
-    return wire, event
+    headers, has_body = _headers(wire.headers), wire.has_body
+    if has_body is None:
+        has_body = body_by_headers(headers)
+    return wire, RequestHeaders(wire.method, wire.uri, headers, has_body, wire.metadata or _NO_METADATA)
 
 
 def read_event(frame_type: int, payload: bytes) -> AgentEvent:
@@ -117,5 +118,6 @@ def read_event(frame_type: int, payload: bytes) -> AgentEvent:
         status = response.status_code if response.status is None else response.status
         if status is None or not 0 <= status < 2**16:
             raise RemoteProtocolError("the response has no status, or one that is none")
-        return ResponseHeaders(status, _headers(response.headers), response.has_body is True)
+        headers, has_body = _headers(response.headers), response.has_body
+        return ResponseHeaders(status, headers, body_by_headers(headers) if has_body is None else has_body)
     return _DECODERS[frame_type](payload)

@@ -79,6 +79,9 @@ _HTTP_STARTS: Final = frozenset(
     (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI ", b"HTTP")
 )
 
+_PROXY_STARTS: Final = ((b"PROXY ", 1), (b"\r\n\r\n\x00\r\nQUIT\n", 2))
+"""How a header of the PROXY protocol begins (haproxy.org, proxy-protocol.txt, 2.1 and 2.2)."""
+
 # --- the first frame ---------------------------------------------------------------------------------
 
 
@@ -89,9 +92,9 @@ def scan_first_frame(data: bytes, max_bytes: int) -> int | tuple[int, bytes, byt
     the number of bytes (> 0) that are still needed before asking again makes sense. ``max_bytes`` bounds
     the length field, type byte included, and may not exceed ``MAX_FRAME_LENGTH``.
 
-    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a length of 0 or above ``max_bytes``, from the
-    four bytes alone, and for v1 framing, from the fifth. After either, unread bytes may still be in
-    the socket.
+    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a header of the PROXY protocol, and for a length of
+    0 or above ``max_bytes``, from the four bytes alone, and for v1 framing, from the fifth. After either, unread bytes
+    may still be in the socket.
     """
     have = len(data)
     if have < 4:
@@ -120,6 +123,13 @@ def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | R
         return NotAgentProtocol("TLS")
     if data[:4] in _HTTP_STARTS:
         return NotAgentProtocol("HTTP")
+    for start, version in _PROXY_STARTS:
+        if data.startswith(start[: len(data)]):
+            message = (
+                f"this is a PROXY protocol header (version {version}), which is not read here:"
+                " have the load balancer send none to this address"
+            )
+            return bad_registration(message, answer_type_for(None))
     if length == 0:
         # A fifth byte would belong to the next frame, so it cannot choose the answer.
         return bad_registration("a frame of length 0 is not a registration", answer_type_for(None))

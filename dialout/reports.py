@@ -27,6 +27,7 @@ from dialout.inbound import (
 from dialout.nesting import is_too_deep
 
 __all__ = [
+    "core_config_error",
     "core_flow_control",
     "core_health",
     "core_metrics",
@@ -297,6 +298,12 @@ def read_config_update(payload: bytes) -> ConfigUpdate | None:
     if kind is None or is_too_deep(payload, wire.update_type):
         return None
     return ConfigUpdate(kind, wire.request_id or "", wire.update_type)
+
+
+def core_config_error(error: str, timestamp_ms: int) -> dict[str, Any]:
+    """The payload of 0x32 that says that a configuration cannot be applied, in the crate's struct form."""
+    update = {"type": "config_error", "error": error, "field": None}
+    return {"request_id": f"config-error-{timestamp_ms}", "timestamp_ms": timestamp_ms, "update_type": update}
 
 
 def read_flow_control(payload: bytes) -> FlowControl | None:

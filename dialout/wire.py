@@ -6,17 +6,37 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from dialout.bodies import body_by_headers
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import Decision
 from dialout.dialects import Dialect
 from dialout.errors import LocalProtocolError
-from dialout.events import AgentEvent, Cancel, CancelAll, CancelReason, HealthRequest, MetricsRequest
+from dialout.events import (
+    AgentEvent,
+    Cancel,
+    CancelAll,
+    CancelReason,
+    HealthRequest,
+    MetricsRequest,
+    RequestHeaders,
+    ResponseHeaders,
+)
 from dialout.inbound import FlowControl, Health, Ignored, Inbound, Metrics
 from dialout.received import WireIds
 from dialout.responses import READ_ERRORS, why
 from dialout.scan import refuse_costly
 
-__all__ = ["MAX_REPORT", "Reader", "Wire", "Writer", "checked", "checked_size", "encode_json", "report_reader"]
+__all__ = [
+    "MAX_REPORT",
+    "Reader",
+    "Wire",
+    "Writer",
+    "checked",
+    "checked_size",
+    "encode_json",
+    "has_body",
+    "report_reader",
+]
 
 Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
 """(event, request id, correlation id, now) to the struct that is the payload."""
@@ -47,6 +67,7 @@ class Wire(Struct, frozen=True, kw_only=True):
     health: Callable[[Health, str, int], bytes] | None = None
     metrics: Callable[[Metrics, str, int, int], bytes] | None = None
     flow_control: Callable[[FlowControl, int], bytes] | None = None
+    config_error: Callable[[str, int], bytes] | None = None
     controls: dict[int, type[Cancel | CancelAll | HealthRequest | MetricsRequest]]
     ids_of: Callable[[WireIds], tuple[int | None, str | None]]
 
@@ -79,6 +100,11 @@ MAX_REPORT: Final = 64 * 1024
 """Bytes of a report: health, metrics, a word about configuration. A thousand series of metrics take about as many."""
 
 _SCANNED_ABOVE: Final = 256
+
+
+def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
+    """Whether to say that a body follows, for a dialect that has no word for "unknown"."""
+    return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
 
 
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:

@@ -4,11 +4,14 @@ Keys are sorted, as the Rust crate sends them. Sources of the rules: the crate's
 ``uds.rs`` and ``uds_server.rs``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.json import Decoder
 
+from dialout.bodies import body_by_headers
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import Decision
 from dialout.dialects import MAX_PING, CoreFrame, Dialect
@@ -30,6 +33,7 @@ from dialout.frames import encode_frame
 from dialout.inbound import Answer, FlowControl, Health, Inbound, Metrics, Ping, Pong
 from dialout.received import WireIds
 from dialout.reports import (
+    core_config_error,
     core_flow_control,
     core_health,
     core_metrics,
@@ -39,7 +43,8 @@ from dialout.reports import (
     read_flow_control,
 )
 from dialout.responding import core_response
-from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
+from dialout.responses import READ_ERRORS, SCANNED_ABOVE, decode_response, read_response, unreadable
+from dialout.scan import refuse_costly
 from dialout.wire import Wire, checked, checked_size, encode_json, report_reader
 
 __all__ = ["CORE"]
@@ -73,6 +78,11 @@ class _RequestHeaders(Struct, gc=False):
     uri: str
 
 
+class _RequestHeadersWithBody(_RequestHeaders, gc=False):
+    # No key of the crate's, whose readers skip what they do not know.
+    has_body: bool
+
+
 class _RequestBodyChunk(Struct, gc=False):
     bytes_received: int
     chunk_index: int
@@ -95,6 +105,10 @@ class _ResponseHeaders(Struct, gc=False):
     correlation_id: str
     headers: Headers
     status: int
+
+
+class _ResponseHeadersWithBody(_ResponseHeaders, gc=False):
+    has_body: bool
 
 
 class _RequestComplete(Struct, gc=False):
@@ -134,9 +148,16 @@ class _Configure(Struct):
     correlation_id: str
 
 
+_response_with_body: Final = partial(_ResponseHeadersWithBody, has_body=True)
+_request_with_body: Final = partial(_RequestHeadersWithBody, has_body=True)
+
+
 def _request_headers(event: RequestHeaders, _: int, correlation_id: str, now: str) -> Struct:
     metadata = event.metadata
-    return _RequestHeaders(
+    wire: Callable[..., Struct] = _RequestHeaders
+    if event.has_body and body_by_headers(event.headers) is not True:
+        wire = _request_with_body
+    return wire(
         correlation_id,
         event.headers,
         _Metadata(
@@ -171,7 +192,10 @@ def _response_body_chunk(event: ResponseBodyChunk, _: int, correlation_id: str, 
 
 
 def _response_headers(event: ResponseHeaders, _: int, correlation_id: str, __: str) -> Struct:
-    return _ResponseHeaders(correlation_id, event.headers, checked("status", event.status, 16))
+    wire: Callable[..., Struct] = _ResponseHeaders
+    if event.has_body and body_by_headers(event.headers) is not True:
+        wire = _response_with_body
+    return wire(correlation_id, event.headers, checked("status", event.status, 16))
 
 
 def _request_complete(event: RequestComplete, _: int, correlation_id: str, __: str) -> Struct:
@@ -227,6 +251,8 @@ _decode_sequence = Decoder(_Sequence).decode
 
 def _read_response(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         correlation_id = wire.take_audit_id() or wire.correlation_id
         response = read_response(wire, payload)
@@ -302,6 +328,10 @@ def _flow_control(flow: FlowControl, timestamp_ms: int) -> bytes:
     return encode_frame(CoreFrame.FLOW_CONTROL, encode_json(core_flow_control(flow, timestamp_ms)))
 
 
+def _config_error(error: str, timestamp_ms: int) -> bytes:
+    return encode_frame(CoreFrame.CONFIG_UPDATE_REQUEST, encode_json(core_config_error(error, timestamp_ms)))
+
+
 def _ids_of(ids: WireIds) -> tuple[int | None, str | None]:
     correlation_id = ids.correlation_id
     if type(correlation_id) is not str or not correlation_id:
@@ -339,6 +369,7 @@ CORE: Final = Wire(
     health=_health,
     metrics=_metrics,
     flow_control=_flow_control,
+    config_error=_config_error,
     controls={CoreFrame.CANCEL: Cancel},
     ids_of=_ids_of,
 )

@@ -25,8 +25,9 @@ from dialout.frames import encode_frame
 from dialout.inbound import Answer, Inbound, NotUnderstood
 from dialout.received import WireIds
 from dialout.responding import docs_response
-from dialout.responses import READ_ERRORS, decode_response, read_response, unreadable
-from dialout.wire import checked, checked_size
+from dialout.responses import READ_ERRORS, SCANNED_ABOVE, decode_response, read_response, unreadable
+from dialout.scan import refuse_costly
+from dialout.wire import checked, checked_size, has_body
 from dialout.wire_sdk import SDK, check_ids
 
 __all__ = ["DOCS"]
@@ -97,7 +98,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        event.has_body,
+        has_body(event),
         _Metadata(
             correlation_id=correlation_id,
             request_id=metadata.request_id or correlation_id,
@@ -129,7 +130,7 @@ def _request_body_chunk(event: RequestBodyChunk, request_id: int, correlation_id
 
 def _response_headers(event: ResponseHeaders, request_id: int, correlation_id: str, _: str) -> Struct:
     status = checked("status", event.status, 16)
-    return _ResponseHeaders(request_id, correlation_id, status, status, event.headers, event.has_body)
+    return _ResponseHeaders(request_id, correlation_id, status, status, event.headers, has_body(event))
 
 
 def _response_body_chunk(event: ResponseBodyChunk, request_id: int, correlation_id: str, _: str) -> Struct:
@@ -149,6 +150,8 @@ def _response_body_chunk(event: ResponseBodyChunk, request_id: int, correlation_
 
 def _read_decision(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         response = read_response(wire, payload)
         request_id, correlation_id = wire.request_id, wire.correlation_id

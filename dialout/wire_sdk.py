@@ -31,7 +31,7 @@ from dialout.reports import read_sdk_health, read_sdk_metrics, sdk_health, sdk_m
 from dialout.responding import sdk_response
 from dialout.responses import READ_ERRORS, SCANNED_ABOVE, Mutation, decode_response, read_response, unreadable
 from dialout.scan import refuse_costly
-from dialout.wire import Wire, checked, encode_json, report_reader
+from dialout.wire import Wire, checked, encode_json, has_body, report_reader
 
 __all__ = ["SDK", "check_ids", "forget_frame"]
 
@@ -86,7 +86,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        event.has_body,
+        has_body(event),
         _Metadata(
             correlation_id=correlation_id,
             client_ip=metadata.client_ip,
@@ -106,7 +106,7 @@ def _chunk(event: RequestBodyChunk | ResponseBodyChunk, request_id: int, _: str,
 
 
 def _response_headers(event: ResponseHeaders, request_id: int, _: str, __: str) -> Struct:
-    return _ResponseHeaders(request_id, checked("status", event.status, 16), event.headers, event.has_body)
+    return _ResponseHeaders(request_id, checked("status", event.status, 16), event.headers, has_body(event))
 
 
 # --- frames from an agent ----------------------------------------------------------------------------
@@ -126,6 +126,8 @@ _decode_timestamp = Decoder(_Timestamp).decode
 
 def _read_decision(payload: bytes) -> Inbound:
     try:
+        if len(payload) > SCANNED_ABOVE:
+            refuse_costly(payload, SCANNED_ABOVE)
         wire = decode_response(payload)
         response = read_response(wire, payload)
         request_id = wire.request_id

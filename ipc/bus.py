@@ -15,6 +15,7 @@ Three traps decide the shape of this file:
 """
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,12 @@ def close_context() -> None:
 
 def _endpoint(path: Path) -> str:
     return f"ipc://{path}"
+
+
+_numbers = itertools.count()
+
+UNBIND_TIMEOUT_MS = 200
+"""For which a bus that listens again waits for its old socket to go; that takes less than one."""
 
 
 class Bus:
@@ -106,10 +113,12 @@ class Bus:
         return bus
 
     def bind(self, path: Path, mode: int = 0o600) -> None:
-        """Listen at *path*, and where it listens already; OSError when that is not possible.
+        """Listen at *path*, and there no more where it listened before; OSError when that is not possible.
 
-        The caller holds the runtime directory's lock.
+        The caller holds the runtime directory's lock. Peers connect again by
+        themselves.
         """
+        self._unbind()
         # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
         previous = os.umask(0o777 & ~mode)
         try:
@@ -119,6 +128,26 @@ class Bus:
         finally:
             os.umask(previous)
         self._watch()
+
+    def _unbind(self) -> None:
+        """Give up the socket that listens, where there is one. ZeroMQ removes its file, in a thread of its own."""
+        endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if not endpoint:
+            return
+        # A file that is made before that thread is done would be removed instead.
+        address = f"inproc://unbind-{next(_numbers)}"
+        self._socket.monitor(address, zmq.EVENT_CLOSED | zmq.EVENT_CLOSE_FAILED)
+        monitor = _shared_context().socket(zmq.PAIR)
+        try:
+            monitor.connect(address)
+            self._socket.unbind(endpoint)
+            monitor.poll(UNBIND_TIMEOUT_MS)
+        except zmq.ZMQError:
+            # It was bound once, and is not any more.
+            pass
+        finally:
+            self._socket.monitor(None, 0)
+            monitor.close(linger=0)
 
     def connect(self, path: Path) -> None:
         """Connect to *path*, now or whenever somebody listens there."""

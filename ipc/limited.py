@@ -18,7 +18,6 @@ ipc_listener.cpp).
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import socket
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
@@ -282,18 +281,11 @@ def makes_room(
     return min((one for of_peer in by_peer.values() if len(of_peer) == largest for one in of_peer), key=_rank)
 
 
-def peer_of(sock: socket.socket) -> Hashable:
-    """Who counts as one peer: a user of a Unix socket, an IPv4 address, or the /64 of an IPv6 address (RFC 6177).
-
-    Raises OSError when the peer has gone.
-    """
+def peer_of(sock: socket.socket) -> str:
+    """What the connections of a peer are counted by, see `ipc.peers`. Raises OSError when the peer has gone."""
     if sock.family == socket.AF_UNIX:
-        return peers.credentials(sock.fileno())[1]
-    host, _ = peers.address(sock.fileno())
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped or int(address) >> 64
-    return address
+        return peers.key_of_uid(peers.credentials(sock.fileno())[1])
+    return peers.key_of(peers.address(sock.fileno())[0])
 
 
 def _rank(connection: LimitedConnection) -> tuple[float, ...]:

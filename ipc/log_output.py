@@ -11,6 +11,7 @@ rest is kept, and written as soon as there is room.
 import asyncio
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -168,3 +169,40 @@ class LogOutput:
         if self._timer is None:
             with contextlib.suppress(RuntimeError):
                 self._timer = asyncio.get_running_loop().call_later(seconds, self._due)
+
+
+class StandardError(io.TextIOBase):
+    """Stands in for ``sys.stderr``, so that warnings and tracebacks of the interpreter wait for no reader either."""
+
+    def __init__(self, stream: TextIO, output: LogOutput) -> None:
+        self._stream = stream
+        self._output = output
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Write the lines that are complete; the rest waits for its end."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._output.write(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, as far as it is taken; a line that has begun still waits for its end."""
+        self._output.flush()
+
+    def fileno(self) -> int:
+        """The descriptor, 2."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._stream.isatty()
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream."""
+        return self._stream.encoding

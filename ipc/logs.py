@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from ipc.log_levels import LEVEL_NAMES, LEVELS
-from ipc.log_output import LogOutput
+from ipc.log_output import LogOutput, StandardError
 
 _INFO = LEVELS["info"]
 
@@ -31,8 +31,11 @@ _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", 
 MOST_REPEATS = 10
 """Lines of one kind about the same thing in a second; what comes above that is summed up in one line."""
 
-MOST_LINES = 20_000
-"""Lines of one kind in a second, whatever they are about: a disk must not fill up with what strangers do."""
+MOST_LINES = 300
+"""Lines of one kind in a second, whatever they are about: a disk must not fill up with what strangers do.
+
+A line has 200 to 400 bytes: agents with made-up ids write 100 kB a second at most, where 20,000 lines were 8 MB.
+"""
 
 
 class _State:
@@ -70,6 +73,7 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
     structlog.configure(
         processors=[
             _drop_unwanted,
+            _Bound(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _name_process(process),
@@ -112,6 +116,12 @@ def level_name() -> str:
 def get_logger() -> Any:
     """The logger; structlog gives it its methods at run time, hence the type."""
     return structlog.get_logger()
+
+
+def take_standard_error() -> None:
+    """Have everything that is written to ``sys.stderr`` go the way of log lines, for a process of our own."""
+    if _State.output is not None and not isinstance(sys.stderr, StandardError):
+        sys.stderr = StandardError(sys.stderr, _State.output)
 
 
 def say(text: str) -> None:
@@ -294,6 +304,42 @@ def _is_journals() -> bool:
     except (OSError, ValueError):
         return False
     return named == f"{status.st_dev}:{status.st_ino}"
+
+
+class _Bound:
+    """Lets `MOST_LINES` lines of each event through in a second, and sums up what is above that.
+
+    Most events are rare by what they are. Some are as frequent as strangers want, and which ones is not always seen.
+    """
+
+    def __init__(self) -> None:
+        self._repeats = Repeats(most=MOST_LINES, most_in_all=10 * MOST_LINES)
+        self._begun = -1.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, _logger: Any, _method: str, event: Any) -> Any:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return event  # No stranger is served by this process, or not yet.
+        now = time.monotonic()
+        if now - self._begun >= 1.0:
+            self._sum_up()
+        if not self._repeats.allows(event["event"]):
+            if self._timer is None:
+                self._timer = loop.call_later(1.0, self._sum_up)
+            raise structlog.DropEvent
+        return event
+
+    def _sum_up(self) -> None:
+        self._begun = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        left_out = self._repeats.next_second()
+        if left_out:
+            most = dict(list(left_out.items())[: Line.SUMMARY_NAMES])
+            get_logger().warning("more log lines of one kind", n=sum(left_out.values()), most=most)
 
 
 def _drop_unwanted(_logger: Any, method: str, event: Any) -> Any:

@@ -12,6 +12,10 @@ from socket import SocketType
 from typing import NamedTuple
 
 _UCRED = struct.Struct("iII")
+_unpack_ucred = _UCRED.unpack
+# Plain numbers: the names in `socket` are enumerations, whose conversion takes longer than the system call.
+_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_SOCKET, _PEERCRED = socket.SOL_SOCKET, socket.SO_PEERCRED
 
 
 class Owner(NamedTuple):
@@ -61,15 +65,14 @@ def key_of_uid(uid: int) -> str:
 
 def borrowed(fd: int, transport: str) -> SocketType:
     """A socket object for *fd*; `detach` it, or it closes the descriptor."""
-    family = socket.AF_UNIX if transport == "uds" else -1
-    return SocketType(family, socket.SOCK_STREAM, 0, fd)
+    return SocketType(_UNIX if transport == "uds" else -1, _STREAM, 0, fd)
 
 
 def credentials(fd: int) -> tuple[int, int]:
     """Pid and uid of a Unix socket's peer as it connected (SO_PEERCRED, unix(7)); OSError when it is none."""
-    sock = borrowed(fd, "uds")
+    sock = SocketType(_UNIX, _STREAM, 0, fd)
     try:
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, uid, _ = _unpack_ucred(sock.getsockopt(_SOCKET, _PEERCRED, _UCRED.size))
     finally:
         sock.detach()
     return pid, uid

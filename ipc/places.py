@@ -88,6 +88,9 @@ class Places:
                     # It has come back by itself: it was only moved away.
                     self._on_change("file_mended", f"{place.what} {path} is back")
                 continue
+            if path.is_symlink() and path.exists():
+                # Only this user can have put it there, on purpose: a tool that looks at what passes, say.
+                continue
             self._mend(path, place, "is gone" if found is None else "was replaced")
 
     def _mend(self, path: Path, place: _Place, happened: str) -> None:

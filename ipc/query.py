@@ -151,15 +151,18 @@ def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Pa
                         selector.register(question.sock, selectors.EVENT_READ, question)
                     unconnected |= not question.is_connected
             left = deadline - time.monotonic()
-            if left <= 0 or not waiting:
+            if not waiting:
                 break
-            for key, _ in selector.select(min(left, _RETRY_INTERVAL) if unconnected else left):
+            # Once more at the end: a process that was stopped until then has not read what came.
+            for key, _ in selector.select(max(0.0, min(left, _RETRY_INTERVAL) if unconnected else left)):
                 asked: _Question = key.data
                 if asked.read():
                     if asked.answer is not None:
                         answers[asked.path] = asked.answer
                     selector.unregister(asked.sock)
                     del waiting[asked.path]
+            if left <= 0:
+                break
     return answers
 
 

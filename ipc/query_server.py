@@ -1,7 +1,7 @@
 """The end of a process that answers queries (`ipc.query`): on a Unix socket, for operators or for those who only look.
 
 The socket of the runtime directory is for the user of the product, who may act. The socket of the status directory is
-for other users, who may look: they get a fifth of the processor, few connections each, and no memory that they do not
+for other users, who may look: they get a tenth of a processor, few connections each, and no memory that they do not
 read. So a query socket is a `LimitedListener` and no ZeroMQ socket: ZeroMQ aborts its process when it accepts at the
 descriptor limit, and its high water mark counts messages, not bytes.
 """
@@ -42,7 +42,7 @@ class Access(NamedTuple):
 OPERATORS = Access(Limits(connections=32, each=32, unsent=64 * 1024 * 1024), 1.0)
 """For the user of the product. Descriptors come out of the reserve of `ipc.process.DescriptorBudget`."""
 
-LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024), 0.2)
+LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024), 0.1)
 """For users who may only look. A budget of descriptors counts these connections as expected."""
 
 _BURST = 0.1

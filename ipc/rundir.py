@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
 
 _SUPERVISOR_SOCKETS = ("supervisor.query", "supervisor.handoff", "bus", "counts")
+_FILES = ("lock", "numbers")
 _SHARD_SOCKETS = ("handoff", "query", "proxy")
 AGENTS_SOCKET = "agents.sock"
 """The Unix socket in the runtime directory where a configuration without a listener listens."""
@@ -181,12 +182,7 @@ class RuntimeDir:
 
     def is_ours(self, path: Path) -> bool:
         """Whether *path* is one that the processes of this directory use."""
-        ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (
-            "lock",
-            "bus",
-            "counts",
-            "numbers",
-        )
+        ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (*_SUPERVISOR_SOCKETS, *_FILES)
         return ours and path.parent == self.path
 
     def create(self) -> None:

@@ -54,9 +54,10 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
     committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
     their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
-    committed, and refused connections that are being closed. At rest it is 0. *problems* are what the process needs on
-    disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to remove a
-    file that failed, *mended_total* what was removed by others and made again.
+    *silent_total* contacts went without a byte, as those of health checks do, and are not among the rejected; of
+    *reset_total* the peers reset the connection before a registration was complete. *problems* are what the process
+    needs on disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to
+    remove a file that failed, *mended_total* what was removed by others and made again.
     """
 
     pid: int
@@ -84,6 +85,8 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     lag_ms: float = 0.0
     connections: int = 0
     max_connections: int | None = None
+    silent_total: int = 0
+    reset_total: int = 0
     problems: list[str] = []
     write_failures_total: int = 0
     mended_total: int = 0

@@ -24,12 +24,13 @@ from dialout import (
     Ping,
     Pong,
     RequestBodyChunk,
+    RequestHeaders,
     ResponseBodyChunk,
     Unreadable,
     pong_for,
 )
 from dialout.awake import AwakeClock
-from dialout.dialects import MAX_PING
+from dialout.dialects import MAX_PING, says_draining
 from dialout.frames import MAX_FRAME_LENGTH
 from dialout.proxy.errors import FailureCode
 from dialout.wire_sdk import forget_frame
@@ -41,8 +42,8 @@ from shards.calls import Call, Outcome
 from shards.kind import Kind
 from shards.pending import Pending
 from shards.requests import Requests, may_be_about
-from shards.spending import ANSWER, BURST, Spending
-from shards.stream import Host, Stream
+from shards.spending import ANSWER, BURST, READ_BYTE, SUSPICIOUS, Spending
+from shards.stream import READ_SIZE, SMALL_READ, Host, Stream
 
 MOST_CARRIED = 64 * 1024
 """Bytes in each direction that move with a connection: the message that carries them has a limit."""
@@ -114,7 +115,6 @@ class Connection(Stream):
         "leaving",
         "limit",
         "metadata",
-        "number",
         "on_closed",
         "open",
         "owner",
@@ -205,7 +205,7 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
-        if type(call.event) in _BODIES:
+        if type(call.event) is not RequestHeaders and type(call.event) in _BODIES:
             # Its answer may hold the body, changed. In JSON it may be larger than the event, but not than a frame.
             self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
@@ -354,34 +354,45 @@ class Connection(Stream):
             return
         self.frames += 1
         self.pool.frames_total += 1
-        if frame_type in _ANSWERS and not self.pending:
+        pending = self.pending
+        if not pending and frame_type in _ANSWERS:
             # Decoding is for what somebody waits for.
             self.pool.requests.late += 1
-            self.useless += 1
+            self._note_useless(payload)
             return
         inbound = self.codec.decode(frame_type, payload)
         if type(inbound) is not Answer:
-            self.useless += type(inbound) is not MutationAnswer
+            if type(inbound) is not MutationAnswer:
+                self._note_useless(payload)
             self._serve_other(frame_type, payload, inbound)
             return
-        pending = self.pending
         call = None if pending is None else pending.take(inbound.request_id, inbound.correlation_id)
         if call is None:
             self.pool.requests.late += 1
-            self.useless += 1
+            self._note_useless(payload)
         else:
             self.pool.requests.answer(call, inbound.response)
+
+    def _note_useless(self, payload: bytes) -> None:
+        self.useless += 1
+        self.useless_bytes += len(payload)
 
     def _spent(self, seconds: float, frames: int) -> None:
         """Close the connection when its frames cost more than they are worth, and name it when one stops all others."""
         if seconds > SLOW_READ:
             self.pool.note_slow_read(self, seconds)
-        if not self.useless:
+        if not self.useless or self.fd < 0:
             return
-        seconds -= (frames - self.useless) * ANSWER
-        if seconds > 0 and self.fd >= 0:
-            spending = self.pool.spending
-            if spending.charge(self.number, self.agent.agent_id, seconds, monotonic()):
+        spent = seconds - (frames - self.useless) * ANSWER
+        if not self.watched:
+            # So far this may be the time of another process.
+            self.watched = spent > SUSPICIOUS
+            spent = 0.0
+        spent += self.useless_bytes * READ_BYTE
+        if spent > 0:
+            left = self.pool.spending.charge(self.number, self.agent.agent_id, spent, monotonic())
+            self.read_size = READ_SIZE if left > BURST / 2 else SMALL_READ
+            if left < 0:
                 reason = f"its frames that answer nothing took more than {BURST * 1000:.0f} ms of the processor"
                 self.close(CloseCode.BAD_FRAME, reason)
 
@@ -391,7 +402,7 @@ class Connection(Stream):
                 call = None if self.pending is None else self.pending.get(request_id)
                 if call is None or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
-                    self.useless += 1
+                    self._note_useless(payload)
                 else:
                     self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
@@ -436,8 +447,12 @@ class Connection(Stream):
         pong = pong_for(self.kind.dialect, frame_type, payload)
         if pong is None:
             self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
-        else:
-            self.send(pong)
+            return
+        if says_draining(payload):
+            # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
+            self.health = HealthState.DRAINING
+            self._look_whether_open()
+        self.send(pong)
 
     def _ponged(self, mark: int | None) -> None:
         if mark == self.ping_mark:

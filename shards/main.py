@@ -11,8 +11,9 @@ import uvloop
 
 from dialout import awake
 from ipc import events, handoff, messages, process, signals
+from ipc.at_work import shared_note
 from ipc.bus import close_context
-from ipc.logs import Line, change_level, configure, flush, get_logger, log_loop_errors
+from ipc.logs import Line, change_level, configure, flush, get_logger, log_loop_errors, take_standard_error
 from ipc.options import PoolOptions
 from ipc.peers import Owner
 from ipc.places import LOOK_SECONDS, CannotMend, Places
@@ -71,6 +72,7 @@ class Shard:
         )
         self._readiness = Readiness()
         self._pool = AgentPool(options, shard=shard, readiness=self._readiness, on_closed=self._closed)
+        self._pool.at_work = shared_note()
         self._configs = ConfigDelivery(self._pool)
         self._directory = Directory()
         self._directory_asked_at = 0.0
@@ -334,6 +336,7 @@ def main(
 ) -> None:
     """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
     configure(f"shard-{shard}", log_level, log_format)
+    take_standard_error()
     signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)

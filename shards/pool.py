@@ -21,6 +21,7 @@ from dialout.proxy.errors import (
     Overloaded,
     PoolError,
 )
+from ipc.at_work import private_note
 from ipc.events import CloseCode, Gone
 from ipc.logs import Line, get_logger
 from ipc.messages import Offer
@@ -37,7 +38,7 @@ from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
 from shards.spending import Spending
-from shards.stream import Stream
+from shards.stream import SMALL_READ, Stream
 
 UPKEEP_SECONDS = 1.0
 """Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
@@ -86,6 +87,7 @@ class AgentPool(PoolApi):
         # While the shard empties itself, its agents are elsewhere, or about to be.
         self.draining = False
         self.readiness = readiness or Readiness()
+        self.at_work = private_note()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
         self.holding: Holding[Stream] = Holding(self.options.max_held_bytes)
@@ -148,6 +150,8 @@ class AgentPool(PoolApi):
         connection = Connection(self, agent, offer, kind, fd)
         agent.connections[offer.number] = self.connections[offer.number] = connection
         connection.on_closed = on_closed
+        if self.spending.owes(offer.agent_id, monotonic()):
+            connection.read_size, connection.watched = SMALL_READ, True
         self.adopted_total += 1
         connection.start(offer.unsent, offer.residue)
         return connection

@@ -89,6 +89,7 @@ class ProxyConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._decoder = FrameDecoder()
+        self._has_finished = False
         self._transport: asyncio.Transport | None = None
         self._greeted = False
         self._going_away = False
@@ -140,8 +141,15 @@ class ProxyConnection(asyncio.Protocol):
                 self._serve(frame_type, payload)
             self.refuse(str(error))
             return
-        for frame_type, payload in frames:
-            self._serve(frame_type, payload)
+        if frames:
+            self._has_finished = True
+            for frame_type, payload in frames:
+                self._serve(frame_type, payload)
+
+    def unfinished(self) -> tuple[int, bool]:
+        """Bytes held of an unfinished frame, and whether it began after the last time that this was asked."""
+        begun, self._has_finished = self._has_finished, False
+        return self._decoder.buffered, begun
 
     # Frames in.
 

@@ -1,6 +1,7 @@
 """The listening side of a shard's proxy socket: it lets proxies in, and tells them when the shard goes away."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from ipc.process import DescriptorBudget
 from ipc.sockets import bind_private
 from ipc.timers import Every
 from shards.dispatch import Dispatch
+from shards.holding import Holding
 from shards.proxies import ProxyConnection
 
 PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
@@ -40,9 +42,9 @@ class ProxyServer:
         self._path = path
         self._room = room
         self._going_away = self._stopping = False
-        self._connection = partial(
-            ProxyConnection, shard, epoch, options, dispatch, self._made, self.connections.discard
-        )
+        self._connection = partial(ProxyConnection, shard, epoch, options, dispatch, self._made, self._lost)
+        self._holding: Holding[ProxyConnection] = Holding(options.max_held_bytes)
+        self._frame_timeout = options.frame_timeout
         self._servers: list[asyncio.Server] = []
         self._again: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -113,7 +115,18 @@ class ProxyServer:
         if self._room() < -PROXIES_SHARE:
             connection.refuse("this shard is out of descriptors: raise the open files limit, or ask another one")
 
+    def _lost(self, connection: ProxyConnection) -> None:
+        self.connections.discard(connection)
+        self._holding.note(connection, 0, unfinished=False, begun=False)
+
     def _sweep(self) -> None:
         now = awake.clock().time()
         for connection in self.connections:
             connection.sweep(now)
+            held, begun = connection.unfinished()
+            self._holding.note(connection, held, unfinished=held > 0, begun=begun)
+        if self._holding.total > self._holding.limit:
+            for connection in self._holding.take_largest():
+                connection.refuse(f"unfinished frames of proxies have more than {self._holding.limit} bytes")
+        for connection in self._holding.next_round(math.ceil(self._frame_timeout / SWEEP_SECONDS)):
+            connection.refuse(f"a frame was not complete after {self._frame_timeout:g} s")

@@ -214,7 +214,7 @@ class Requests:
         elif type(call.event) is not ResponseBodyChunk:
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif mutation.chunk_index < exchange.request_chunks:
+        elif call.event.chunk_index < exchange.request_chunks:
             self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
             return
         else:
@@ -283,7 +283,7 @@ class Requests:
             # The exchange goes on: the caller asked for what this agent does not take part in.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
-        call.sent = now
+        call.sent = now - self._clock.slept
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
             connection.carry(call, self._timestamp(now))
@@ -377,7 +377,8 @@ class Requests:
     def _tick(self) -> None:
         # Before anything that can fail: without its clock no request would ever time out again.
         self._timer = self._loop.call_later(TICK, self._tick)
-        for call in self._deadlines.expired(self._clock.time()):
+        now = self._clock.time()
+        for call in self._deadlines.expired(now):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
                 # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
@@ -438,5 +439,5 @@ def _why_useless(call: Call, response: Decision) -> str | None:
     if isinstance(event, RequestBodyChunk | ResponseBodyChunk):
         return "it needs more after the last chunk" if event.is_last else None
     if isinstance(event, RequestHeaders | ResponseHeaders):
-        return None if event.has_body else "it needs more, and there is no body"
+        return "it needs more, and there is no body" if event.has_body is False else None
     return "it needs more, and nothing more comes"

@@ -3,10 +3,11 @@
 import errno
 import os
 from abc import ABC, abstractmethod
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Protocol, cast
 
 from dialout import FrameDecoder, FrameError
+from ipc.at_work import NOTHING
 from ipc.events import CloseCode
 from ipc.options import PoolOptions
 from ipc.readiness import READ, WRITE, Readiness
@@ -15,8 +16,14 @@ from shards.holding import Holding
 READ_SIZE = 65536
 """Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
 
+SMALL_READ = 4096
+"""The same for an agent that has overspent its share of the processor: nobody waits long for what it sends next."""
+
 LARGE_READ = 16 * 1024
 """Bytes of a read from which on the time that it takes is looked at, even when all in it is of use."""
+
+SLICE = 0.005
+"""Seconds after which it is looked at in the middle of a read, when part of that was of no use."""
 
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
@@ -27,6 +34,8 @@ class Host(Protocol):
     options: PoolOptions
     readiness: Readiness
     holding: "Holding[Stream]"
+    at_work: memoryview
+    """Where the number of the stream stands whose frames are served at this moment (`ipc.at_work`)."""
 
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
@@ -38,23 +47,30 @@ class Host(Protocol):
 class Stream(ABC):
     """The only owner of one descriptor: it reads, writes and closes, and knows nothing of what frames mean.
 
-    Frames of one turn of the loop leave in one write. Subclasses serve the frames that come (`_serve`), and clean up
-    when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
-    use; where there are any, the subclass is told what the read has cost (`_spent`).
+    Frames of one turn of the loop leave in one write. Subclasses set the *number*, serve the frames that come
+    (`_serve`), and clean up when the stream has been closed, by either side (`_closed`). *useless* counts the frames of a read that were of no
+    use, *useless_bytes* their bytes; where there are any, the subclass is told what the read has cost (`_spent`). The
+    clock costs nothing, but goes on while another process runs; that of the processor is asked once it is *watched*.
     """
 
     __slots__ = (
         "decoder",
         "fd",
         "holds",
+        "number",
         "offset",
         "out",
         "pool",
+        "read_size",
         "sending",
         "useless",
+        "useless_bytes",
         "waiting_bytes",
         "wants_write",
+        "watched",
     )
+
+    number: int
 
     def __init__(self, pool: Host, fd: int) -> None:
         self.pool = pool
@@ -68,7 +84,9 @@ class Stream(ABC):
         self.wants_write = False
         # Whether the pool counts what is held for it.
         self.holds = False
-        self.useless = 0
+        self.useless = self.useless_bytes = 0
+        self.read_size = READ_SIZE
+        self.watched = False
 
     @abstractmethod
     def _serve(self, frame_type: int, payload: bytes) -> None:
@@ -76,7 +94,7 @@ class Stream(ABC):
 
     @abstractmethod
     def _spent(self, seconds: float, frames: int) -> None:
-        """Note that a read with so many frames has taken *seconds*: a large one, or one with useless frames."""
+        """Note that so many frames of a read have taken *seconds*: of a large one, or one with useless frames."""
 
     @abstractmethod
     def _closed(self, code: CloseCode, reason: str) -> None:
@@ -158,7 +176,7 @@ class Stream(ABC):
     def read(self) -> None:
         """Read once and serve the frames that are complete by that; close at the end of the stream."""
         try:
-            data = os.read(self.fd, READ_SIZE)
+            data = os.read(self.fd, self.read_size)
         except BlockingIOError:
             return
         except OSError as error:
@@ -196,8 +214,10 @@ class Stream(ABC):
         self.waiting_bytes -= sent
         # A view, not a copy of the rest: a frame of 16 MiB leaves in hundreds of writes.
         self.sending = memoryview(data)[sent:] if sent < len(data) else None
-        self._want_write(wanted=self.sending is not None or self.out is not None)
-        if self.sending is not None or self.holds:
+        wanted = self.sending is not None or self.out is not None
+        if self.wants_write is not wanted:
+            self._want_write(wanted=wanted)
+        if wanted or self.holds:
             self._note_held(begun=False)
 
     def _pile_up(self, frame: bytes) -> None:
@@ -233,20 +253,31 @@ class Stream(ABC):
             self.pool.readiness.change(self.fd, READ | WRITE if wanted else READ)
 
     def _take(self, data: bytes) -> None:
-        began = monotonic()
+        clock = thread_time if self.watched else monotonic
+        began = clock()
+        at_work = self.pool.at_work
+        at_work[0] = self.number
         try:
             frames = self.decoder.feed(data)
         except FrameError as error:
             for frame_type, payload in error.frames:
                 self._serve(frame_type, payload)
             self.close(CloseCode.BAD_FRAME, str(error))
+            at_work[0] = NOTHING
             return
+        served = 0
         for frame_type, payload in frames:
             self._serve(frame_type, payload)
+            served += 1
+            if self.useless and (seconds := clock() - began) > SLICE:
+                self._spent(seconds, served)
+                clock = thread_time
+                began, served, self.useless, self.useless_bytes = clock(), 0, 0, 0
+        at_work[0] = NOTHING
         if self.useless or len(data) >= LARGE_READ:
-            self._spent(monotonic() - began, len(frames))
-            self.useless = 0
-        if (self.decoder.is_inside or self.holds) and self.fd >= 0:
+            self._spent(clock() - began, served)
+            self.useless = self.useless_bytes = 0
+        if (self.decoder.wanted or self.holds) and self.fd >= 0:
             self._note_held(begun=bool(frames))
 
 

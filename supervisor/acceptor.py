@@ -21,6 +21,8 @@ from time import monotonic
 from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
+from ipc.query_server import LOOKERS
+from supervisor.admin.http import MOST_CONNECTIONS
 from supervisor.farewell import Farewell
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
@@ -52,6 +54,11 @@ _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 class TooFewDescriptors(Exception):
     """The open files limit is too low to serve any agent; the message says how high it must be."""
+
+
+def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
+    """Descriptors of the supervisor for connections of those who only look."""
+    return (MOST_CONNECTIONS if has_admin else 0) + (LOOKERS.limits.connections if has_status_dir else 0)
 
 
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
@@ -218,7 +225,7 @@ class Acceptor:
             if is_tcp:
                 newcomer.host = address[0]
                 if not tune_tcp(fd):
-                    newcomer.close()
+                    self._farewell.abandon(newcomer)
                     continue
             self._begin(newcomer)
 

@@ -209,8 +209,8 @@ def _over_limit(newcomer: Newcomer, reached: LimitReached) -> Rejection:
         message = (
             f"the listener has {held} connections, which are all that there may be"
             if reached.scope is Scope.TOTAL
-            else f"the listener has no room for more of these agents: they have {held} connections, and what is left is"
-            " for others"
+            else f"the listener has no room for more of these agents, or of this peer: {held} connections, and what is"
+            " left is for others"
         )
         return Rejection(ErrorCode.OVERLOADED, message, answer_type, retry_after_ms=1000)
     whose = {Scope.AGENT: "this agent has", Scope.RULE: "agents with such a token have", Scope.PEER: "this peer has"}

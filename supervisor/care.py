@@ -23,6 +23,16 @@ REPLACE_AFTER = 15.0
 BOOT_LIMIT = 20.0
 """Seconds from start to the first heartbeat. Starting may be slow on a busy host; a running loop may not be silent."""
 
+WORKING_LONGER = 4
+"""How many times as long a shard gets whose process uses the processor all the while: it works, and is slow."""
+
+WORKS_SHARE = 0.02
+"""Share of one processor from which on a silent process works. One that hangs uses none; on a busy host a few percent
+may be all that one gets."""
+
+CPU_SECONDS = 1.0
+"""Seconds between looks at the processor time of a silent process, which the kernel counts in hundredths."""
+
 KILL_AFTER = 1.0
 """Seconds between SIGABRT, which makes the shard print its stacks, and SIGKILL."""
 
@@ -85,6 +95,15 @@ class Care:
 
     signalled_at: float = 0.0
 
+    cpu: tuple[float, float] | None = None
+    """The processor time of the process while it is silent, and when that was looked at."""
+
+    worked_at: float | None = None
+    """When it was last seen that a silent process had used the processor."""
+
+    busy_s: float = 0.0
+    """Seconds of the processor that it has used since it is silent."""
+
     def hears_of(self, report: ShardReport, latency: RequestLatency) -> None:
         """Keep what a heartbeat tells."""
         self.report, self.latency = report, latency
@@ -95,6 +114,8 @@ class Care:
         if state not in _TRANSITIONS[self.state]:
             raise IllegalTransition(f"shard {self.shard}: {self.state} to {state}")
         self.state = state
+        if state is ShardState.RUNNING:
+            self._forget_cpu()
 
     def begin(self, epoch: str, now: float, *, found: bool = False) -> None:
         """Note that a process of *epoch* was started, or *found* running."""
@@ -105,6 +126,7 @@ class Care:
         self.doubt = 0
         self.has_counts = False
         self.answer_limit = REPLACE_AFTER if found else BOOT_LIMIT
+        self._forget_cpu()
 
     def end(self) -> None:
         """Note that the process has ended."""
@@ -139,9 +161,34 @@ class Care:
         """Whether a running shard has missed its heartbeats."""
         return self.state is ShardState.RUNNING and now - self.heard_at > SILENCE_LIMIT
 
+    def used(self, cpu: float, now: float) -> bool:
+        """Note the processor time that a process which says nothing has used in all; whether that shows that it works.
+
+        True once in a silence: the first time.
+        """
+        if self.cpu is None:
+            self.cpu = cpu, now
+            return False
+        before, at = self.cpu
+        if now - at < CPU_SECONDS:
+            return False
+        self.cpu = cpu, now
+        self.busy_s += cpu - before
+        if cpu - before < WORKS_SHARE * (now - at):
+            return False
+        is_first = self.worked_at is None
+        self.worked_at = now
+        return is_first
+
+    def _forget_cpu(self) -> None:
+        self.cpu = self.worked_at = None
+        self.busy_s = 0.0
+
     def is_lost(self, now: float) -> bool:
-        """Whether the process should be ended for its silence."""
+        """Whether the process should be ended for its silence: later when it works than when it hangs."""
         limit = self.answer_limit if self.state is ShardState.STARTING else REPLACE_AFTER
+        if self.worked_at is not None and now - self.worked_at <= 2 * CPU_SECONDS:
+            limit *= WORKING_LONGER
         return self.state in (ShardState.STARTING, ShardState.UNHEALTHY) and now - self.heard_at > limit
 
     def signal_due(self, now: float) -> signal.Signals | None:

@@ -19,7 +19,7 @@ from ipc.handoff import HandoffChannel
 from ipc.logs import get_logger
 from ipc.messages import Hello, Kept, KeptListener, Message, TakeBack, entrusting
 from ipc.rundir import RuntimeDir
-from supervisor.care import KILL_AFTER, REPLACE_AFTER
+from supervisor.care import KILL_AFTER, REPLACE_AFTER, WORKING_LONGER, WORKS_SHARE
 from supervisor.config.model import Config
 from supervisor.listeners import assign, has_its_path, wanted
 from supervisor.processes import Process, adopt_shard
@@ -172,19 +172,32 @@ async def _answers(keepers: Sequence[_Keeper]) -> None:
         return
     log = get_logger()
     log.warning("waiting for shards that do not answer", pids=[keeper.process.pid for keeper in silent])
-    waiting = [asyncio.ensure_future(keeper.over.wait()) for keeper in silent]
-    with contextlib.suppress(TimeoutError):
-        async with awake.clock().timeout(REPLACE_AFTER - ANSWER_TIMEOUT):
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
-    if any(keeper.over.is_set() for keeper in keepers):
+    before = sum(keeper.process.cpu_seconds() or 0.0 for keeper in silent)
+    if await _one_over(silent, REPLACE_AFTER - ANSWER_TIMEOUT):
         return
+    busy_s = sum(keeper.process.cpu_seconds() or 0.0 for keeper in silent) - before
+    if busy_s > WORKS_SHARE * REPLACE_AFTER:
+        log.warning("they work, and get more time", busy_s=round(busy_s, 1))
+        if await _one_over(silent, (WORKING_LONGER - 1) * REPLACE_AFTER):
+            return
     for number in (signal.SIGABRT, signal.SIGKILL):
         for keeper in silent:
             log.error("ending a silent shard", shard=keeper.shard, pid=keeper.process.pid, signal=number.name)
             keeper.process.send_signal(number)
         await asyncio.sleep(KILL_AFTER)
+
+
+async def _one_over(keepers: Sequence[_Keeper], seconds: float) -> bool:
+    """Whether one of them has answered, or ended, within so many seconds."""
+    waiting = [asyncio.ensure_future(keeper.over.wait()) for keeper in keepers]
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with awake.clock().timeout(seconds):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+    return any(keeper.over.is_set() for keeper in keepers)
 
 
 async def _drain(foreign: Sequence[_Keeper]) -> None:

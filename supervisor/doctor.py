@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
+from supervisor.config.errors import Problem
 from supervisor.config.model import Config
 
 RESERVE = 256
@@ -44,7 +45,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     processes, and whether they live; *sockets* those in it that nobody serves. *names* tells where each of our import
     names comes from, *strangers* the other distributions that own one of them. *agents* is how many connections there
     are now. *limits* are how many descriptors each of the running processes may have open. *problems* are what they
-    miss on disk, by their own word, and *held_by* is the pid that has the directory, whatever is in it.
+    miss on disk, by their own word, and *held_by* is the pid that has the directory, whatever is in it. *access* is why
+    other users could change the configuration or a token file.
     """
 
     config: Config
@@ -67,6 +69,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     limits: Mapping[str, int]
     problems: tuple[str, ...] = ()
     held_by: int | None = None
+    access: tuple[Problem, ...] = ()
     versions: Mapping[str, str]
     version: str
 
@@ -256,6 +259,10 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 
 def _security(facts: Facts) -> Iterator[Finding]:
     config = facts.config
+    for problem in facts.access:
+        yield Finding("files", Level.PROBLEM, f"{problem.file}: {problem.message}", problem.hint or "")
+    if not facts.access:
+        yield Finding("files", Level.OK, "configuration and token files are closed to other users")
     faces_a_network = [
         str(address)
         for address in config.tcp_addresses

@@ -5,6 +5,7 @@ So: write the rejection, shut down our side, then read and discard until the age
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections import Counter
@@ -35,6 +36,10 @@ class Farewell:
         self._on_refused = on_refused
         self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
         self.not_agents = 0
+        self.silent = 0
+        """Contacts that went without a byte: health checks, our own doctor. They are no registrations."""
+        self.resets = 0
+        """Connections that were reset before their registration was complete, silent ones among them."""
         self._readiness = readiness
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
@@ -87,6 +92,24 @@ class Farewell:
         self.not_agents += 1
         if self._may_log("another protocol"):
             self._log.info("not an agent, closed", protocol=protocol, peer=newcomer.peer())
+        newcomer.close()
+
+    def part(self, newcomer: Newcomer) -> None:
+        """Close a contact that has ended its side without a byte; it may have kept the other one for an answer."""
+        self.silent += 1
+        self._log.debug("silent contact", peer=newcomer.peer())
+        answer_type = newcomer.answer_type
+        rejection = Rejection(ErrorCode.BAD_REGISTRATION, "the connection ended before one whole frame", answer_type)
+        with contextlib.suppress(OSError):
+            os.write(newcomer.fd, self.frame_for(rejection, answer_type))
+        newcomer.close()
+
+    def abandon(self, newcomer: Newcomer) -> None:
+        """Close a connection that its peer has reset: nobody is left to read an answer."""
+        self.resets += 1
+        if not newcomer.received:
+            self.silent += 1
+        self._log.debug("reset before the registration was complete", received=len(newcomer.received))
         newcomer.close()
 
     def close(self) -> None:

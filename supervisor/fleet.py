@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from dialout import awake
 from ipc import events
+from ipc.at_work import read_note
 from ipc.events import CloseCode
 from ipc.logs import get_logger
 from ipc.options import PoolOptions
@@ -371,6 +372,14 @@ class Fleet:
         """Have the ledger admit what descriptors allow, before a shard has to decline connections."""
         self._ledger.quotas = self._ledger.quotas.with_capacity(capacity_of(self.cares, self._ledger.load))
 
+    def _at_work(self, shard: int, process: Process) -> str:
+        """What a shard that says nothing was doing when it fell silent, for people."""
+        number = read_note(process.pid)
+        for connection, agent_id in self._ledger.live_numbers(shard):
+            if connection == number:
+                return f"frames of {agent_id}-conn-{number}"
+        return f"frames of connection {number}" if number else "no agent's frames"
+
     def _look_after(self, member: Member, process: Process, now: float) -> None:
         care, shard = member.care, member.shard
         if member.channel is None and care.sequence is not None and not care.foreign:
@@ -380,13 +389,23 @@ class Fleet:
             member.note("silent", "silent")
             self._log.error("shard is silent, it gets no connections", shard=shard, pid=process.pid)
             self._handoffs.set_silent(shard)
+        if care.state in (ShardState.STARTING, ShardState.UNHEALTHY):
+            cpu = process.cpu_seconds()
+            if cpu is not None and care.used(cpu, now) and care.state is ShardState.UNHEALTHY:
+                on = self._at_work(shard, process)
+                self._log.warning("silent shard works, and gets more time", shard=shard, pid=process.pid, on=on)
+                member.note("busy", "busy", f" with {on}")
         number = care.signal_due(now)
         if number is None:
             return
         if number is signal.SIGABRT:
-            silent_s = round(now - care.heard_at, 1)
-            self._log.error("replacing a silent shard", shard=shard, pid=process.pid, silent_s=silent_s)
-            self._journal.shard(shard, "aborted", f"pid {process.pid} was silent for {silent_s} s")
+            silent_s, busy_s = round(now - care.heard_at, 1), round(care.busy_s, 1)
+            on = self._at_work(shard, process)
+            self._log.error(
+                "replacing a silent shard", shard=shard, pid=process.pid, silent_s=silent_s, busy_s=busy_s, on=on
+            )
+            what = f", and worked for {busy_s} s, at last on {on}" if busy_s else ", and did not work"
+            self._journal.shard(shard, "aborted", f"pid {process.pid} was silent for {silent_s} s{what}")
         else:
             self._log.warning("shard does not end", shard=shard, signal=number.name)
         process.send_signal(number)

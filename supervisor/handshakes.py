@@ -98,7 +98,12 @@ class Handshakes:
                     self._wait(newcomer)
                 return
             except OSError:
-                self._abandon(newcomer)
+                self._forget(newcomer)
+                self._farewell.abandon(newcomer)
+                return
+            if not data and not received:
+                self._forget(newcomer)
+                self._farewell.part(newcomer)
                 return
             if not data:
                 self._reject(newcomer, ErrorCode.BAD_REGISTRATION, "the connection ended before one whole frame")
@@ -180,11 +185,6 @@ class Handshakes:
         self._farewell.reject(
             newcomer, Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
         )
-
-    def _abandon(self, newcomer: Newcomer) -> None:
-        """Close a connection that its peer has reset: nobody is left to read an answer."""
-        self._forget(newcomer)
-        newcomer.close()
 
     def _expire(self) -> None:
         self._timer = None

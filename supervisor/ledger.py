@@ -182,8 +182,11 @@ class Ledger:
 
     def reserve(self, agent_id: str, owner: Owner = NOBODY) -> int:
         """Reserve a slot and return its number; `LimitReached` when the agent, or its owner, has all that it may."""
-        self.check(agent_id, owner)
         agent = self._agents.get(agent_id)
+        held = 0 if agent is None else len(agent.slots)
+        if held >= self.limit:
+            raise LimitReached(Scope.AGENT, held, self.limit)
+        self.quotas.check(owner, self.owned)
         if agent is None:
             agent = self._agents[agent_id] = _Agent(owner)
         number = self.next_number
@@ -192,21 +195,13 @@ class Ledger:
         self.owned.add(owner)
         return number
 
-    def check(self, agent_id: str, owner: Owner = NOBODY) -> None:
-        """Raise LimitReached when a slot could not be reserved now."""
-        agent = self._agents.get(agent_id)
-        held = 0 if agent is None else len(agent.slots)
-        if held >= self.limit:
-            raise LimitReached(Scope.AGENT, held, self.limit)
-        self.quotas.check(owner, self.owned)
-
     def has_room(self, agent_id: str, owner: Owner) -> bool:
         """Whether a slot could be reserved now."""
         try:
-            self.check(agent_id, owner)
+            self.quotas.check(owner, self.owned)
         except LimitReached:
             return False
-        return True
+        return self.count(agent_id) < self.limit
 
     def place(self, agent_id: str, number: int, shard: int | None) -> None:
         """Count a reserved slot on *shard* from now on, wherever it was before; on none when no shard takes it now."""

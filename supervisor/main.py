@@ -30,7 +30,7 @@ from ipc.status import OperationRow, SupervisorRow
 from ipc.status_dir import READS_ONLY, socket_mode
 from ipc.timers import Every, all_of, report
 from ipc.version import __version__
-from supervisor.acceptor import Acceptor, TooFewDescriptors
+from supervisor.acceptor import Acceptor, TooFewDescriptors, spare_descriptors
 from supervisor.admin import http
 from supervisor.admin.agents import AgentLists
 from supervisor.admin.observer import Observer
@@ -57,6 +57,7 @@ from supervisor.newcomer import Newcomer
 from supervisor.operations import CannotOperate, Operate, Operations
 from supervisor.policy import Policy
 from supervisor.quotas import Quotas
+from supervisor.reaper import Reaper
 from supervisor.sd import ServiceManager
 from supervisor.takeover import (
     FINISH_LIMIT,
@@ -174,8 +175,7 @@ class Supervisor:
             lambda: self._count_under_way() + len(self._farewell),
             handshake_timeout=config.limits.handshake_timeout,
             shards=self.shards,
-            spare=(0 if admin is None else http.MOST_CONNECTIONS)
-            + (0 if status_dir is None else LOOKERS.limits.connections),
+            spare=spare_descriptors(has_admin=admin is not None, has_status_dir=status_dir is not None),
             gather=self._handoffs.gather,
             flush=self._handoffs.flush,
         )
@@ -223,6 +223,7 @@ class Supervisor:
             (signal.SIGUSR2, self._replace_for_signal),
         ):
             signals.on(self._loop, number, act)
+        reaper = Reaper()
         self._entrust()
         if self._admin is not None:
             await self._admin.start()
@@ -241,6 +242,7 @@ class Supervisor:
             await self._over.wait()
         finally:
             opening.cancel()
+            reaper.close()
             if self._left is None:
                 await self._end()
         return self._left
@@ -555,6 +557,8 @@ class Supervisor:
                 lag_ms=round(self._lag_ms, 1),
                 connections=self._ledger.owned.total,
                 max_connections=self._ledger.quotas.most,
+                silent_total=self._farewell.silent,
+                reset_total=self._farewell.resets,
                 problems=self._footing.problems,
                 write_failures_total=self._footing.files.failures_total,
                 mended_total=self._footing.places.mended_total,

@@ -167,9 +167,9 @@ def listeners_at(where: Path | TcpAddress) -> list[str]:
         return []
     for row in rows:
         if isinstance(where, TcpAddress):
-            found = row.status == psutil.CONN_LISTEN and row.laddr.port == where.port
+            found = row.status == psutil.CONN_LISTEN and row.laddr[1:2] == (where.port,)
         else:
-            found = row.laddr in wanted
+            found = str(row.laddr) in wanted
         if found and row.pid is not None:
             try:
                 names.add(psutil.Process(row.pid).name())

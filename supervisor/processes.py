@@ -25,6 +25,10 @@ IMPORT_PATH = "SHARDGATE_IMPORT_PATH"
 """The variable in a shard's environment that says where it imports from; ``shards/__main__.py`` reads it."""
 
 
+_children: set[int] = set()
+"""The processes that this one has started and not collected."""
+
+
 class Process:
     """A running process of ours: our child, or a shard that an earlier supervisor left, or the next supervisor.
 
@@ -43,11 +47,25 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    def cpu_seconds(self) -> float | None:
+        """The processor time that its main thread has used (proc(5), stat); None when that cannot be read.
+
+        All of our work is done in the main thread. Other threads, ZeroMQ's, go on where that one hangs.
+        """
+        try:
+            stat = Path(f"/proc/{self.pid}/task/{self.pid}/stat").read_bytes()
+        except OSError:
+            return None
+        # Behind the name, which may hold anything: the 14th and 15th field of all, utime and stime.
+        user, system = stat[stat.rindex(b")") + 2 :].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def reap(self) -> str:
         """Collect the ended process and say how it ended, for people. Call once, when *pidfd* is readable."""
         if not self.is_child:
             return "ended"
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        _children.discard(self.pid)
         if result is None or result.si_code == os.CLD_EXITED:
             return f"exit status {0 if result is None else result.si_status}"
         number = result.si_status
@@ -58,7 +76,8 @@ class Process:
         return f"killed by {names.get(number, f'signal {number}')}"
 
     def close(self) -> None:
-        """Close *pidfd*."""
+        """Close *pidfd*. A child that is not collected by then is an orphan, as far as `reap_orphans` is concerned."""
+        _children.discard(self.pid)
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -107,9 +126,25 @@ def start_shard(
         child.kill()
         child.wait()
         raise
+    _children.add(child.pid)
     # `reap` collects the status; Popen must neither do so nor warn that nobody did.
     child.returncode = 0
     return Process(child.pid, pidfd, is_child=True)
+
+
+def reap_orphans() -> bool:
+    """Collect processes that have ended and are not children of ours; whether one of ours has ended, too.
+
+    That one comes first, and hides those behind it until `Process.reap` has collected it.
+    """
+    try:
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if found.si_pid in _children:
+                return True
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        pass  # There are no children at all.
+    return False
 
 
 def import_path() -> str:

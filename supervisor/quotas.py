@@ -46,45 +46,37 @@ class LimitReached(Exception):
 
 
 class Holdings:
-    """How many slots each rule and each peer has, and all together."""
+    """How many slots each rule and each peer has, and all together; to be read only."""
 
-    __slots__ = ("_by_peer", "_by_rule", "total")
+    __slots__ = ("by_peer", "by_rule", "total")
 
     def __init__(self, owners: Iterable[Owner] = ()) -> None:
         self.total = 0
-        self._by_rule: dict[str, int] = {}
-        self._by_peer: dict[str, int] = {}
+        self.by_rule: dict[str, int] = {}
+        self.by_peer: dict[str, int] = {}
         for owner in owners:
             self.add(owner)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Holdings) and (self.total, self._by_rule, self._by_peer) == (
+        return isinstance(other, Holdings) and (self.total, self.by_rule, self.by_peer) == (
             other.total,
-            other._by_rule,
-            other._by_peer,
+            other.by_rule,
+            other.by_peer,
         )
 
     __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def of_rule(self, rule: str) -> int:
-        """Slots of all agents that a rule has let in."""
-        return self._by_rule.get(rule, 0)
-
-    def of_peer(self, peer: str) -> int:
-        """Slots of all agents that come from a peer."""
-        return self._by_peer.get(peer, 0)
 
     def add(self, owner: Owner) -> None:
         """Count one slot more."""
         rule, peer = owner
         self.total += 1
-        self._by_rule[rule] = self._by_rule.get(rule, 0) + 1
-        self._by_peer[peer] = self._by_peer.get(peer, 0) + 1
+        self.by_rule[rule] = self.by_rule.get(rule, 0) + 1
+        self.by_peer[peer] = self.by_peer.get(peer, 0) + 1
 
     def remove(self, owner: Owner) -> None:
         """Count one slot less."""
         self.total -= 1
-        for counts, name in ((self._by_rule, owner.rule), (self._by_peer, owner.peer)):
+        for counts, name in ((self.by_rule, owner.rule), (self.by_peer, owner.peer)):
             counts[name] -= 1
             if not counts[name]:
                 # Peers come and go by the million.
@@ -97,7 +89,7 @@ class Quotas:
     *capacity* is what descriptors allow, as far as that is known.
     """
 
-    __slots__ = ("_given", "_per_rule", "_shared", "capacity", "per_peer", "total")
+    __slots__ = ("_given", "_own", "_per_rule", "_shared", "capacity", "per_peer", "total")
 
     def __init__(
         self,
@@ -112,7 +104,8 @@ class Quotas:
         self.total = min(max_connections or _NO_LIMIT, capacity or _NO_LIMIT)
         has_others = rules is not None and len(rules) > 1
         self._shared = self.total - _part_of(self.total, RESERVED_SHARE) if has_others else _NO_LIMIT
-        self._per_rule = {name: most for name, most in (rules or {}).items() if most is not None}
+        self._own = {name: most for name, most in (rules or {}).items() if most is not None}
+        self._per_rule = {name: min(most, self._shared) for name, most in self._own.items()}
         if per_peer is None and capacity is not None:
             per_peer = capacity - _part_of(capacity, 2 * RESERVED_SHARE)
         self.per_peer = per_peer or _NO_LIMIT
@@ -135,15 +128,17 @@ class Quotas:
         What nobody has told the owner of counts in the total alone.
         """
         rule, peer = owner
-        of_rule = held.of_rule(rule) if rule else 0
-        of_peer = held.of_peer(peer) if peer else 0
-        most = self._per_rule.get(rule, _NO_LIMIT)
-        if of_rule >= most:
+        of_rule, of_peer = held.by_rule.get(rule, 0), held.by_peer.get(peer, 0)
+        # The way of nearly all: 0.3 µs.
+        if of_rule < self._per_rule.get(rule, self._shared) and of_peer < self.per_peer and held.total < self.total:
+            return
+        most = self._own.get(rule, _NO_LIMIT)
+        if rule and of_rule >= most:
             raise LimitReached(Scope.RULE, of_rule, most)
-        if of_rule >= self._shared:
+        if rule and of_rule >= self._shared:
             raise LimitReached(Scope.RULE, of_rule, self._shared, is_full=True)
-        if of_peer >= self.per_peer:
-            raise LimitReached(Scope.PEER, of_peer, self.per_peer)
+        if peer and of_peer >= self.per_peer:
+            raise LimitReached(Scope.PEER, of_peer, self.per_peer, is_full=self._given[1] is None)
         if held.total >= self.total:
             raise LimitReached(Scope.TOTAL, held.total, self.total, is_full=True)
 

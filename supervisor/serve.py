@@ -15,14 +15,13 @@ from ipc import process, signals
 from ipc.bus import close_context
 from ipc.capacity import default_shards
 from ipc.handoff import close_all
-from ipc.logs import configure, flush, get_logger
+from ipc.logs import configure, flush, get_logger, take_standard_error
 from ipc.messages import KeptListener
 from ipc.rundir import AGENTS_SOCKET, RuntimeDir, RuntimeDirBusy, RuntimeDirError, default_runtime_dir
 from ipc.stacks import stacks
 from ipc.status_dir import create_status_dir
-from supervisor.acceptor import TooFewDescriptors, check_descriptors
+from supervisor.acceptor import TooFewDescriptors, check_descriptors, spare_descriptors
 from supervisor.activation import take_passed
-from supervisor.admin import http
 from supervisor.admin.server import open_admin
 from supervisor.cli.errors import ExitCode
 from supervisor.config.errors import ConfigError
@@ -61,6 +60,7 @@ def serve(
     runs, if one does.
     """
     configure("supervisor", log_level, log_format)
+    take_standard_error()
     signals.log_to(get_logger(), stacks)
     rundir = RuntimeDir(config.runtime_dir or default_runtime_dir())
     try:
@@ -127,7 +127,9 @@ class _Life:
         check_descriptors(
             shards=config.shards or default_shards(),
             listeners=len(wanted(config, self._default_path)),
-            spare=0 if config.admin_listen is None else http.MOST_CONNECTIONS,
+            spare=spare_descriptors(
+                has_admin=config.admin_listen is not None, has_status_dir=config.status_dir is not None
+            ),
         )
 
     def make_status_dir(self) -> None:

@@ -1,15 +1,16 @@
 """What an agent does with events: a class to derive from, or an object to hang functions on."""
 
-import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from dialout.agent.configuring import Configuring
+from dialout.agent.hooks import HOOK_NAMES, Hook, Hooks, check_function, check_names
+from dialout.agent.request import Counters, Request
 from dialout.capabilities import Capabilities, Event
 from dialout.decisions import ALLOWED, Decision
 from dialout.errors import LocalProtocolError
 from dialout.events import (
-    AgentEvent,
     Cancel,
     Configure,
     GuardrailInspect,
@@ -29,61 +30,24 @@ _News: TypeAlias = Decision | Awaitable[Decision | None] | None
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Request:
-    """The request that an event is about.
-
-    ``request_id`` and ``correlation_id`` are the proxy's names for it, None where the dialect has none; a correlation
-    id may be the client's own text, so escape it before it reaches a log. ``headers`` is what the request began with,
-    and ``context`` is yours, to keep whatever the next event of the same request needs.
-
-    Both are there for later events only in agents that have hooks for those, None otherwise; and a connection
-    remembers no more than a few thousand requests, since not every proxy says when one is over.
-    """
-
-    __slots__ = ("context", "correlation_id", "headers", "request_id")
-
-    def __init__(self, request_id: int | None, correlation_id: str | None) -> None:
-        self.request_id = request_id
-        self.correlation_id = correlation_id
-        self.headers: RequestHeaders | None = None
-        self.context: Any = None
-
-
-class Counters:
-    """What an agent has done since it was made, on all its connections."""
-
-    __slots__ = ("active", "allowed", "blocked", "cancelled", "errored", "requests", "started_at")
-
-    def __init__(self) -> None:
-        self.requests = 0
-        """Requests that began: events with their headers."""
-        self.active = 0
-        """Asynchronous hooks at work now."""
-        self.allowed = 0
-        """Events answered with an allow."""
-        self.blocked = 0
-        """Events answered with a block, a redirect or a challenge."""
-        self.errored = 0
-        """Events that could not be read, or whose hook failed."""
-        self.cancelled = 0
-        """Requests given up in the middle: cancelled by the proxy, or their connection ended."""
-        self.started_at = time.monotonic()
-
-
 class Agent:
     """Decides about requests. Derive from it and override hooks, or decorate functions with ``hook``.
 
     Every hook takes the event and the ``Request`` that it is about, or the event alone, and returns a ``Decision``. It
     may be a plain function, which is called as soon as the event was read and must not block, or a coroutine function,
     of which up to ``max_concurrent_requests`` run at once on each connection. Events of one request are served one
-    after the other. A hook that is not there allows.
+    after the other. A hook that is not there allows; an agent without any hook is refused before it dials.
 
-    A hook that raises, or returns no decision, fails its event: the proxy gets ``failure``, which is a block with
-    status 500 unless you say otherwise, and the log (``dialout.agent``) gets a line. When the proxy cancels a request,
-    its coroutine is cancelled.
+    A hook that raises, or returns no decision, fails its event and no other: the proxy gets ``failure``, which is a
+    block with status 500 unless you say otherwise, and the log (``dialout.agent``) gets a line. When the proxy cancels
+    a request, its coroutine is cancelled.
 
     What the agent tells the proxy about itself (``capabilities``) follows from the hooks that are there; give your own
-    where that is not enough. One agent may serve any number of connections.
+    where that is not enough. One agent may serve any number of connections. With ``require_configuration`` every event
+    gets ``failure`` until ``on_configure`` has taken a first configuration.
+
+    Raises LocalProtocolError for a method that looks like a hook and is none (public names in ``on_`` are those of
+    hooks), and for a hook that cannot be called as such; TypeError for a ``failure`` that is no decision.
     """
 
     def __init__(
@@ -92,16 +56,26 @@ class Agent:
         max_concurrent_requests: int = 100,
         failure: Decision | None = None,
         capabilities: Capabilities | None = None,
+        require_configuration: bool = False,
     ) -> None:
         if max_concurrent_requests < 1:
             raise LocalProtocolError("max_concurrent_requests is at least 1")
         self.max_concurrent_requests = max_concurrent_requests
-        self.failure = Decision.block(500) if failure is None else failure
+        self.failure = Decision.block(500) if failure is None else _checked_failure(failure)
+        self.require_configuration = require_configuration
         self.counters = Counters()
         self.configuration: Any = None
         """The last configuration that ``on_configure`` took."""
+        self.configuring = Configuring(self)
+        """Where the configurations of all connections meet."""
         self._capabilities = capabilities
         self._hung: dict[str, Callable[..., Any]] = {}
+        for ancestor in type(self).__mro__:
+            if issubclass(ancestor, Agent) and ancestor is not Agent:
+                check_names(vars(ancestor))
+        for name in HOOK_NAMES:
+            if self.has(name):
+                check_function(name, self.function(name))
 
     # --- hooks ---
 
@@ -136,7 +110,8 @@ class Agent:
     def on_configure(self, event: Configure, request: Request) -> _News:  # noqa: ARG002
         """Apply a configuration. Nothing has to be returned; a block, or an exception, refuses it.
 
-        It came with a registration and differs from the last one taken, or it was pushed (core dialect).
+        It came with a registration and differs from the last one taken, or it was pushed (core dialect). It is called
+        once for all connections that bring the same one, and once at a time; the newest of those that wait comes next.
         """
         return None
 
@@ -175,17 +150,19 @@ class Agent:
     def hook(self, function: _Function) -> _Function:
         """Use a function as the hook of its name: ``@agent.hook`` above ``def on_request_headers(event)``.
 
-        Raises LocalProtocolError for a name that is no hook's. Decorate before the agent serves.
+        Raises LocalProtocolError for a name that is no hook's, and for a function that cannot be called as that hook.
+        Decorate before the agent serves.
         """
         name = getattr(function, "__name__", "")
-        if name not in _HOOK_NAMES:
-            raise LocalProtocolError(f"{name} is no hook; these are: {', '.join(sorted(_HOOK_NAMES))}")
+        if name not in HOOK_NAMES:
+            raise LocalProtocolError(f"{name} is no hook; these are: {', '.join(sorted(HOOK_NAMES))}")
+        check_function(name, function)
         self._hung[name] = function
         return function
 
     def has(self, name: str) -> bool:
-        """Whether the hook of this name was overridden or decorated."""
-        return name in self._hung or getattr(type(self), name) is not getattr(Agent, name)
+        """Whether the hook of this name was overridden, decorated, or set on the agent itself."""
+        return name in self._hung or name in vars(self) or getattr(type(self), name) is not getattr(Agent, name)
 
     def function(self, name: str) -> Callable[..., Any]:
         """The function behind a hook."""
@@ -211,77 +188,9 @@ class Agent:
         )
 
 
-_NAME_OF: Final[dict[type[AgentEvent], str]] = {
-    RequestHeaders: "on_request_headers",
-    RequestBodyChunk: "on_request_body",
-    ResponseHeaders: "on_response_headers",
-    ResponseBodyChunk: "on_response_body",
-    RequestComplete: "on_request_complete",
-    WebSocketFrame: "on_websocket_frame",
-    GuardrailInspect: "on_guardrail",
-    Configure: "on_configure",
-}
-_HOOK_NAMES: Final = frozenset({*_NAME_OF.values(), "on_cancel", "health", "metrics"})
-
-
-class Hook(NamedTuple):
-    """A hook, ready to be called with an event and its request. ``may_be_silent``: None is as good as an allow."""
-
-    name: str
-    call: Callable[[Any, Request], Any]
-    is_async: bool = False
-    may_be_silent: bool = False
-
-
-def _allow(_event: Any, _request: Request) -> Decision:
-    return ALLOWED
-
-
-class Hooks:
-    """The hooks of an agent, looked at once for each connection and not for each event.
-
-    ``by_event`` has every class of events, with a hook that allows where the agent has none, and ``events`` those for
-    which it has one. ``remembers`` says that it has hooks for a request's later events.
-    """
-
-    __slots__ = ("any_async", "by_event", "cancel", "events", "remembers")
-
-    def __init__(self, agent: Agent) -> None:
-        self.by_event: dict[type[Any], Hook] = {}
-        self.events = Event(0)
-        for kind, name in _NAME_OF.items():
-            hook = _hook(agent, name)
-            self.by_event[kind] = hook or Hook(name, _allow)
-            if hook is not None:
-                self.events |= kind.flag
-        self.cancel = _hook(agent, "on_cancel")
-        self.any_async = any(hook.is_async for hook in self.by_event.values())
-        self.remembers = bool(self.events & ~_ALONE)
-
-
-_ALONE: Final = Event.REQUEST_HEADERS | Event.GUARDRAIL_INSPECT | Event.CONFIGURE
-"""Events that need no memory of others."""
-
-
-def _hook(agent: Agent, name: str) -> Hook | None:
-    if not agent.has(name):
-        return None
-    function = agent.function(name)
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-    silent = name in {"on_request_complete", "on_configure", "on_cancel"}
-    return Hook(name, function if _takes_two(function) else _with_event_only(function), is_async, silent)
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    return True
-
-
-def _with_event_only(function: Callable[[Any], Any]) -> Callable[[Any, Request], Any]:
-    def call(event: Any, _request: Request) -> Any:
-        return function(event)
-
-    return call
+def _checked_failure(failure: Decision) -> Decision:
+    if not isinstance(failure, Decision):
+        raise TypeError(f"the failure answer is a Decision, not {type(failure).__name__}")
+    if failure.verdict is None:
+        raise LocalProtocolError("the failure answer has a verdict: nothing follows it")
+    return failure

@@ -11,7 +11,7 @@ shrinks them to what came. With one request in flight that was up to half of the
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from dialout.agent.address import keep_alive
 from dialout.agent.agent import Agent
@@ -23,6 +23,7 @@ from dialout.agent.serving import Serving
 from dialout.answers import RegistrationResponse, parse_registration_response
 from dialout.awake import Timer, clock
 from dialout.codec import codec_for
+from dialout.decisions import Block, Decision
 from dialout.dialects import Dialect
 from dialout.errors import FrameError, LocalProtocolError, RemoteProtocolError
 from dialout.frames import FrameDecoder
@@ -44,6 +45,12 @@ _GRACE: Final = 5.0
 
 _LAST_WRITE: Final = 0.5
 """Seconds for the last answers to leave, at least."""
+
+_PONG_WAIT: Final = 0.5
+"""Seconds in which a proxy answers the ping of a drain, where it is not known whether it answers any."""
+
+_ASKED_WAIT: Final = 5.0
+"""Seconds for the rest of a body that the agent has asked for: not every proxy says that it will not come."""
 
 
 class ProxyConnection(asyncio.BufferedProtocol):
@@ -89,8 +96,11 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._liveness: Liveness | None = None
         self._pings = 0
         self._timers: dict[str, asyncio.TimerHandle | Timer] = {}
-        self._registered_at = 0.0
         self._clock = clock()
+        self._made_at = self._loop.time()
+        self._registered_at = 0.0
+        # The end has been written, and what comes is not served any more.
+        self._ended = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._kind = Kind.LOST
         self._why = ""
@@ -121,7 +131,8 @@ class ProxyConnection(asyncio.BufferedProtocol):
         """Serve events with the hooks of ``agent`` until the connection ends, and say how it did.
 
         First the configuration that came with the registration is applied. A cancelled ``serve`` closes the
-        connection. Raises LocalProtocolError when the agent's failure answer is none in this dialect.
+        connection. Raises LocalProtocolError for an agent without any hook, and when the agent's failure answer is
+        none in this dialect.
         """
         if self._serving is not None:
             raise LocalProtocolError("this connection is being served already")
@@ -134,9 +145,11 @@ class ProxyConnection(asyncio.BufferedProtocol):
                 send=self._send,
                 hold=self._hold,
                 give_up=self._give_up,
+                since=self._made_at,
             )
-            await self._serving.configure(self.response.config)
-            self._begin(self._serving)
+            await self._configure(self._serving)
+            if not self.is_closed:
+                self._begin(self._serving)
             await self.wait_closed()
         finally:
             self.close()
@@ -149,24 +162,89 @@ class ProxyConnection(asyncio.BufferedProtocol):
             served=self._serving.served,
         )
 
-    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - what is left at its end is cut off, not cancelled
+    async def _configure(self, serving: Serving) -> None:
+        """Apply the configuration that came with the registration, and tell the proxy when the agent refuses it."""
+        outcome = serving.configure(self.response.config)
+        if not isinstance(outcome, Decision):
+            applying = asyncio.ensure_future(outcome)
+            both: set[asyncio.Future[Any]] = {applying, self._closed}
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if not applying.done():
+                    return
+                outcome = applying.result()
+            finally:
+                applying.cancel()
+        if isinstance(outcome.verdict, Block):
+            serving.reporter.say_refusal(outcome.verdict.body or "refused")
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - what is left at its end is failed, not cancelled
         """Finish what is in flight, then close; whether all of it was finished within ``timeout`` seconds.
 
-        What comes meanwhile is served, too: a proxy that knows no word for "send nothing new" goes on until the end.
+        A ping tells the proxy to send nothing new, and its pong says that all it had sent before is here: a proxy that
+        understands the ping loses nothing. What comes meanwhile is served, too, since others go on until the
+        end. What is not finished in time gets the agent's failure answer.
         """
         finished, end = True, self._loop.time() + timeout
-        if self._serving is not None and not self.is_closed:
-            self._serving.reporter.say_draining(timeout)
-            idle = asyncio.ensure_future(self._serving.idle())
-            await asyncio.wait({idle, self._closed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            finished = idle.done()
-            idle.cancel()
-        self.close()
-        # What is left in the buffer may take its time; a proxy that does not read would make that for ever.
-        await asyncio.wait({self._closed}, timeout=max(end - self._loop.time(), _LAST_WRITE))
-        self.abort("the proxy does not read")
-        await self.wait_closed()
+        serving = self._serving
+        if serving is not None and not self.is_closed:
+            serving.reporter.say_draining(timeout)
+            if self._begun and self._giving_up is None:
+                await self._all_read(serving, timeout)
+            finished = await self._until_idle(serving, end - self._loop.time())
+            if not finished:
+                serving.fail_all()
+        self._end()
+        await self._until_closed(end)
         return finished
+
+    async def _until_closed(self, end: float) -> None:
+        """Wait for the proxy to take the last answers and to close; after ``end``, and a moment, do not."""
+        # What is left in the buffer may take its time; a proxy that does not read would make that for ever.
+        while self._transport is not None and self._transport.get_write_buffer_size():
+            left = max(end - self._loop.time(), _LAST_WRITE)
+            await asyncio.wait({self._closed}, timeout=min(left, _LAST_WRITE))
+            if left <= _LAST_WRITE:
+                self.abort("the proxy does not read")
+        await asyncio.wait({self._closed}, timeout=_LAST_WRITE)
+        self.abort("closed by the agent")
+        await self.wait_closed()
+
+    async def _all_read(self, serving: Serving, limit: float) -> None:
+        """Wait until what the proxy sent before it heard of the drain was read: the answer to a ping is behind that."""
+        ponged: asyncio.Future[None] = self._loop.create_future()
+        # Of the same form as the others, and behind all of them.
+        self._pings += 1
+        timestamp_ms = int(self._loop.time() * 1000) + 1
+        mark = self._codec.ping_mark(sequence=self._pings, timestamp_ms=timestamp_ms)
+
+        def on_pong(found: int | None) -> None:
+            if found == mark and not ponged.done():
+                ponged.set_result(None)
+
+        serving.on_pong = on_pong
+        self._send(self._codec.encode_ping(sequence=self._pings, timestamp_ms=timestamp_ms, draining=True))
+        limit = limit if serving.ponged else min(limit, _PONG_WAIT)
+        await asyncio.wait({ponged, self._closed}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _until_idle(self, serving: Serving, limit: float) -> bool:
+        """Wait until nothing is in flight; whether that was so within the limit."""
+        begin = self._loop.time()
+        idle = asyncio.ensure_future(serving.idle())
+        try:
+            while not idle.done() and not self.is_closed:
+                left = begin + limit - self._loop.time()
+                asked_left = begin + _ASKED_WAIT - self._loop.time()
+                if left <= 0 or (asked_left <= 0 and not serving.in_flight):
+                    break
+                await asyncio.wait(
+                    {idle, self._closed},
+                    timeout=min(left, max(asked_left, _ASKED_WAIT / 20)),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            return idle.done() or not serving.in_flight
+        finally:
+            idle.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is over."""
@@ -179,6 +257,25 @@ class ProxyConnection(asyncio.BufferedProtocol):
             self._full = False
             self._flush()
             self._transport.close()
+
+    def _end(self) -> None:
+        """Write the end of the stream behind what waits, and close once the proxy has closed, too.
+
+        To close with frames unread would reset the connection, and the last answers might be lost with it (tcp(7)).
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._ended:
+            return
+        self._why = self._why or "closed by the agent"
+        self._full = False
+        self._flush()
+        self._ended = True
+        try:
+            transport.write_eof()
+        except OSError:
+            self.close()
+        else:
+            transport.resume_reading()
 
     def abort(self, why: str) -> None:
         """Close the connection at once: the proxy is gone, or makes no sense."""
@@ -209,6 +306,8 @@ class ProxyConnection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Serve every frame in this read."""
+        if self._ended:
+            return
         self._heard = True
         frames: Sequence[tuple[int, bytes]]
         try:
@@ -324,7 +423,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
 
     def _set_reading(self) -> None:
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._ended:
             return
         not_yet = self.registered.done() and not self._begun
         if not_yet or self._full or self._held or self._giving_up is not None:
@@ -373,7 +472,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         self._flush_due = False
         transport = self._transport
-        if self._full or not self._out or transport is None or transport.is_closing():
+        if self._full or self._ended or not self._out or transport is None or transport.is_closing():
             return
         out, self._out = self._out, []
         transport.write(b"".join(out) if len(out) > 1 else out[0])

@@ -4,21 +4,22 @@ What follows an ending is decided in ``dialout.agent.lifecycle``; this module di
 """
 
 import asyncio
-import contextlib
 import logging
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from dialout.agent.address import parse_address
 from dialout.agent.agent import Agent
 from dialout.agent.backoff import Backoff
 from dialout.agent.connection import ProxyConnection
 from dialout.agent.errors import NotConnected, RegistrationError
+from dialout.agent.hooks import Hooks
 from dialout.agent.lifecycle import Course, Ending, Kind, after
 from dialout.agent.registering import connect
+from dialout.agent.serving import check_agent
+from dialout.agent.signals import handling
 from dialout.agent.states import ConnectionState, Phase
 from dialout.capabilities import Capabilities
 from dialout.codec import codec_for
@@ -29,7 +30,6 @@ from dialout.registration import RegistrationRequest
 __all__ = ["AgentConnectionManager"]
 
 _log = logging.getLogger("dialout.agent")
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class AgentConnectionManager:
@@ -46,7 +46,7 @@ class AgentConnectionManager:
     ``capabilities`` are the agent's own where they are not given. ``timeout`` bounds dialling and registering,
     ``drain_timeout`` the end; all times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must
     not block; the same lines go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no
-    registration, and for an agent whose failure answer the dialect cannot carry.
+    registration, for an agent without any hook, and for one whose failure answer the dialect cannot carry.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AgentConnectionManager:
         )
         # What makes no registration, or no answer, in this dialect shows now.
         self._request.encode(dialect)
-        codec_for(dialect).encode_answer(agent.failure, request_id=1, correlation_id="1")
+        check_agent(agent, codec_for(dialect), Hooks(agent))
         self._timeout = timeout
         self._backoff = backoff or Backoff()
         self._proven_after = proven_after
@@ -117,23 +117,29 @@ class AgentConnectionManager:
         """How many connections are registered now."""
         return sum(state.phase is Phase.CONNECTED for state in self._states)
 
-    async def run(self, *, handle_signals: bool = True) -> None:
-        """Stay connected until ``stop``, or until SIGTERM or SIGINT where ``handle_signals`` is true.
+    async def run(self, *, handle_signals: bool | None = None) -> None:
+        """Stay connected until ``stop``, or until SIGTERM or SIGINT.
 
         The end is gentle: what is in flight is finished first, for up to ``drain_timeout``. A second signal ends at
-        once. Signals need the loop of the main thread; elsewhere they are left alone. A cancelled ``run`` closes at
-        once. Runs once.
+        once. A cancelled ``run`` closes at once. Runs once.
+
+        Signals are handled where nothing else handles them: in the main thread, where no framework has set a handler of
+        its own. With ``handle_signals`` true they are taken from it meanwhile, and it learns of them, too; with false
+        they are left alone. Managers that run at the same time share them, and behind the last one they are as before.
         """
         if self._stopping is not None:
             raise LocalProtocolError("a manager runs once; make another one")
         self._stopping = asyncio.Event()
         gave_up: Exception | None = None
-        with self._signals() if handle_signals else contextlib.nullcontext():
+        self.agent.configuring.keep()
+        with handling(self._signalled, handle_signals):
             try:
                 async with asyncio.TaskGroup() as group:
                     self._tasks = [group.create_task(self._keep(n)) for n in range(len(self._states))]
             except* NotConnected as errors:
                 gave_up = errors.exceptions[0]
+            finally:
+                self.agent.configuring.let_go()
         if gave_up is not None:
             raise gave_up  # Not in there: early 3.11s make a group of it again.
 
@@ -224,21 +230,6 @@ class AgentConnectionManager:
                 self._on_state(state)
             except Exception:  # noqa: BLE001 - the caller's code; the connection goes on
                 _log.exception("on_state failed")
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        taken = []
-        for number in _SIGNALS:
-            # ValueError and RuntimeError: another thread than the main one, or a loop that cannot.
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                loop.add_signal_handler(number, self._signalled)
-                taken.append(number)
-        try:
-            yield
-        finally:
-            for number in taken:
-                loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:
         self.stop(now=self._stopping is not None and self._stopping.is_set())

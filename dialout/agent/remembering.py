@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from dialout.agent.agent import Request
+from dialout.agent.request import Request
 from dialout.decisions import Allow, Decision
 from dialout.dialects import Dialect
 from dialout.events import RequestComplete, RequestHeaders, ResponseBodyChunk
@@ -21,11 +21,12 @@ def key_of(request: Request) -> int | str | None:
 class Memory:
     """The requests of one connection; the oldest goes when there are too many."""
 
-    __slots__ = ("_dialect", "_requests")
+    __slots__ = ("_dialect", "_lost", "_requests")
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._requests: dict[int | str | None, Request] = {}
+        self._lost: dict[int | str | None, None] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -37,10 +38,19 @@ class Memory:
             return self._requests.setdefault(key, request)
         request.headers = event
         self._requests.pop(key, None)  # A name may be used again; the newest goes to the end.
+        self._lost.pop(key, None)
         self._requests[key] = request
         if len(self._requests) > MOST_REMEMBERED:
-            del self._requests[next(iter(self._requests))]
+            oldest = next(iter(self._requests))
+            del self._requests[oldest]
+            self._lost[oldest] = None
+            if len(self._lost) > MOST_REMEMBERED:
+                del self._lost[next(iter(self._lost))]
         return request
+
+    def has_lost(self, key: int | str | None) -> bool:
+        """Whether a request was let go of while it may have been going on: what its body held so far is not known."""
+        return bool(self._lost) and key in self._lost
 
     def forget(self, request: Request) -> Request:
         """Let go of a request, and return what was remembered of it."""
@@ -59,3 +69,4 @@ class Memory:
     def clear(self) -> None:
         """Let go of everything."""
         self._requests.clear()
+        self._lost.clear()

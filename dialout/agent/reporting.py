@@ -5,6 +5,7 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 from dialout.agent.agent import Agent
@@ -20,6 +21,7 @@ INTERVAL: Final = 10.0
 """Seconds between the reports that core agents send unasked."""
 
 _BROKEN: Final = Health(HealthState.UNHEALTHY, "the agent cannot say how it is")
+_NOT_READY: Final = Health(HealthState.UNHEALTHY, "the agent waits for its configuration")
 
 
 class Reporter:
@@ -51,19 +53,33 @@ class Reporter:
             self.say_metrics()
 
     def say_health(self) -> None:
-        """Send the agent's health."""
-        self._say("health", self._send_health, _BROKEN)
+        """Send the agent's health; one that requires a configuration, and has none yet, has no better one."""
+        if self._agent.require_configuration and not self._agent.configuring.is_configured:
+            self.say_not_ready()
+        else:
+            self._say("health", self._send_health, _BROKEN)
 
     def say_metrics(self) -> None:
         """Send the agent's metrics."""
         self._say("metrics", self._send_metrics, Metrics())
 
+    def say_not_ready(self) -> None:
+        """Tell the proxy that the agent cannot serve yet."""
+        self._send_health(_NOT_READY)
+
     def say_draining(self, seconds: float) -> None:
-        """Tell the proxy to send nothing new, where there is a word for it."""
+        """Tell the proxy to send nothing new, where real agents have a word for it; the drain's ping says it, too."""
         if self._codec.dialect is Dialect.CORE:
             self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
 
-    def look_after(self, awaitable: Awaitable[Any], failed: Callable[[Exception], None]) -> None:
+    def say_refusal(self, why: str) -> None:
+        """Tell the proxy that the configuration of its answer is not in force, where there is a word for it."""
+        if self._codec.dialect is Dialect.CORE:
+            self._send(self._codec.encode_config_error(why, timestamp_ms=_now_ms()))
+
+    def look_after(
+        self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None], variables: Context | None = None
+    ) -> None:
         """Run something to its end, or to that of the connection."""
 
         async def run() -> None:
@@ -72,7 +88,7 @@ class Reporter:
             except Exception as error:  # noqa: BLE001 - the caller says it in its own words
                 failed(error)
 
-        task = asyncio.get_running_loop().create_task(run())
+        task = asyncio.get_running_loop().create_task(run(), context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -82,7 +98,7 @@ class Reporter:
             task.cancel()
 
     def _say(self, name: str, send: Callable[[Any], None], instead: Health | Metrics) -> None:
-        def failed(error: Exception) -> None:
+        def failed(error: BaseException) -> None:
             _log.error("%s failed with %s; the proxy is told %s", name, type(error).__name__, type(instead).__name__)
             send(instead)
 
@@ -90,9 +106,10 @@ class Reporter:
             send(await awaitable)
 
         try:
-            found = self._agent.function(name)()
+            variables = copy_context()
+            found = variables.run(self._agent.function(name))
             if inspect.isawaitable(found):
-                self.look_after(wait_for(found), failed)
+                self.look_after(wait_for(found), failed, variables)
             else:
                 send(found)
         except Exception as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer

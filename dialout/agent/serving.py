@@ -1,4 +1,4 @@
-"""One connection's events, from the frame to the answer: hooks, concurrency, cancels, failures.
+"""One connection's events, from the frame to the answer: hooks, cancels, failures.
 
 It knows no socket: frames come in by ``take``, and go out through the function that it was given. Plain hooks are
 called on the spot, without a task: most agents decide in microseconds, and a task takes longer than that.
@@ -7,21 +7,24 @@ called on the spot, without a task: most agents decide in microseconds, and a ta
 import asyncio
 import inspect
 import logging
-import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+import signal
+import threading
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from dialout.agent.agent import Agent, Hook, Hooks, Request
+from dialout.agent.chunks import at_chunk
 from dialout.agent.errors import printable
+from dialout.agent.hooks import HOOK_NAMES
 from dialout.agent.lifecycle import ErrorRun
-from dialout.agent.remembering import Memory, key_of
+from dialout.agent.remembering import MOST_REMEMBERED, Memory, key_of
 from dialout.agent.reporting import Reporter
-from dialout.agent.telling import described, places, request_name
+from dialout.agent.telling import FailureLog
+from dialout.agent.working import LEAST_QUEUE, Key, Work, Workers
 from dialout.codec import Codec
-from dialout.decisions import ALLOWED, Allow, Block, Decision
-from dialout.dialects import pong_for
+from dialout.decisions import ALLOWED, Allow, Decision
+from dialout.dialects import Dialect, pong_for
 from dialout.errors import LocalProtocolError, UnreadableEvent
 from dialout.events import (
     Cancel,
@@ -29,58 +32,29 @@ from dialout.events import (
     Configure,
     HealthRequest,
     MetricsRequest,
+    RequestBodyChunk,
     RequestHeaders,
+    ResponseBodyChunk,
 )
 from dialout.inbound import Ping, Pong
 
-__all__ = ["LEAST_QUEUE", "Serving"]
+__all__ = ["LEAST_QUEUE", "Serving", "check_agent"]
 
 _log = logging.getLogger("dialout.agent")
-_Key: TypeAlias = int | str | None
 
-LEAST_QUEUE: Final = 16
-"""Events that may wait for their turn on every connection, however few it serves at once. While more are there, nothing
-is read, a cancel neither: so some room is good even for an agent that serves one request after the other."""
-
-
-class _Work:
-    """The events of one request that have no answer yet; the first is being served, or waits for its turn."""
-
-    __slots__ = ("dropped", "event", "given", "hook", "later", "request", "started", "task")
-
-    def __init__(self, request: Request, event: Any, hook: Hook) -> None:
-        self.request = request
-        self.event = event
-        self.hook = hook
-        # What a plain hook has returned to be awaited.
-        self.given: Awaitable[Any] | None = None
-        self.later: deque[tuple[Any, Hook]] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.started = False
-        self.dropped = False
-
-    def add(self, event: Any, hook: Hook) -> None:
-        """Serve another event of the same request behind the others."""
-        if self.later is None:
-            self.later = deque()
-        self.later.append((event, hook))
-
-    def take_next(self) -> bool:
-        """Go on to the next event, if there is one."""
-        if not self.later:
-            return False
-        self.event, self.hook = self.later.popleft()
-        return True
+_LAST_RESORT: Final = Decision.block(500)
+"""The answer to an event when the agent's own failure answer cannot be written."""
 
 
 class Serving:
     """Serves one connection with an agent's hooks.
 
     ``send`` queues a frame. ``hold`` is called with True when more is waiting than should be read, and with False when
-    there is room again. ``give_up`` is called once, when there were more than five errors in a row. ``served`` counts
-    events that were answered by their hooks; ``ponged`` becomes true with the first pong.
+    there is room again. ``give_up`` is called once, when more than five events in a row could not be read. ``since`` is
+    the loop's time at which the connection was dialled. ``served`` counts events that were answered by their hooks;
+    ``ponged`` becomes true with the first pong, and ``on_pong`` is called with the mark of each.
 
-    Raises LocalProtocolError when the agent's failure answer is none in this dialect.
+    Raises LocalProtocolError when the agent has no hook, or a failure answer that is none in this dialect.
     """
 
     def __init__(
@@ -93,34 +67,39 @@ class Serving:
         send: Callable[[bytes], None],
         hold: Callable[[bool], None],
         give_up: Callable[[], None],
+        since: float = 0.0,
     ) -> None:
         self.served = 0
         self.ponged = False
+        self.on_pong: Callable[[int | None], None] | None = None
         self.reporter = Reporter(agent, codec, agent_id, send)
         self._agent = agent
         self._codec = codec
-        self._name = printable(connection_id, 160)
         self._send = send
-        self._hold = hold
         self._give_up = give_up
         self._loop = asyncio.get_running_loop()
         self._hooks = Hooks(agent)
-        self._hook_of = self._hooks.by_event
+        check_agent(agent, codec, self._hooks)
+        name = printable(connection_id, 160)
+        self._log = FailureLog(name)
+        self._place = agent.configuring.join(self._hooks.by_event[Configure], name, since, self._ready)
+        self._hook_of = self._hooks.by_event | {Configure: Hook("on_configure", self._place.bring)}
         self._counters = agent.counters
         self._errors = ErrorRun()
         self._gave_up = False
-        self._limit = agent.max_concurrent_requests
-        self._queue_limit = max(self._limit, LEAST_QUEUE)
-        self._running = 0
-        self._refilling = False
-        self._holding = False
-        # Requests with an event that a coroutine has in hand, or that waits for one.
-        self._work: dict[_Key, _Work] = {}
-        self._queue: deque[tuple[_Key, _Work]] = deque()
+        self._closing = False
+        self._workers = Workers(agent.max_concurrent_requests, agent.counters, self._serve_one, hold)
+        self._work = self._workers.by_key
         self._memory = Memory(codec.dialect)
+        # Requests of which the agent has asked for more, in the order in which it did.
+        self._asked: dict[Key, None] = {}
         self._idle: asyncio.Future[None] | None = None
-        # A failure answer that this dialect cannot carry shows now, and not when it is needed.
-        codec.encode_answer(agent.failure, request_id=1, correlation_id="1")
+        if not self.is_ready:
+            unready = {
+                kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
+            }
+            self._hook_of = self._hook_of | unready
+            self._say_whether_ready()
 
     # --- frames from the proxy ---
 
@@ -136,6 +115,8 @@ class Serving:
         if hook is None:
             self._control(frame_type, payload, request_id, correlation_id, event)
             return
+        if self._errors.in_a_row:
+            self._errors.good()
         if type(event) is RequestHeaders:
             self._counters.requests += 1
         key = correlation_id if request_id is None else request_id
@@ -146,10 +127,14 @@ class Serving:
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
             request = self._memory.recall(request, event)
+            if type(event) is RequestBodyChunk and self._memory.has_lost(key):
+                hook = Hook(hook.name, _forgotten)
         elif type(event) is RequestHeaders:
             request.headers = event
+        if self._asked and not hook.is_there and key in self._asked:
+            hook = Hook(hook.name, _asked_for_nothing)
         if hook.is_async:
-            self._begin(key, _Work(request, event, hook))
+            self._workers.begin(key, Work(request, event, hook))
         else:
             self._serve_plain(key, request, event, hook)
 
@@ -160,14 +145,18 @@ class Serving:
         match event:
             case Ping():
                 self._send(pong_for(self._codec.dialect, frame_type, payload) or b"")
-            case Pong():
+            case Pong(mark):
                 self.ponged = True
+                if self.on_pong is not None:
+                    self.on_pong(mark)
             case Cancel():
                 self._cancel(Request(request_id, correlation_id), event)
             case CancelAll(reason):
                 for work in list(self._work.values()):
                     self._cancel(work.request, Cancel(reason))
                 self._memory.clear()
+                self._asked.clear()
+                self._look_whether_idle()
             case HealthRequest():
                 self.reporter.say_health()
             case MetricsRequest():
@@ -177,57 +166,37 @@ class Serving:
 
     def _unreadable(self, error: UnreadableEvent) -> None:
         request = Request(error.request_id, error.correlation_id)
+        what = "reading the event"
         work = self._work.get(key_of(request))
         if work is not None:
-            work.add(None, Hook("reading the event", partial(_raise, error)))
+            work.add(None, Hook(what, partial(_raise, error)))
         else:
-            self._failed(request, "reading the event", error)
+            self._failed(request, None, what, error)
+        # Nothing but this speaks against the connection: which requests make a hook fail is for clients to choose.
+        if self._errors.bad() and not self._gave_up:
+            self._gave_up = True
+            self._give_up()
 
     # --- hooks ---
 
-    def _serve_plain(self, key: _Key, request: Request, event: Any, hook: Hook) -> None:
+    def _serve_plain(self, key: Key, request: Request, event: Any, hook: Hook) -> None:
         try:
-            result = hook.call(event, request)
-        except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
-            self._failed(request, hook.name, error)
+            result = request.variables.run(hook.call, event, request)
+            if type(result) is not Decision and inspect.isawaitable(result):
+                work = Work(request, event, hook)
+                work.given = result
+                self._workers.begin(key, work)
+                return
+        except BaseException as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer, and no other
+            self._failed(request, event, hook.name, error)
+            self._pass_on(error)
             return
         if type(result) is Decision:
             self._answer(request, event, result)
-        elif inspect.isawaitable(result):
-            work = _Work(request, event, hook)
-            work.given = result
-            self._begin(key, work)
         else:
             self._settle(request, event, hook, result)
 
-    def _begin(self, key: _Key, work: _Work) -> None:
-        self._work[key] = work
-        if self._running < self._limit:
-            self._start(key, work)
-            return
-        # More than the agent said that it can do. It waits, and after as many again the connection is not read.
-        self._queue.append((key, work))
-        if len(self._queue) >= self._queue_limit and not self._holding:
-            self._holding = True
-            self._hold(True)
-
-    def _start(self, key: _Key, work: _Work) -> None:
-        self._running += 1
-        self._counters.active += 1
-        work.task = _create_task(self._run(key, work), self._loop)
-
-    async def _run(self, key: _Key, work: _Work) -> None:
-        """Serve the events of one request, one after the other."""
-        work.started = True
-        try:
-            while not work.dropped:
-                await self._serve_one(work)
-                if not work.take_next():
-                    break
-        finally:
-            self._done(key, work)
-
-    async def _serve_one(self, work: _Work) -> None:
+    async def _serve_one(self, work: Work) -> None:
         hook = work.hook
         try:
             given, work.given = work.given, None
@@ -238,53 +207,48 @@ class Serving:
             if work.dropped:
                 raise
             # Not our doing: something that the hook waited for was cancelled.
-            self._failed(work.request, hook.name, error)
-        except Exception as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer
+            _uncancel()
+            self._failed(work.request, work.event, hook.name, error)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not self._loop.is_running():
+                raise  # The loop was broken off.
             if not work.dropped:
-                self._failed(work.request, hook.name, error)
+                self._failed(work.request, work.event, hook.name, error)
+            self._pass_on(error)
         else:
             if not work.dropped:
                 self._settle(work.request, work.event, hook, result)
 
-    def _done(self, key: _Key, work: _Work) -> None:
-        self._running -= 1
-        self._counters.active -= 1
-        if self._work.get(key) is work:
-            del self._work[key]
-        if self._queue and not self._refilling:
-            # Not nested: where tasks take their first step at once, the next one may be done before it is noted.
-            self._refilling = True
-            while self._queue and self._running < self._limit:
-                next_key, following = self._queue.popleft()
-                if not following.dropped:
-                    self._start(next_key, following)
-            self._refilling = False
-        if self._holding and len(self._queue) <= self._queue_limit // 2:
-            self._holding = False
-            self._hold(False)
-        if self._idle is not None and not self._work and not self._idle.done():
-            self._idle.set_result(None)
+    def _pass_on(self, error: BaseException) -> None:
+        """Give the loop a Ctrl-C that met a hook, where Python's own handler makes it an exception."""
+        if (
+            isinstance(error, KeyboardInterrupt)
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._loop.call_soon(_raise, error)
 
     # --- answers ---
 
     def _settle(self, request: Request, event: Any, hook: Hook, result: object) -> None:
         if hook.may_be_silent and result is None:
             result = ALLOWED
-        if type(result) is not Decision and not isinstance(result, Decision):
+        if not issubclass(type(result), Decision):
             error = TypeError(f"it returned {type(result).__name__}, not a Decision")
-            self._failed(request, hook.name, error)
+            self._failed(request, event, hook.name, error)
             return
-        if type(event) is Configure and not isinstance(result.verdict, Block):
-            self._agent.configuration = event.config
+        assert isinstance(result, Decision)
         self._answer(request, event, result)
 
     def _answer(self, request: Request, event: Any, decision: Decision) -> None:
         try:
+            if decision is not ALLOWED:
+                decision = at_chunk(decision, event)
             frame = self._codec.encode_answer(
                 decision, request_id=request.request_id, correlation_id=request.correlation_id
             )
         except Exception as error:  # noqa: BLE001 - a decision may hold anything; its event gets an answer
-            self._failed(request, "writing the decision", error)
+            self._failed(request, event, "writing the decision", error)
             return
         self._send(frame)
         self.served += 1
@@ -293,117 +257,150 @@ class Serving:
             counters.allowed += 1
         elif decision.verdict is not None:
             counters.blocked += 1
-        if self._errors.in_a_row:
-            self._errors.good()
+        if decision.needs_more:
+            self._asked[key_of(request)] = None
+            if len(self._asked) > MOST_REMEMBERED:
+                del self._asked[next(iter(self._asked))]
+        elif self._asked:
+            self._over(request)
         if self._memory:
             self._memory.forget_if_over(request, event, decision)
 
-    def _failed(self, request: Request, what: str, error: BaseException) -> None:
+    def _failed(self, request: Request, event: Any, what: str, error: BaseException) -> None:
         """Answer an event with the failure, and say why; an event that names no request cannot be answered."""
         self._counters.errored += 1
-        named = request_name(request)
-        _log.error("%s: %s: %s failed: %s", self._name, named, what, described(error))
-        if _log.isEnabledFor(logging.DEBUG):
-            # Our own code and the hook's, without the values that the peer gave them.
-            _log.debug("%s: %s: %s", self._name, named, " <- ".join(places(error)))
         if key_of(request) is not None:
-            self._send(
-                self._codec.encode_answer(
-                    self._agent.failure, request_id=request.request_id, correlation_id=request.correlation_id
-                )
-            )
+            self._send_failure(request, event)
             self._memory.forget(request)
-        if self._errors.bad() and not self._gave_up:
-            self._gave_up = True
-            self._give_up()
+            if self._asked:
+                self._over(request)
+        self._log.write(request, what, error)
+
+    def _send_failure(self, request: Request, event: Any) -> None:
+        encode = partial(
+            self._codec.encode_answer, request_id=request.request_id, correlation_id=request.correlation_id
+        )
+        try:
+            frame = encode(at_chunk(self._agent.failure, event, lenient=True))
+        except Exception as error:  # noqa: BLE001 - it was changed to something that this dialect cannot carry
+            self._log.complain("writing the failure answer", error)
+            frame = encode(_LAST_RESORT)
+        self._send(frame)
 
     # --- the end of requests, and of all ---
 
     def _cancel(self, request: Request, event: Cancel) -> None:
         request = self._memory.forget(request)
-        work = self._work.pop(key_of(request), None)
+        work = self._workers.drop(key_of(request))
         if work is not None:
             request = work.request
-            self._drop(work)
+        self._over(request)
         hook = self._hooks.cancel
         if hook is None:
             return
         try:
-            result = hook.call(event, request)
-        except Exception as error:  # noqa: BLE001 - a cancel is not answered, so it is said
-            self._complain(hook.name, error)
-            return
-        if inspect.isawaitable(result):
-            self.reporter.look_after(result, partial(self._complain, hook.name))
-
-    def _complain(self, what: str, error: BaseException) -> None:
-        _log.error("%s: %s failed: %s", self._name, what, described(error))
-
-    def _drop(self, work: _Work) -> None:
-        work.dropped = True
-        self._counters.cancelled += 1
-        # A task that is cancelled before its first step would never get to its end; it will see that it was dropped.
-        if work.task is not None and work.started:
-            work.task.cancel()
-        elif inspect.iscoroutine(work.given):
-            work.given.close()  # Nobody will await it.
-
-    async def configure(self, config: Any) -> None:
-        """Have the agent apply the configuration that came with the registration, if it differs from its last."""
-        hook = self._hook_of[Configure]
-        before = self._agent.configuration
-        if config is None or config == before or not self._agent.has("on_configure"):
-            return
-        what = "applying the configuration that came with the registration"
-        # At once, since an agent registers several connections at the same moment.
-        self._agent.configuration = config
-        try:
-            result = hook.call(Configure(config), Request(None, None))
+            result = request.variables.run(hook.call, event, request)
             if inspect.isawaitable(result):
-                result = await result
-        except Exception as error:  # noqa: BLE001 - said, and tried again with the next connection
-            self._agent.configuration = before
-            self._complain(what, error)
-            return
-        if isinstance(result, Decision) and isinstance(result.verdict, Block):
-            self._agent.configuration = before
-            self._complain(
-                what, LocalProtocolError(f"the agent refuses it: {result.verdict.body or 'no reason given'}")
-            )
+                failed = partial(self._log.complain, hook.name)
+                self.reporter.look_after(result, failed, request.variables)
+        except BaseException as error:  # noqa: BLE001 - a cancel is not answered, so it is said
+            self._log.complain(hook.name, error)
+            self._pass_on(error)
+
+    def _over(self, request: Request) -> None:
+        """Note that nothing was asked for of a request any more."""
+        self._asked.pop(key_of(request), None)
+        self._look_whether_idle()
+
+    def configure(self, config: Any) -> Decision | Awaitable[Decision]:
+        """Have the agent apply the configuration that came with the registration: what it says to that."""
+        return ALLOWED if config is None else self._place.bring(Configure(config), Request(None, None))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the agent has the configuration that it requires."""
+        return self._agent.configuring.is_configured or not self._agent.require_configuration
+
+    def _ready(self) -> None:
+        if self._agent.require_configuration:
+            self._hook_of = self._hooks.by_event | {Configure: self._hook_of[Configure]}
+            self._say_whether_ready()
+
+    def _say_whether_ready(self) -> None:
+        # Only core agents speak unasked. The others answer with the failure until they are ready.
+        if self._codec.dialect is Dialect.CORE:
+            self.reporter.say_health()
 
     @property
     def in_flight(self) -> int:
         """Requests with an event that has no answer yet."""
         return len(self._work)
 
+    @property
+    def asked(self) -> int:
+        """Requests of which the agent has asked for more, and got none yet."""
+        return len(self._asked)
+
     async def idle(self) -> None:
-        """Wait until nothing is in flight."""
-        if self._work:
+        """Wait until nothing is in flight, between two events of a request neither."""
+        if self._work or self._asked:
             self._idle = self._loop.create_future()
+            self._workers.on_idle = self._look_whether_idle
             await self._idle
 
+    def _look_whether_idle(self) -> None:
+        if self._idle is not None and not self._idle.done() and not self._work and not self._asked:
+            self._idle.set_result(None)
+
+    def fail_all(self) -> None:
+        """Answer what is in flight with the failure, and cancel it: there is no time left for it."""
+        for work in list(self._work.values()):
+            self._workers.drop(key_of(work.request))
+            for event in (work.event, *(event for event, _ in work.later or ())):
+                self._failed(work.request, event, "the agent ends: the decision", TimeoutError("no time is left"))
+
     def close(self) -> None:
-        """Cancel everything: the connection is gone, and nobody waits for an answer."""
-        for work in self._work.values():
-            self._drop(work)
-        self._work.clear()
-        self._queue.clear()
+        """Cancel everything: the connection is gone, and no answer would arrive."""
+        if self._closing:
+            return
+        self._closing = True
+        self._workers.close()
         self._memory.clear()
+        self._asked.clear()
+        self._place.leave()
+        self._log.close()
         self.reporter.close()
 
 
-if sys.version_info >= (3, 12):
-
-    def _create_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-        """A task that takes its first step at once: a hook that never has to wait costs no turn of the loop."""
-        return asyncio.Task(coroutine, loop=loop, eager_start=True)
-
-else:
-
-    def _create_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-        """A task, which begins with the next turn of the loop."""
-        return loop.create_task(coroutine)
+def check_agent(agent: Agent, codec: Codec, hooks: Hooks) -> None:
+    """Raise LocalProtocolError for an agent without any hook, or whose failure answer the dialect cannot carry."""
+    if not hooks.decides:
+        why = "it would allow everything: override on_request_headers, or decorate a function of that name"
+        if not any(agent.has(name) for name in HOOK_NAMES):
+            raise LocalProtocolError(f"the agent has no hook, so {why}")
+        _log.warning("the agent has no hook that decides, so %s", why)
+    for event in (RequestBodyChunk(0, b"", False), ResponseBodyChunk(0, b"", False)):
+        codec.encode_answer(at_chunk(agent.failure, event, lenient=True), request_id=1, correlation_id="1")
 
 
-def _raise(error: Exception, *_: object) -> None:
+def _uncancel() -> None:
+    """Take a cancel back that was answered, or limits of time would count it in the next hook."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def _raise(error: BaseException, *_: object) -> None:
     raise error
+
+
+def _not_configured(*_: object) -> Decision:
+    raise LocalProtocolError("the agent requires a configuration, and has none yet")
+
+
+def _forgotten(*_: object) -> Decision:
+    raise LocalProtocolError("too many requests have begun since this one, so its earlier events are forgotten")
+
+
+def _asked_for_nothing(*_: object) -> Decision:
+    raise LocalProtocolError("the agent asked for more of this request, and has no hook for it")

@@ -1,11 +1,20 @@
 """Failures in a line of a log: what happened where, and nothing of a peer's that is not escaped."""
 
+import contextlib
+import logging
+import time
 import traceback
+from typing import Final
 
-from dialout.agent.agent import Request
 from dialout.agent.errors import printable
+from dialout.agent.request import Request
 
-__all__ = ["described", "places", "request_name"]
+__all__ = ["FailureLog", "described", "places", "request_name", "said"]
+
+_log = logging.getLogger("dialout.agent")
+
+MOST_LINES: Final = 20
+"""Lines a second about failures of one kind on one connection: clients choose how many requests make a hook fail."""
 
 
 def request_name(request: Request) -> str:
@@ -17,12 +26,62 @@ def request_name(request: Request) -> str:
 
 def described(error: BaseException) -> str:
     """An exception in one line: what it says, which may be a peer's words, escaped, and where it was raised."""
-    text = printable(traceback.format_exception_only(error)[-1].strip())
     where = places(error)
-    return f"{text} ({where[0]})" if where else text
+    return f"{said(error)} ({where[0]})" if where else said(error)
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, escaped, and its class."""
+    return printable(traceback.format_exception_only(error)[-1].strip())
 
 
 def places(error: BaseException) -> list[str]:
     """Where it was raised, innermost first. These are places in code, so they need no escape."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
+
+
+class FailureLog:
+    """Says why events failed on the connection ``name``: so many lines a second for each kind, then a sum.
+
+    Nothing in here raises: a log that cannot be written stops no answer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since: dict[str, float] = {}
+        self._lines: dict[str, int] = {}
+
+    def write(self, request: Request, what: str, error: BaseException) -> None:
+        """Say that ``what`` failed for a request."""
+        now = time.monotonic()
+        if now - self._since.get(what, -1.0) >= 1.0:
+            self._sum_up(what)
+            self._since[what], self._lines[what] = now, 0
+        self._lines[what] += 1
+        if self._lines[what] > MOST_LINES:
+            return
+        with contextlib.suppress(Exception):
+            named = request_name(request)
+            _log.error("%s: %s: %s failed: %s", self._name, named, what, described(error))
+            if _log.isEnabledFor(logging.DEBUG):
+                # Our own code and the hook's, without the values that the peer gave them.
+                _log.debug("%s: %s: %s", self._name, named, " <- ".join(places(error)))
+
+    def complain(self, what: str, error: BaseException) -> None:
+        """Say that ``what`` failed, which no request waits for."""
+        with contextlib.suppress(Exception):
+            _log.error("%s: %s failed: %s", self._name, what, described(error))
+
+    def close(self) -> None:
+        """Say how many failures had no line of their own."""
+        for what in self._since:
+            self._sum_up(what)
+        self._since.clear()
+        self._lines.clear()
+
+    def _sum_up(self, what: str) -> None:
+        more = self._lines.get(what, 0) - MOST_LINES
+        if more > 0:
+            with contextlib.suppress(Exception):
+                _log.error("%s: %s failed %d times more within a second", self._name, what, more)

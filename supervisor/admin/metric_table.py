@@ -35,8 +35,16 @@ METRICS: tuple[Spec, ...] = (
         "Registrations by result: accepted, the error code of the refusal, or not_an_agent for another protocol.",
     ),
     _metric(
+        "counter shardgate_silent_contacts_total",
+        "Connections that ended without a byte, as those of health checks do; they are not among the registrations.",
+    ),
+    _metric(
+        "counter shardgate_handshakes_reset_total",
+        "Connections that their peers reset before the registration was complete, silent ones among them.",
+    ),
+    _metric(
         "histogram shardgate_handshake_duration_seconds",
-        "From accept until the whole of a well-formed registration was read.",
+        "From accept until the whole frame was read, of what claims to be a registration.",
     ),
     _metric("histogram shardgate_handoff_duration_seconds", "From offering connections to a shard until it has them."),
     _metric(
@@ -55,6 +63,10 @@ METRICS: tuple[Spec, ...] = (
     _metric("gauge shardgate_slots state", "Slots of all agents in the ledger, by state: reserved or live."),
     _metric("gauge shardgate_agents", "Agents with at least one slot on this host."),
     _metric("gauge shardgate_max_connections_per_agent", "The limit in force for each agent."),
+    _metric(
+        "gauge shardgate_max_connections",
+        "The limit in force for all agents together, by configuration or by descriptors; 0 while it is not known.",
+    ),
     _metric(
         "gauge shardgate_config_last_reload_successful",
         "1 when the configuration was good the last time it was read; else 0, and an older one is in force.",

@@ -124,6 +124,8 @@ def _add_host(figures: Figures, family: Callable[[str], _Add]) -> None:
     for code, number in supervisor.rejected_total.items():
         add(number, code)
     add(figures.not_agents, "not_an_agent")
+    family("shardgate_silent_contacts_total")(supervisor.silent_total)
+    family("shardgate_handshakes_reset_total")(supervisor.reset_total)
     for name, histogram in (
         ("handshake", figures.handshake_seconds),
         ("handoff", figures.handoff_seconds),
@@ -138,6 +140,7 @@ def _add_host(figures: Figures, family: Callable[[str], _Add]) -> None:
     add(figures.slots_live, "live")
     family("shardgate_agents")(figures.agents)
     family("shardgate_max_connections_per_agent")(supervisor.max_connections_per_agent)
+    family("shardgate_max_connections")(supervisor.max_connections or 0)
     family("shardgate_config_last_reload_successful")(supervisor.config_error is None)
     family("shardgate_config_last_reload_success_timestamp_seconds")(figures.loaded_at)
     add = family("shardgate_config_reloads_total")

@@ -32,6 +32,9 @@ class Renderings:
         self._turns = turns
         self._kept: dict[Hashable, _Rendering] = {}
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def get(self, key: Hashable, make: Callable[[], Steps]) -> Response | Awaitable[Response]:
         """The answer of *key*, which *make* makes unless there is one. To be called in a turn."""
         rendering = self._kept.get(key)

@@ -31,8 +31,9 @@ def command(file: str, file_only: bool, as_json: bool) -> int:
     with 78 when there is one. 'shardgate config show FILE --effective' prints all that would be in effect.
     """
     lines: dict[str, int | None] = {}
+    others: list[str] = []
     try:
-        config = load_config(file, lines=lines)
+        config = load_config(file, lines=lines, others=others)
         tokens = load_tokens(config)
     except ConfigError as error:
         return _refuse(file, error.problems, as_json=as_json)
@@ -43,9 +44,11 @@ def command(file: str, file_only: bool, as_json: bool) -> int:
         return _refuse(file, host.problems, as_json=as_json)
     if as_json:
         effective = _effective(config, tokens)
-        print_json({"schema": SCHEMA, "file": file, "ok": True, "problems": [], "config": effective})
+        print_json(
+            {"schema": SCHEMA, "file": file, "ok": True, "problems": [], "config": effective, "not_read": others}
+        )
     else:
-        click.echo("\n".join([f"{safe(file, 4096)}: ok", *_summary(config, tokens)]))
+        click.echo("\n".join([f"{safe(file, 4096)}: ok", *_summary(config, tokens, others)]))
     return ExitCode.OK
 
 
@@ -102,7 +105,7 @@ def _other_limits(config: Config) -> str:
     return "".join(f", {most:,}{where}" for most, where in given if most is not None)
 
 
-def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
+def _summary(config: Config, tokens: tuple[Token, ...], others: list[str]) -> Iterator[str]:
     limits = config.limits
     listeners = [f"{listener['kind']} {safe(listener['address'], 4096)}" for listener in _listeners(config)]
     yield f"  listeners     {', '.join(listeners) or 'uds agents.sock in the runtime directory'}"
@@ -124,3 +127,6 @@ def _summary(config: Config, tokens: tuple[Token, ...]) -> Iterator[str]:
     for name, path in (("admin", config.admin_listen), ("status-dir", config.status_dir)):
         if path is not None:
             yield f"  {name:<12}  {safe(str(path), 4096)}"
+    if others:
+        included = "; nor is what include names" if "include" in others else ""
+        yield f"  not read      {safe(', '.join(others), 1000)}: for a proxy{included}"

@@ -23,7 +23,8 @@ from supervisor import words
 from supervisor.cli import asking, output
 from supervisor.cli.errors import CommandError, ExitCode
 from supervisor.cli.options import examples, json_option, runtime_dir_option
-from supervisor.config.errors import ConfigError
+from supervisor.config.access import access_problems
+from supervisor.config.errors import ConfigError, Problem
 from supervisor.config.kdl import load_config, parse_config
 from supervisor.config.model import Config
 from supervisor.config.show import Setting, as_kdl
@@ -83,15 +84,27 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
 def _config_in_use(rundir: RuntimeDir) -> Config | None:
     """What the running supervisor has, options too, without tokens and what agents are sent; None without one."""
     try:
-        found = msgspec.convert(query.ask(rundir.supervisor_query, "config")["settings"], list[Setting])
+        answer = query.ask(rundir.supervisor_query, "config")
+        found = msgspec.convert(answer["settings"], list[Setting])
     except (query.QueryError, msgspec.ValidationError):
         return None
     # Rules that are about tokens make no sense without them.
     left_out = ("auth", "agent-config", "require-auth", "allow-uid")
-    plain = [setting for setting in found if setting.top not in left_out]
+    plain = [one for one in found if one.top not in left_out or one.node == "auth > token-file"]
     config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
     requires = Setting("require-auth", ("true",)) in found
-    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, require_auth=requires))
+    limits = msgspec.structs.replace(config.limits, require_auth=requires)
+    return msgspec.structs.replace(config, limits=limits, source=answer.get("source"))
+
+
+def _access(config: Config) -> tuple[Problem, ...]:
+    """Why other users could change the files that decide which agents get in."""
+    found: list[Problem] = []
+    for file in (config.source, *config.token_files):
+        status = None if file is None else _status(Path(file))
+        if file is not None and status is not None:
+            found += access_problems(file, status)
+    return tuple(found)
 
 
 def _look(config: Config, rundir: RuntimeDir) -> Facts:
@@ -125,6 +138,7 @@ def _look(config: Config, rundir: RuntimeDir) -> Facts:
         limits=_limits(records),
         problems=_problems(rundir),
         held_by=rundir.holder(),
+        access=_access(config),
         running=is_served(rundir.supervisor_query),
         versions={name: record.version for name, record in records.items() if record.is_alive()},
         version=__version__,

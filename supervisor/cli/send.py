@@ -43,7 +43,7 @@ _POLICY = {
 class _BodyMutation(msgspec.Struct):
     """What became of a chunk; *size* None means that it passes as it is."""
 
-    chunk_index: int
+    chunk_index: int | None
     size: int | None
 
 

@@ -124,12 +124,14 @@ def hash_command(patterns: tuple[str, ...], file: str | None, as_json: bool, ext
 def list_command(file: str, as_json: bool) -> None:
     """List the tokens of a token file: their line, the beginning of their digest, and the agents they are good for."""
     with _usable_file():
-        rows = [(line, token.digest.hex()[:DIGEST_SHOWN], token.patterns) for line, token in tokens_with_lines(file)]
+        rows = tokens_with_lines(file)
     if as_json:
-        print_json([{"line": line, "digest": digest, "patterns": patterns} for line, digest, patterns in rows])
+        print_json([{"line": line} | _shown(token) for line, token in rows])
     elif rows:
         columns = (Column("LINE", numeric=True), Column("DIGEST"), Column("AGENTS"))
-        cells = [[Cell(str(line)), Cell(digest), Cell(",".join(patterns))] for line, digest, patterns in rows]
+        cells = [
+            [Cell(str(line)), Cell(token.digest.hex()[:DIGEST_SHOWN]), Cell(_agents(token))] for line, token in rows
+        ]
         click.echo(table(columns, cells, None, colour=False))
     else:
         note(f"no token in {safe(file, 4096)}")
@@ -181,6 +183,16 @@ def revoke(file: str, digest: str | None, force: bool, as_json: bool) -> None:
         print_json({"schema": SCHEMA, "digest": revoked[0].digest.hex()[:DIGEST_SHOWN], "patterns": patterns})
     else:
         click.echo(f"revoked, was good for {', '.join(patterns)}; 'shardgate reload' puts it into effect")
+
+
+def _shown(token: Token) -> dict[str, object]:
+    found: dict[str, object] = {"digest": token.digest.hex()[:DIGEST_SHOWN], "patterns": token.patterns}
+    return found if token.max_connections is None else found | {"max_connections": token.max_connections}
+
+
+def _agents(token: Token) -> str:
+    most = "" if token.max_connections is None else f" (at most {token.max_connections:,} connections)"
+    return ",".join(token.patterns) + most
 
 
 def _checked_digest(text: str) -> str:

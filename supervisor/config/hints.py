@@ -66,16 +66,16 @@ def _mode_hint(value: object, spelling: str | None) -> str | None:
         if rights is not None:
             digits = "".join(str(sum(4 >> i for i in range(3) if part[i] != "-")) for part in _triples(rights[1]))
             return f'did you mean "0{digits}"?'
-        bare = _taken(octal_mode, value.strip(_AROUND))
-        return f"did you mean {bare}?" if bare else None
-    # As a decimal, 420 is what Kubernetes writes for 0644; as three octal digits it is no mode that anybody wants.
-    written = f"{value:04o}" if 0 <= value <= 0o777 else None
-    if spelling is None or spelling.lower().startswith(("0o", "0x", "0b")):
-        right = written if spelling is not None else None
-    else:
-        digits = str(value) if re.fullmatch("[0-7]{3}", str(value)) else None
-        right = next((mode for mode in (digits and f"0{digits}", written) if mode and mode[1] in "67"), None)
-        right = right or (digits and f"0{digits}")
+        meant = _taken(octal_mode, value.strip(_AROUND))
+        return f"did you mean {meant}?" if meant else None
+    if spelling is None:
+        return 'such as "0660"'
+    # As a decimal, 420 is what Kubernetes writes for 0644; as octal digits it gives the owner no right to write.
+    as_number = f"{value:04o}" if 0 <= value <= 0o777 else None
+    as_digits = f"0{value}" if re.fullmatch("[0-7]{3}", str(value)) else None
+    if spelling.lower().startswith(("0o", "0x", "0b")):
+        as_digits = None
+    right = next((mode for mode in (as_digits, as_number) if mode and mode[1] in "67"), as_digits or as_number)
     return f'write it as a string: "{right}"' if right else None
 
 

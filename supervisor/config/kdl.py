@@ -8,7 +8,7 @@ Relative paths count from the folder of the file, so that a configuration means 
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -17,19 +17,16 @@ import msgspec
 from ipc.options import PoolOptions
 from ipc.rundir import default_runtime_dir
 from supervisor.config import values
-from supervisor.config.document import Document, Node, Scalar, read_document
-from supervisor.config.errors import ConfigError, Problem, printable, quoted
+from supervisor.config.document import Document, Node, read_document
+from supervisor.config.errors import ConfigError, Problem, quoted
 from supervisor.config.files import MAX_FILE_BYTES, read_text
 from supervisor.config.hints import (
     digest_hint,
     missing_block_hint,
     next_node,
     next_node_hint,
-    several_hint,
-    spellings,
-    value_hint,
 )
-from supervisor.config.jsonlike import step, to_object
+from supervisor.config.jsonlike import to_object
 from supervisor.config.model import (
     BLOCK,
     AgentConfigRule,
@@ -48,34 +45,34 @@ from supervisor.config.nodes import (
     PLAIN,
     SEVERAL,
     SINGLE,
-    Convert,
-    T,
     begins_comment,
     looks_like_block,
-    meant,
 )
 from supervisor.config.options import override, rename
+from supervisor.config.reader import NodeReader, on_line
 from supervisor.config.tokens import load_tokens, parse_digest
-from supervisor.config.values import BadValue
 
 
 def load_config(
     path: str | os.PathLike[str],
     options: Mapping[str, object] | None = None,
     lines: dict[str, int | None] | None = None,
+    others: list[str] | None = None,
 ) -> Config:
     """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
 
     `options` of the command line (see `options.apply_options`) take the place of what the file says before
     it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
     themselves are not kept: `tokens.load_tokens` reads them when they are needed. `lines` is filled with the line of
-    each node, under its path.
+    each node, under its path, `others` with the names of the blocks of a proxy, which are not read.
     """
     source = os.fspath(path)
     reader = _Reader(source, _parse(read_text(source), source))
     config, problems = reader.read(options or {})
     if lines is not None:
         lines.update(reader.lines)
+    if others is not None:
+        others += dict.fromkeys(node.name for node in reader.document.nodes if node.name != BLOCK)
     try:
         load_tokens(config)
     except ConfigError as error:
@@ -118,29 +115,24 @@ def _is_good(line: str) -> bool:
     text = f"{block} {{\n{line}\n}}" if block else line
     try:
         reader = _Reader("", read_document(f"{BLOCK} {{\n{text}\n}}", ""))
-        reader.read({})
+        # A rule that needs a token is not what a line alone has wrong.
+        reader.read({"token_file": "tokens"})
     except ConfigError:
         return False
     # One node alone may lack another: an admin block its listen.
     return not any(problem.where.endswith(f" > {name}") for problem in reader.problems)
 
 
-class _Reader:
+class _Reader(NodeReader):
     """Collects the values of one block, and every problem on the way."""
 
     def __init__(self, source: str, document: Document) -> None:
-        self.source = source
-        self.document = document
-        self.problems: list[Problem] = []
-        self.lines: dict[str, int | None] = {}
+        super().__init__(source, document)
         self.fields: dict[str, Any] = {"source": source}
         self.tokens: list[Token] = []
         self.token_files: list[str] = []
         self.rules: list[AgentConfigRule] = []
         self.pool: dict[str, Any] = {}
-
-    def report(self, node: Node, where: str, message: str, hint: str | None = None) -> None:
-        self.problems.append(Problem(self.source, node.line, where, message, hint))
 
     # The block among the proxy's own.
 
@@ -153,7 +145,7 @@ class _Reader:
                 hint = "a comment begins with //" if begins_comment(node.name) else f'did you mean "{BLOCK}"?{yaml}'
                 self.report(node, "", f"unknown block {quoted(node.name)}", hint)
         for node in found[1:]:
-            self.report(node, BLOCK, f"there is a block already{_on_line(found[0])}", "join the two")
+            self.report(node, BLOCK, f"there is a block already{on_line(found[0])}", "join the two")
         if not found and not self.problems:
             path = quoted(str(default_runtime_dir() / "agents.sock"), 4096)
             blame, hint = missing_block_hint(self.document, looks_like_block, f"write {BLOCK} {{ path {path} }}")
@@ -169,7 +161,9 @@ class _Reader:
         """Read all nodes, set the options over them, and check what they say together."""
         block = self.find_block()
         if block.args or block.properties:
-            hint = f"remove what is between {BLOCK} and {{, or write it as a node between {{ and }}"
+            hint = "write each as a node between { and }"
+            if block.args:
+                hint = f"remove what is between {BLOCK} and {{, or write it as a node between {{ and }}"
             self.report(block, BLOCK, "takes no values of its own", hint)
         self.check_annotations(block, BLOCK)
         self.check_semicolons(block, BLOCK)
@@ -199,30 +193,6 @@ class _Reader:
     def in_its_spelling(self, hint: str | None) -> str | None:
         """A hint with `true` as this file has to spell it."""
         return None if hint is None else hint.replace(" true", " #true") if self.document.kdl2 else hint
-
-    def read_nodes(
-        self,
-        block: Node,
-        where: str,
-        known: tuple[str, ...],
-        repeatable: tuple[str, ...],
-        read: Callable[[Node, str], None],
-    ) -> None:
-        """Call `read` for each node of a block that is known and not there for the second time."""
-        seen: dict[str, Node] = {}
-        for node in block.children:
-            path = step(where, node)
-            if node.span is not None and node.span[0] in self.document.after_semicolon:
-                continue
-            if node.name not in known:
-                self.report(node, path, "unknown node", meant(node.name, known))
-            elif node.name in seen and node.name not in repeatable:
-                hint = "put all values into one node" if node.name in SEVERAL else "remove one of the two"
-                self.report(node, path, f"is there already{_on_line(seen[node.name])}", hint)
-            else:
-                seen.setdefault(node.name, node)
-                self.lines.setdefault(path, node.line)
-                read(node, path)
 
     def read_node(self, node: Node, where: str) -> None:
         if node.name in SINGLE:
@@ -323,58 +293,6 @@ class _Reader:
         if patterns:
             self.rules.append(AgentConfigRule(patterns, content))
 
-    # What all of them need.
-
-    def check_plain(self, node: Node, where: str) -> None:
-        """Report properties, blocks and type annotations, where only values are expected."""
-        if node.properties:
-            name = printable(next(iter(node.properties))[:40])
-            self.report(
-                node, where, f'takes no properties, got "{name}"', "write the value alone, without a name and ="
-            )
-        if node.children:
-            self.report(node, where, "takes no block", "write the value behind the name, without braces")
-        self.check_annotations(node, where)
-
-    def check_annotations(self, node: Node, where: str) -> None:
-        if node.annotation is not None or node.annotated:
-            self.report(node, where, "takes no type annotation")
-
-    def check_semicolons(self, block: Node, where: str) -> None:
-        """Report nodes behind a semicolon that begins their line: a comment, to who is used to other languages."""
-        for node in block.children:
-            if node.span is not None and node.span[0] in self.document.after_semicolon:
-                message = "stands behind a semicolon, which begins no comment: it is in effect"
-                self.report(node, step(where, node), message, "a comment begins with //; else remove the semicolon")
-            self.check_semicolons(node, step(where, node))
-
-    def one_value(self, node: Node, where: str, convert: Convert[T]) -> tuple[T, ...] | None:
-        """Convert the one value of a node; None, and a report, when it has none, several, or a bad one."""
-        self.check_plain(node, where)
-        if len(node.args) == 1:
-            return self.converted(node, where, convert, node.args)
-        # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
-        if node.args or not (node.properties or node.children):
-            hint = several_hint(self.document, node, convert)
-            self.report(node, where, f"expected one value, got {len(node.args) or 'none'}", hint)
-        return None
-
-    def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
-        """Convert all values; None when one of them is bad, after all that are bad have been reported."""
-        result: list[T] = []
-        good = True
-        how = spellings(self.document, node)
-        for place, value in enumerate(args):
-            try:
-                result.append(convert(value))
-            except BadValue as error:
-                good = False
-                hint = value_hint(convert, value, how[place] if place < len(how) else None, error.hint)
-                if hint is not None and convert is values.boolean and self.document.words_of(node) == "#true":
-                    hint = hint.replace(" true", " #true").replace(" false", " #false")
-                self.report(node, where, error.message, hint)
-        return tuple(result) if good else None
-
     def store(self, field: str, got: tuple[Any, ...] | None) -> None:
         if got is not None:
             self.fields[field] = self.resolved(got[0]) if field in PATHS and isinstance(got[0], str) else got[0]
@@ -398,7 +316,3 @@ class _Reader:
             agent_config=tuple(self.rules),
             pool=PoolOptions(**self.pool),
         )
-
-
-def _on_line(node: Node) -> str:
-    return "" if node.line is None else f", on line {node.line}"

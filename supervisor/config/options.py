@@ -1,5 +1,7 @@
 """Options of the command line on top of a configuration, under the same rules and with the same errors."""
 
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -89,7 +91,7 @@ def override(config: Config, options: Mapping[str, object]) -> tuple[Config, lis
             try:
                 converted = option.convert(part)
             except BadValue as error:
-                problems.append(Problem(None, None, _spelled(name), error.message, error.hint))
+                problems.append(Problem(None, None, _spelled(name), error.message, _for_a_shell(error.hint)))
                 continue
             fields[option.field] = (*fields.get(option.field, ()), converted) if option.several else converted
     limits = {key: fields.pop(key) for key in ReverseConnectionConfig.__struct_fields__ if key in fields}
@@ -99,6 +101,15 @@ def override(config: Config, options: Mapping[str, object]) -> tuple[Config, lis
         fields.setdefault("max_handshakes_per_peer", fields["max_handshakes"])
     limits_ = msgspec.structs.replace(config.limits, **limits)
     return msgspec.structs.replace(config, limits=limits_, **fields), problems
+
+
+def _for_a_shell(hint: str | None) -> str | None:
+    """A hint that proposes a node of a file, as one that proposes an option."""
+    for node, option in (("path", "--uds"), ("tcp-address", "--tcp")):
+        proposal = re.fullmatch(rf'write {node} "(.+)"', hint or "")
+        if proposal is not None:
+            return f"write {option} {shlex.quote(proposal[1])}"
+    return hint and hint.replace("leave it to an option of run", "let the shell replace it: no single quotes")
 
 
 def rename(problems: Iterable[Problem], options: Mapping[str, object]) -> list[Problem]:

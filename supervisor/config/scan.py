@@ -141,9 +141,11 @@ class _Scanner:
                     self._newline(found.start())
                 elif kind == "slashdash":
                     self.slashdash = True
+                elif kind == "comment":
+                    self._comment(found.start(), offset)
                 elif kind == "mark":
                     self._mark(found[0], found.start())
-                elif kind not in ("space", "comment", "block"):
+                elif kind not in ("space", "block"):
                     self._value(kind, found.start(), offset)
             self._finish(size)
             if len(self.frames) > 1:
@@ -206,6 +208,17 @@ class _Scanner:
             if not self.slashdash:
                 self.frames[-1].nodes.append(self.node)
         self.slashdash = False
+
+    def _comment(self, start: int, end: int) -> None:
+        """Refuse a comment that KDL ends and an editor does not: what follows would be in effect and not look so."""
+        ends = self.text[end : end + 1]
+        if ends in ("", "\n") or self.text.startswith("\r\n", end):
+            return
+        # A file of an old Macintosh has no other line ends, and no program takes it for one line.
+        if ends == "\r" and "\n" not in self.text:
+            return
+        message = f"the comment ends at U+{ord(ends):04X}, where an editor goes on with it; end each line with LF"
+        raise self._stop_limit(start, message)
 
     def _newline(self, offset: int) -> None:
         # A newline after a slashdash inside a node is space before what is commented out.

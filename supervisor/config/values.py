@@ -94,11 +94,10 @@ def integer(value: object) -> int:
 
 
 def most_connections(value: object) -> int:
-    """Read how many connections there may be: 1 to 10,000,000."""
-    number = integer(value)
-    if not 1 <= number <= MAX_CONNECTIONS:
-        raise BadValue(f"max-connections: expected 1 to {MAX_CONNECTIONS}, got {number}")
-    return number
+    """Read how many connections a token may let in. No message repeats the value: it stands beside a digest."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CONNECTIONS:
+        return value
+    raise BadValue(f"max-connections: expected a whole number from 1 to {MAX_CONNECTIONS}")
 
 
 def text(value: object) -> str:

@@ -66,6 +66,8 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 request_ids = st.integers(1, 2**64 - 1)
 maybe = st.none() | texts
+names = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=12)
+values = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=12)
 blobs = st.binary(max_size=40)
 headers = st.dictionaries(texts, st.lists(texts, max_size=3), max_size=4)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -99,7 +101,8 @@ def first_events(dialect: Dialect, correlation_id: str) -> st.SearchStrategy[Age
         timestamp=st.just("") if sdk else ids,
         request_id=st.just("") if sdk else ids,
     )
-    has_body = st.just(False) if core else st.booleans()
+    # A core frame says it only where it is so, and the headers do not tell.
+    has_body = st.sampled_from([None, True]) if core else st.booleans()
     sizes = (st.none(), st.just(0)) if sdk else (st.none() | u64, u64)
     return st.one_of(
         st.builds(RequestHeaders, texts, texts, headers, has_body, metadata),

@@ -4,7 +4,15 @@ from typing import Final
 
 import pytest
 
-from dialout import Dialect, Ignored, Unreadable, UnreadableEvent, codec_for
+from dialout import (
+    Dialect,
+    Ignored,
+    RemoteProtocolError,
+    Unreadable,
+    UnreadableEvent,
+    codec_for,
+    parse_registration_response,
+)
 from dialout.proxy.wire import ProxyWireError, decode_from_proxy
 
 FLOATS: Final = b"[" + b"1e308," * 9000 + b"1]"
@@ -106,3 +114,9 @@ def test_ping_of_a_proxy_has_a_limit() -> None:
     decode_from_proxy(0xF0, bytes(1024))
     with pytest.raises(ProxyWireError, match="1024"):
         decode_from_proxy(0xF0, bytes(1025))
+
+
+@COSTLY
+def test_agent_does_not_read_a_costly_answer_to_its_registration(value: bytes, reason: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=reason):
+        parse_registration_response(0x04, b'{"accepted":true,"config":{"x":%b}}' % value)

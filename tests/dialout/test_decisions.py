@@ -1,6 +1,7 @@
 """Decisions as programs read them, and as agents write them."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,6 +45,78 @@ SDK, CORE, DOCS = map(codec_for, (Dialect.SDK, Dialect.CORE, Dialect.DOCS))
 def test_decision_for_programs_names_itself_in_one_key(decision: Verdict | None, expected: Any) -> None:
     assert to_json_value(decision) == expected
     json.dumps(expected)
+
+
+WRONG: list[Callable[[], object]] = [
+    lambda: Decision.block(403, b"no"),  # type: ignore[arg-type]
+    lambda: Decision.block("403"),  # type: ignore[arg-type]
+    lambda: Decision.block(True),
+    lambda: Decision.block(403, "no", [("x-a", "1")]),  # type: ignore[arg-type]
+    lambda: Decision.block(403, "no", {"x-a": 1}),  # type: ignore[dict-item]
+    lambda: Decision.block(403, "no", {b"x-a": "1"}),  # type: ignore[dict-item]
+    lambda: Decision.redirect(b"/"),  # type: ignore[arg-type]
+    lambda: Decision.redirect("/", "302"),  # type: ignore[arg-type]
+    lambda: Decision.challenge(1),  # type: ignore[arg-type]
+    lambda: Decision.challenge("js", "params"),  # type: ignore[arg-type]
+    lambda: Decision.allow().set_request_header("x", 5),  # type: ignore[arg-type]
+    lambda: Decision.allow().add_response_header(b"x", "5"),  # type: ignore[arg-type]
+    lambda: Decision.allow().remove_request_header(None),  # type: ignore[arg-type]
+    lambda: Decision.allow().replace_request_chunk("text"),  # type: ignore[arg-type]
+    lambda: Decision.allow().replace_response_chunk(b"", "0"),  # type: ignore[arg-type]
+    lambda: Decision.allow().with_audit(tags="sqli"),
+    lambda: Decision.allow().with_audit(rule_ids=(1,)),
+    lambda: Decision.allow().with_audit(confidence="high"),
+    lambda: Decision.allow().with_audit(custom=[1]),
+    lambda: Decision.allow().with_audit(reason="no such field"),
+    lambda: Decision("allow"),  # type: ignore[arg-type]
+    lambda: Decision(True),  # type: ignore[arg-type]
+    lambda: Decision(Block),  # type: ignore[arg-type]
+    lambda: Decision(ALLOWED),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, ({"name": "x"},)),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, HeaderOp.remove("x")),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, request_body_mutation=b"new"),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, websocket_decision="close"),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, audit={"tags": ["a"]}),  # type: ignore[arg-type]
+    lambda: Decision(ALLOW, routing_metadata={"shard": 1}),  # type: ignore[dict-item]
+    lambda: Decision(None, needs_more="yes"),  # type: ignore[arg-type]
+    lambda: WebSocketClose("1000", "bye"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("write", WRONG)
+def test_value_of_a_wrong_type_is_refused_where_it_is_written(write: Callable[[], object]) -> None:
+    with pytest.raises(TypeError):
+        write()
+
+
+BROKEN: list[Callable[[str], object]] = [
+    lambda text: Decision.allow().set_request_header(text, "v"),
+    lambda text: Decision.allow().add_request_header("x", text),
+    lambda text: Decision.allow().set_response_header("x", text),
+    lambda text: Decision.allow().add_response_header(text, "v"),
+    lambda text: Decision.allow().remove_response_header(text),
+    lambda text: Decision.block(403, None, {text: "v"}),
+    lambda text: Decision.block(403, None, {"x": text}),
+    lambda text: Decision.redirect("/a" + text),
+    lambda text: HeaderOp("set", "x", text),
+]
+
+
+@pytest.mark.parametrize("write", BROKEN)
+@pytest.mark.parametrize("text", ["\r\nset-cookie: a=b", "a\n", "\ra", "a\0b"])
+def test_header_that_would_end_early_is_refused_where_it_is_written(write: Callable[[str], object], text: str) -> None:
+    with pytest.raises(ValueError, match="header"):
+        write(text)
+
+
+def test_header_change_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of set, add and remove"):
+        HeaderOp("replace", "x", "v")  # type: ignore[arg-type]
+
+
+def test_mutation_that_names_no_chunk_is_refused_by_the_codec_which_knows_no_event() -> None:
+    with pytest.raises(LocalProtocolError, match="chunk_index"):
+        CORE.encode_answer(ALLOWED.replace_request_chunk(b""), correlation_id="c7")
 
 
 def test_bare_allow_is_a_response_that_says_nothing_else() -> None:

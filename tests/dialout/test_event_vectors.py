@@ -116,6 +116,7 @@ EVENTS: dict[str, tuple[int, str, AgentEvent]] = {
             "GET",
             "/a",
             {},
+            has_body=None,
             metadata=RequestMetadata(
                 correlation_id="c1",
                 client_ip="203.0.113.7",
@@ -128,7 +129,7 @@ EVENTS: dict[str, tuple[int, str, AgentEvent]] = {
         ),
     ),
     "r_request_body_chunk": (1, "c1", RequestBodyChunk(0, b"hi", True, None, 2)),
-    "r_response_headers": (1, "c2", ResponseHeaders(200, {})),
+    "r_response_headers": (1, "c2", ResponseHeaders(200, {}, None)),
     "r_response_body_chunk": (1, "c2", ResponseBodyChunk(0, b"hi", True, None, 2)),
     "r_request_complete": (1, "corr-1", RequestComplete(200, 12, 5, 1024)),
     "r_websocket_frame": (1, "corr-1", WebSocketFrame("text", b"hi", True, 0, client_ip="203.0.113.7")),

@@ -1,6 +1,8 @@
 """Events: what may be sent to whom, and what must not be sent at all."""
 
 import json
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -225,3 +227,34 @@ def test_what_a_dialect_has_no_frame_for_is_none() -> None:
     for codec in (CORE, DOCS):
         assert codec.encode_health_request() is None
         assert codec.encode_metrics_request() is None
+
+
+WRONG: list[Callable[[], object]] = [
+    lambda: RequestHeaders(b"GET", "/", {}),  # type: ignore[arg-type]
+    lambda: RequestHeaders("GET", b"/", {}),  # type: ignore[arg-type]
+    lambda: RequestHeaders("GET", None, {}),  # type: ignore[arg-type]
+    lambda: RequestHeaders("GET", "/", [("host", "a")]),  # type: ignore[arg-type]
+    lambda: RequestHeaders("GET", "/", None),  # type: ignore[arg-type]
+    lambda: RequestBodyChunk(0, "text", True),  # type: ignore[arg-type]
+    lambda: RequestBodyChunk("0", b"", True),  # type: ignore[arg-type]
+    lambda: RequestBodyChunk(0, b"", "yes"),  # type: ignore[arg-type]
+    lambda: ResponseHeaders("200", {}),  # type: ignore[arg-type]
+    lambda: ResponseHeaders(200, "a: b"),  # type: ignore[arg-type]
+    lambda: ResponseBodyChunk(0, None, True),  # type: ignore[arg-type]
+    lambda: WebSocketFrame("text", "hi", True, 0),  # type: ignore[arg-type]
+    lambda: GuardrailInspect("prompt_injection", b"hi"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("make", WRONG)
+def test_event_with_a_field_of_a_wrong_type_is_refused_where_it_is_made(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"is a |is bytes|is True"):
+        make()
+
+
+def test_event_takes_what_is_as_good_as_the_right_type() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    assert RequestHeaders(Text("GET"), "/", OrderedDict()).method == "GET"
+    assert RequestBodyChunk(0, bytearray(b"hi"), True).data == b"hi"  # type: ignore[arg-type]

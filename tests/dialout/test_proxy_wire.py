@@ -68,6 +68,8 @@ EVENTS: st.SearchStrategy[AgentEvent] = st.one_of(
     st.builds(Configure, JSON, MAYBE),
 )
 STATUS = st.integers(100, 599)
+NAME = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=8)
+VALUE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8)
 CHANGES = st.lists(
     st.builds(HeaderOp.set, header_names, header_values)
     | st.builds(HeaderOp.add, header_names, header_values)

@@ -26,11 +26,20 @@ SDK, CORE, DOCS = map(codec_for, (Dialect.SDK, Dialect.CORE, Dialect.DOCS))
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        (b"", RequestHeaders("GET", "/", {})),
-        (b',"headers":null,"has_body":null,"metadata":null', RequestHeaders("GET", "/", {})),
-        (b',"headers":{"a":["1","2"]}', RequestHeaders("GET", "/", {"a": ["1", "2"]})),
+        (b"", RequestHeaders("GET", "/", {}, None)),
+        (b',"headers":null,"has_body":null,"metadata":null', RequestHeaders("GET", "/", {}, None)),
+        (b',"headers":{"a":["1","2"]}', RequestHeaders("GET", "/", {"a": ["1", "2"]}, None)),
         # the published documents' form
-        (b',"headers":[["a","1"],["b","2"],["a","3"]]', RequestHeaders("GET", "/", {"a": ["1", "3"], "b": ["2"]})),
+        (
+            b',"headers":[["a","1"],["b","2"],["a","3"]]',
+            RequestHeaders("GET", "/", {"a": ["1", "3"], "b": ["2"]}, None),
+        ),
+        (b',"has_body":false', RequestHeaders("GET", "/", {}, False)),
+        (b',"headers":{"Content-Length":["5"]}', RequestHeaders("GET", "/", {"Content-Length": ["5"]}, True)),
+        (
+            b',"has_body":false,"headers":{"content-length":["5"]}',
+            RequestHeaders("GET", "/", {"content-length": ["5"]}, False),
+        ),
         (
             b',"has_body":true,"metadata":{"client_ip":"::1","of_tomorrow":1}',
             RequestHeaders("GET", "/", {}, True, RequestMetadata(client_ip="::1")),
@@ -47,7 +56,7 @@ def test_request_headers_are_read_in_each_of_their_forms(fields: bytes, expected
 @pytest.mark.parametrize("status", [b'"status":200', b'"status_code":200', b'"status":200,"status_code":500'])
 def test_response_status_is_read_under_both_names(status: bytes) -> None:
     received = SDK.decode_event(0x12, b'{"request_id":7,%b}' % status)
-    assert received == (7, None, ResponseHeaders(200, {}))
+    assert received == (7, None, ResponseHeaders(200, {}, None))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,23 @@ def test_scan_recognises_http_by_four_bytes(line: bytes, max_bytes: int) -> None
         assert raised.value.protocol == "HTTP"
 
 
+@pytest.mark.parametrize(
+    ("header", "version"),
+    [
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", 1),
+        (b"PROXY UNKNOWN\r\n", 1),
+        (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12), 2),
+        (b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", 2),
+    ],
+)
+@pytest.mark.parametrize("max_bytes", [256, 65_536, MAX_FRAME_LENGTH])
+def test_scan_names_a_header_of_the_proxy_protocol(header: bytes, version: int, max_bytes: int) -> None:
+    for read in (header[:4], header[:5], header[:12], header, header + b"\x00\x00\x00\x05\x03{}{}"):
+        with pytest.raises(Rejection, match=rf"PROXY protocol header \(version {version}\)") as raised:
+            scan_first_frame(read, max_bytes)
+        assert raised.value.error_code is ErrorCode.BAD_REGISTRATION
+
+
 @pytest.mark.parametrize("read", [b"\x16\x03", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01"])
 def test_scan_recognises_tls_by_two_bytes(read: bytes) -> None:
     with pytest.raises(NotAgentProtocol) as raised:

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from support.child import StartChild
+from support.fences import descriptors
 from support.loop import Loop, scenario
 
 from ipc.bus import DRAIN_BUDGET, Bus, close_context
@@ -16,6 +17,34 @@ from ipc.sockets import is_served
 
 def nothing(_: list[bytes]) -> None:
     """Take a message and do nothing."""
+
+
+@scenario
+async def test_a_bus_listens_again_where_its_file_is_gone_and_keeps_no_descriptor(loop: Loop, folder: Path) -> None:
+    heard: list[bytes] = []
+    router = Bus.router(lambda parts: heard.append(parts[-1]))
+    router.bind(folder / "bus")
+    old = Bus.dealer("shard-0/a", nothing)
+    old.connect(folder / "bus")
+    await loop.until(lambda: old.send(b"old"), "a connection")
+    await loop.until(lambda: heard, "the first message")
+    (folder / "bus").unlink()
+    router.bind(folder / "bus")
+    before = descriptors()
+    for _ in range(10):
+        (folder / "bus").unlink()
+        router.bind(folder / "bus")
+        assert is_served(folder / "bus")
+    new = Bus.dealer("shard-1/a", nothing)
+    new.connect(folder / "bus")
+    await loop.until(lambda: new.send(b"new"), "a connection")
+    await loop.until(lambda: old.send(b"old again"), "the other connection again")
+    await loop.until(lambda: len(heard) == 3, "both")
+    assert sorted(heard) == [b"new", b"old", b"old again"]
+    new.close()
+    await loop.until(lambda: len(descriptors()) <= len(before), "no descriptor left over")
+    router.close()
+    old.close()
 
 
 # ---- the edge trap

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from support.child import Child, StartChild
 
-from ipc.log_output import LogOutput
+from ipc.log_output import LogOutput, StandardError
 
 STRANGER_FILLS_THE_PIPE = """
 import fcntl, os, select, sys
-from ipc.log_output import LogOutput
+from ipc.log_output import LogOutput, StandardError
 
 shared = int(sys.argv[1])
 mine = os.open(f"/proc/self/fd/{shared}", os.O_WRONLY | os.O_NONBLOCK)
@@ -65,7 +65,7 @@ def test_a_pipe_that_another_process_fills_just_before_a_write_stops_nothing(sta
 
 TERMINAL = """
 import os, sys
-from ipc.log_output import LogOutput
+from ipc.log_output import LogOutput, StandardError
 
 output = LogOutput(os.fdopen(int(sys.argv[1]), "w"), str)
 print("begin", flush=True)
@@ -75,7 +75,7 @@ print("done", flush=True)
 """
 
 
-def test_a_terminal_that_nobody_reads_stops_nothing(start: StartChild) -> None:
+def test_a_terminal_without_a_reader_stops_nothing(start: StartChild) -> None:
     master, slave = pty.openpty()
     try:
         child = start(TERMINAL, slave, keep=[slave])
@@ -99,7 +99,7 @@ def small_files() -> Callable[[int | None], None]:
 
 
 @pytest.mark.parametrize("flags", [os.O_APPEND, 0], ids=["appended", "at a shared offset"])
-def test_a_full_disk_leaves_no_half_line_whoever_writes_next(
+def test_a_full_disk_leaves_no_half_line_also_where_another_process_writes_next(
     tmp_path: Path, small_files: Callable[[int | None], None], flags: int
 ) -> None:
     path = tmp_path / "log"
@@ -169,3 +169,43 @@ def test_a_line_from_a_signal_handler_comes_behind_the_line_that_it_interrupts()
 
 def test_without_standard_error_lines_go_nowhere() -> None:
     LogOutput(None, str).write("nowhere")
+
+
+WARNS = """
+import os, sys, warnings
+os.dup2(int(sys.argv[1]), 2)
+from ipc import logs
+logs.configure("shard-0")
+logs.take_standard_error()
+print("begin", flush=True)
+for n in range(2000):
+    print(f"{n:>300}", file=sys.stderr)
+warnings.warn("of the interpreter", RuntimeWarning)
+print("done", sys.stderr.isatty(), sys.stderr.fileno(), flush=True)
+"""
+
+
+def test_what_the_interpreter_writes_itself_waits_for_no_reader_either(start: StartChild) -> None:
+    ours, theirs = os.pipe()
+    try:
+        child = start(WARNS, theirs, keep=[theirs])
+        assert child.line() == "begin"
+        assert told_in_time(child) == "done False 2"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_lines_of_the_interpreter_are_whole_and_in_the_order_of_all_lines() -> None:
+    ours, theirs = os.pipe()
+    with os.fdopen(ours) as reader:
+        with os.fdopen(theirs, "w") as stream:
+            output = LogOutput(stream, str)
+            stderr = StandardError(stream, output)
+            print("a warning", file=stderr)
+            output.write("a line")
+            stderr.write("in ")
+            stderr.flush()
+            output.write("another line")
+            stderr.write("two parts\nbegun")
+        assert reader.read().splitlines() == ["a warning", "a line", "another line", "in two parts"]

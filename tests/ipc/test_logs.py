@@ -8,7 +8,7 @@ import socket
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -364,3 +364,46 @@ def test_a_socket_whose_reader_stops_gets_all_that_fits_and_the_rest_later() -> 
             read += ours.recv(1 << 20)
             output.flush()
     assert [int(line) for line in read.decode().splitlines()] == list(range(900))
+
+
+def test_lines_of_one_kind_are_bounded_whatever_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
+    async def log() -> None:
+        configure("supervisor", form="json")
+        line = a_line()
+        for n in range(5 * logs.MOST_LINES):
+            put(line, 1.0, f"made-up-{n}", "waf", n, 0, "")
+        line.close()
+
+    asyncio.run(log())
+    written = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [entry["event"] for entry in written] == ["closed"] * logs.MOST_LINES + ["more closed"]
+    assert (written[-1]["n"], written[-1]["most"]) == (4 * logs.MOST_LINES, {"others": 4 * logs.MOST_LINES})
+    assert logs.MOST_LINES < 1000
+
+
+def test_a_kind_that_strangers_can_repeat_leaves_the_others_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    many = 3 * logs.MOST_LINES
+
+    async def log() -> None:
+        configure("supervisor", form="json")
+        for n in range(many):
+            get_logger().warning("something about a stranger", peer=f"192.0.2.{n}")
+        get_logger().error("something else")
+        # Nothing more is logged: the second that was too full sums itself up.
+        await until(lambda: "more log lines" in str(told))
+
+    told: list[str] = []
+
+    async def until(condition: Callable[[], bool]) -> None:
+        deadline = asyncio.get_running_loop().time() + 10
+        while not condition() and asyncio.get_running_loop().time() < deadline:
+            told.extend(capsys.readouterr().err.splitlines())
+            await asyncio.sleep(0.02)
+
+    asyncio.run(log())
+    written = [json.loads(line) for line in told]
+    about_strangers = [entry for entry in written if entry["event"] == "something about a stranger"]
+    left_out = sum(entry["n"] for entry in written if entry["event"] == "more log lines of one kind")
+    assert logs.MOST_LINES <= len(about_strangers) < many
+    assert len(about_strangers) + left_out == many
+    assert "something else" in [entry["event"] for entry in written]

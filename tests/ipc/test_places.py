@@ -15,6 +15,20 @@ from ipc.places import CannotMend, Places
 from ipc.rundir import RuntimeDir, RuntimeDirBusy
 
 
+def test_link_that_leads_to_something_is_left_alone(tmp_path: Path) -> None:
+    path, moved, mended = tmp_path / "a", tmp_path / "b", []
+    path.touch()
+    places = Places()
+    places.add(path, "the file", lambda: mended.append(path))
+    path.rename(moved)
+    path.symlink_to(moved)
+    places.look()
+    assert (mended, places.problems) == ([], [])
+    moved.unlink()
+    places.look()
+    assert mended == [path], "it leads nowhere"
+
+
 def test_what_is_gone_or_replaced_is_made_again_and_what_is_there_is_left_alone(tmp_path: Path) -> None:
     told: list[str] = []
     places = Places(lambda code, text: told.append(f"{code} {text}"))

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,37 @@ def test_a_path_that_no_socket_can_have_is_served_by_nobody(folder: Path, length
     assert len(str(path)) == length
     assert not is_served(path)
     assert query.request([path], b"question", 3600) == {}
+
+
+def test_an_asker_that_was_stopped_past_its_deadline_still_reads_the_answer_that_came(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(query.HEADER.pack(6) + b"answer")
+            answered.set()
+            peer.recv(1)
+
+    class Clock:
+        """Stands for a stop behind its first look, until the answer has come."""
+
+        looks = 0
+
+        def monotonic(self) -> float:
+            self.looks += 1
+            if self.looks > 1:
+                assert answered.wait(10)
+            return 0.0 if self.looks == 1 else 1000.0
+
+    with socket.socket(socket.AF_UNIX) as listener, monkeypatch.context() as patch:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        patch.setattr(query, "time", Clock())
+        assert query.request([folder / "s"], b"question", 2.0) == {folder / "s": b"answer"}
+    server.join(10)

@@ -170,6 +170,10 @@ def test_a_reload_refuses_rules_that_any_user_may_write_and_the_old_ones_stay(
     assert done.returncode == 5
     assert "everybody may write this file" in done.stderr
     assert error_code(product.socket, "auth-1") == "not_allowed"
+    doctor = product.command("doctor")
+    assert doctor.returncode == 1
+    assert f"files: {file}: everybody may write this file" in doctor.stdout
     file.chmod(0o644)
     assert product.command("reload").returncode == 0
     assert error_code(product.socket, "auth-1") is None
+    assert "files: configuration and token files are closed to other users" in product.command("doctor").stdout

@@ -226,7 +226,7 @@ def next_event(agent: Agent) -> int:
     while True:
         frame = agent.frame()
         assert frame is not None
-        if frame[0] == 0x10:
+        if frame[0] in (0x10, 0x11):
             return int(msgspec.json.decode(frame[1])["request_id"])
 
 
@@ -269,9 +269,8 @@ def test_requests_of_an_agent_that_is_killed_fail_at_once(start_product: StartPr
 def test_an_agent_that_never_answers_times_out_trips_the_breaker_and_recovers(
     start_product: StartProduct, tmp_path: Path
 ) -> None:
-    product = configured(
-        start_product, tmp_path, 'unhealthy-after 1000\nbreaker-threshold 5\nbreaker-open-for "1s"', shards=1
-    )
+    pool = 'request-timeout "100ms"\nunhealthy-after 1000\nbreaker-threshold 5\nbreaker-open-for "1s"'
+    product = configured(start_product, tmp_path, pool, shards=1)
     answering = False
 
     def decide(event: object) -> Decision | None:
@@ -298,7 +297,8 @@ def test_an_agent_that_never_answers_times_out_trips_the_breaker_and_recovers(
                         await asyncio.sleep(0.05)
                 assert echoed(response) == "/again"
                 for number in range(10):
-                    assert echoed(await client.send_request_headers("mute", headers(f"/{number}"))) == f"/{number}"
+                    answer = await client.send_request_headers("mute", headers(f"/{number}"), timeout=5)
+                    assert echoed(answer) == f"/{number}"
 
         run(ask())
     assert sums_up(product)
@@ -307,9 +307,8 @@ def test_an_agent_that_never_answers_times_out_trips_the_breaker_and_recovers(
 def test_a_connection_that_fails_is_passed_over_until_it_answers_a_ping(
     start_product: StartProduct, tmp_path: Path
 ) -> None:
-    product = configured(
-        start_product, tmp_path, 'unhealthy-after 2\nbreaker-threshold 1000\nping-interval "1s"', shards=1
-    )
+    pool = 'request-timeout "100ms"\nunhealthy-after 2\nbreaker-threshold 1000\nping-interval "1s"'
+    product = configured(start_product, tmp_path, pool, shards=1)
     silent = True
     with ServingAgent(product.socket, "moody", decide=lambda event: None if silent else echo(event)):
 
@@ -327,7 +326,8 @@ def test_a_connection_that_fails_is_passed_over_until_it_answers_a_ping(
                 deadline = time.monotonic() + 15
                 while True:
                     try:
-                        assert echoed(await client.send_request_headers("moody", headers("/back"))) == "/back"
+                        answer = await client.send_request_headers("moody", headers("/back"), timeout=5)
+                        assert echoed(answer) == "/back"
                         break
                     except AgentUnavailable:
                         assert time.monotonic() < deadline
@@ -382,13 +382,20 @@ def test_a_cancelled_request_is_cancelled_at_the_agent(start_product: StartProdu
 def test_an_answer_of_16_mib_is_served_and_one_byte_more_closes(start_product: StartProduct) -> None:
     product = start_product(shards=1)
     with Agent(product.socket, timeout=30) as agent:
-        assert agent.register("verbose").accepted
+        takes_bodies = Capabilities(events=int(Event.REQUEST_HEADERS | Event.REQUEST_BODY_CHUNK), streaming_body=True)
+        assert agent.register("verbose", capabilities=takes_bodies).accepted
 
         async def ask() -> None:
             async with PoolClient(product.runtime_dir) as client:
                 loop = asyncio.get_running_loop()
-                asking = loop.create_task(client.send_request_headers("verbose", headers(), timeout=30))
+                exchange = client.exchange("verbose")
+                asking = loop.create_task(exchange.request_headers(headers(has_body=True), timeout=30))
                 request_id = await loop.run_in_executor(None, next_event, agent)
+                agent.send(encode_frame(0x20, b'{"request_id":%d,"decision":"allow"}' % request_id))
+                await asking
+                # An answer to a chunk may hold the body, changed.
+                asking = loop.create_task(exchange.request_body_chunk(RequestBodyChunk(0, b"a", True), timeout=30))
+                assert await loop.run_in_executor(None, next_event, agent) == request_id
                 start = b'{"request_id":%d,"decision":{"block":{"status":403,"body":"' % request_id
                 end = b'"}}}'
                 payload = start + b"x" * (16 * 1024 * 1024 - 1 - len(start) - len(end)) + end

@@ -4,6 +4,7 @@ import struct
 
 import pytest
 from support.engine import PairedAgent, headers, next_event, on_loop
+from support.pools import until
 from support.product import short_folder
 from support.proxying import event_frame, local_shard, one_shard, raw_proxy
 
@@ -18,6 +19,8 @@ from dialout.proxy.wire import (
     encode_ping,
     encode_request,
 )
+from ipc.options import PoolOptions
+from shards.proxy_server import SWEEP_SECONDS
 
 BEFORE_HELLO = {
     "an event": event_frame(1, b'{"method":"GET","uri":"/","headers":{}}'),
@@ -82,3 +85,40 @@ async def test_event_that_cannot_be_read_fails_alone(payload: bytes) -> None:
         proxy.ask(2, headers("/again"))
         agent.answer(await next_event(agent))
         assert isinstance(await proxy.result(), Answer)
+
+
+@on_loop
+async def test_frame_that_a_proxy_does_not_complete_in_time_ends_its_connection_with_the_reason() -> None:
+    options = PoolOptions(frame_timeout=SWEEP_SECONDS * 2)
+    with short_folder() as folder:
+        async with local_shard(folder, options=options) as shard, raw_proxy(shard.path) as proxy:
+            proxy.send(struct.pack(">IB", 1000, ProxyFrame.PING) + bytes(100))
+            await until(lambda: [one for one in shard.server.connections if one.unfinished()[0]])
+            for _ in range(3):
+                assert len(shard.server.connections) == 1
+                shard.server._sweep()
+            refusal = await proxy.frame()
+            assert isinstance(refusal, Welcome)
+            assert refusal.error == "a frame was not complete after 10 s"
+            assert await proxy.frame() is None
+
+
+@on_loop
+async def test_unfinished_frames_of_proxies_have_one_budget_and_the_largest_goes() -> None:
+    options = PoolOptions(max_held_bytes=100_000)
+    with short_folder() as folder:
+        async with (
+            local_shard(folder, options=options) as shard,
+            raw_proxy(shard.path) as small,
+            raw_proxy(shard.path) as large,
+        ):
+            for proxy, length in ((small, 30_000), (large, 90_000)):
+                proxy.send(struct.pack(">IB", 1_000_000, 0x10) + bytes(length))
+            await until(lambda: sum(one.unfinished()[0] for one in shard.server.connections) > 120_000)
+            shard.server._sweep()
+            refusal = await large.frame()
+            assert isinstance(refusal, Welcome)
+            assert refusal.error == "unfinished frames of proxies have more than 100000 bytes"
+            assert await large.frame() is None
+            await until(lambda: len(shard.server.connections) == 1)
+            assert shard.server._holding.total == 30_005

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from ipc.status import ShardReport, ShardRow, ShardState
 from supervisor.care import (
     BOOT_LIMIT,
+    CPU_SECONDS,
     END_MARGIN,
     FOREIGN_LIMIT,
     KILL_AFTER,
     REPLACE_AFTER,
     SILENCE_LIMIT,
+    WORKING_LONGER,
+    WORKS_SHARE,
     Care,
     IllegalTransition,
 )
@@ -107,6 +110,37 @@ def test_shard_is_lost_after_the_limit_of_its_state(state: ShardState, limit: fl
     if limit is not None:
         assert not care.is_lost(100.0 + limit)
         assert care.is_lost(math.nextafter(100.0 + limit, math.inf))
+
+
+@pytest.mark.parametrize(("state", "limit"), [(STARTING, BOOT_LIMIT), (UNHEALTHY, REPLACE_AFTER)])
+def test_shard_that_works_gets_longer_and_one_that_hangs_or_stops_working_does_not(
+    state: ShardState, limit: float
+) -> None:
+    working, hanging, stopped = (care_in(state, heard_at=100.0) for _ in range(3))
+    told = []
+    now, cpu = 100.0, 7.0
+    while now <= 100.0 + WORKING_LONGER * limit:
+        told.append(working.used(cpu, now))
+        hanging.used(7.0, now)
+        stopped.used(min(cpu, 9.0), now)
+        assert not working.is_lost(now)
+        assert hanging.is_lost(now) == (now > 100.0 + limit)
+        assert stopped.is_lost(now) == (now > 100.0 + limit)
+        now += CPU_SECONDS
+        cpu += 2 * WORKS_SHARE * CPU_SECONDS if now < 105 else CPU_SECONDS
+    working.used(cpu, now)
+    assert working.is_lost(now)
+    assert told.count(True) == 1
+    assert hanging.busy_s == 0
+    assert working.busy_s == pytest.approx(cpu - 7.0)
+
+
+def test_shard_that_answers_again_is_not_known_to_work_in_its_next_silence() -> None:
+    care = care_in(UNHEALTHY, heard_at=100.0)
+    care.used(1.0, 103.0)
+    assert care.used(2.0, 104.0)
+    care.answers_again()
+    assert (care.cpu, care.worked_at, care.busy_s) == (None, None, 0.0)
 
 
 def test_shard_that_is_heard_is_neither_silent_nor_lost() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from supervisor.config.errors import Problem
 from supervisor.config.model import Config, ReverseConnectionConfig, TcpAddress
 from supervisor.doctor import Facts, Level, findings
 
@@ -86,3 +87,11 @@ def test_an_address_of_a_network_is_well_with_tokens_and_a_local_one_without() -
 def test_a_directory_that_is_not_there_is_no_problem() -> None:
     facts = msgspec.structs.replace(HEALTHY, mode=None, owner=None, records={}, versions={}, running=False)
     assert {finding.level for finding in findings(facts)} == {Level.OK}
+
+
+def test_a_file_that_others_could_change_is_a_problem() -> None:
+    problem = Problem("/etc/tokens", None, "", "everybody may write this file", "run: chmod o-w /etc/tokens")
+    found = [one for one in findings(msgspec.structs.replace(HEALTHY, access=(problem,))) if one.about == "files"]
+    assert [(one.level, one.found, one.do) for one in found] == [
+        (Level.PROBLEM, "/etc/tokens: everybody may write this file", "run: chmod o-w /etc/tokens")
+    ]

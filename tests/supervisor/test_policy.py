@@ -161,6 +161,21 @@ def test_policy_lets_only_those_in_that_the_allowlist_names(
     assert refusal(policy(allowed=allowed), registration(agent_id)) is expected
 
 
+def test_policy_names_the_rule_that_lets_an_agent_in_and_what_each_may_have() -> None:
+    limited = Token(SWORDFISH.patterns, hash_token("swordfish 2"), 7)
+    with_tokens = policy(tokens=(SWORDFISH, limited, OTHER), allowed=("*",))
+    assert with_tokens.rules == {"auth,waf-*": 7, "geo": None}
+    assert with_tokens.check(registration("waf-1", "swordfish"), None) == "auth,waf-*"
+
+    with_list = policy(allowed=("waf-*", "*-1", "geo-1"))
+    assert with_list.rules == {"waf-*": None, "*-1": None, "geo-1": None}
+    assert with_list.check(registration("waf-1"), None) == "waf-*"
+    assert with_list.check(registration("geo-1"), None) == "geo-1"
+    assert with_list.check(registration("log-1"), None) == "*-1"
+
+    assert (policy().rules, policy().check(registration("any"), None)) == ({}, "")
+
+
 def test_policy_reads_token_files(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"waf-*,auth sha256:{hash_token('swordfish').hex()}\n", "utf-8")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from support.deciding import allows
 from support.scripted_proxy import Peer, run, scripted_proxy
 
 from dialout import (
@@ -69,7 +70,7 @@ def test_single_connection_says_what_became_of_it() -> None:
 
     async def main() -> None:
         async with scripted_proxy(script) as proxy:
-            said = [await once(proxy.address, Agent()) for _ in range(3)]
+            said = [await once(proxy.address, allows()) for _ in range(3)]
         assert said[0] == "try again in 2.0 s"
         assert said[1] == "waf-1-conn-2 answered 1 events: closed by the proxy"
         assert said[2].startswith("no connection: the proxy closed the connection")

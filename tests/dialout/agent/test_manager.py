@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.deciding import allows
 from support.fences import descriptors, new_descriptors
 from support.product import short_folder
 from support.scripted_proxy import Peer, run, scripted_proxy
@@ -30,6 +31,7 @@ from dialout import (
     Phase,
     ProxyUnreachable,
     RequestHeaders,
+    encode_frame,
 )
 
 QUICK = Backoff(0.02, 0.1)
@@ -49,7 +51,7 @@ async def managed(
     """A running manager with short waits, and all states that it went through."""
     states: list[ConnectionState] = []
     chosen: dict[str, Any] = {"backoff": QUICK, "target_connections": 1, "ping_interval": 0} | options
-    manager = AgentConnectionManager(address, "waf-1", agent or Agent(), on_state=states.append, **chosen)
+    manager = AgentConnectionManager(address, "waf-1", agent or allows(), on_state=states.append, **chosen)
     task = asyncio.create_task(manager.run(handle_signals=False))
     try:
         yield manager, states
@@ -195,22 +197,16 @@ def test_back_off_begins_anew_after_a_connection_that_served() -> None:
     run(main())
 
 
-def test_more_than_five_errors_in_a_row_on_a_connection_make_it_reconnect() -> None:
+def test_more_than_five_unreadable_events_in_a_row_on_a_connection_make_it_reconnect() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         if peer.number == 1:
             for number in range(1, 7):
-                peer.event(RequestHeaders("GET", "/bad", {}), number)
+                peer.send(encode_frame(0x10, b'{"request_id":%d}' % number))
         await peer.end()
 
-    agent = Agent()
-
-    @agent.hook
-    def on_request_headers(event: RequestHeaders) -> Decision:
-        raise ValueError
-
     async def main() -> None:
-        async with scripted_proxy(script) as proxy, managed(proxy.address, agent) as (manager, states):
+        async with scripted_proxy(script) as proxy, managed(proxy.address) as (manager, states):
             await until(lambda: len(proxy.peers) == 2 and manager.connected, "the reconnect")
             assert [state.reason for state in states if state.phase is Phase.WAITING] == ["too many errors in a row"]
 
@@ -235,12 +231,12 @@ def test_it_gives_up_only_when_told_to() -> None:
         await peer.refuse(ErrorCode.AUTH_FAILED)
 
     async def main() -> None:
-        manager = AgentConnectionManager("/nowhere/s", "waf-1", Agent(), backoff=QUICK, max_failures=3)
+        manager = AgentConnectionManager("/nowhere/s", "waf-1", allows(), backoff=QUICK, max_failures=3)
         with pytest.raises(ProxyUnreachable):
             await manager.run(handle_signals=False)
         assert {state.phase for state in manager.states} == {Phase.CLOSED}
         async with scripted_proxy(refuses) as proxy:
-            manager = AgentConnectionManager(proxy.address, "waf-1", Agent(), backoff=QUICK, max_failures=0)
+            manager = AgentConnectionManager(proxy.address, "waf-1", allows(), backoff=QUICK, max_failures=0)
             with pytest.raises(AuthFailed):
                 await manager.run(handle_signals=False)
 
@@ -297,7 +293,7 @@ def test_manager_runs_in_a_thread_that_gets_no_signals() -> None:
 
     async def main() -> None:
         async with scripted_proxy(serves) as proxy:
-            manager = AgentConnectionManager(proxy.address, "waf-1", Agent())
+            manager = AgentConnectionManager(proxy.address, "waf-1", allows())
             running = asyncio.create_task(manager.run())
             await until(lambda: manager.connected == 4, "four connections")
             manager.stop()
@@ -318,7 +314,7 @@ def test_manager_runs_in_a_thread_that_gets_no_signals() -> None:
 def test_cancelled_manager_closes_everything() -> None:
     async def main() -> None:
         async with scripted_proxy(serves) as proxy:
-            manager = AgentConnectionManager(proxy.address, "waf-1", Agent(), backoff=QUICK)
+            manager = AgentConnectionManager(proxy.address, "waf-1", allows(), backoff=QUICK)
             running = asyncio.create_task(manager.run())
             await until(lambda: manager.connected == 4, "four connections")
             running.cancel()
@@ -335,7 +331,7 @@ def test_configuration_reaches_the_agent_once() -> None:
         await peer.accept({"rules_version": "3.4.0"})
         await peer.end()
 
-    agent, taken = Agent(), []
+    agent, taken = allows(), []
 
     @agent.hook
     def on_configure(event: Any) -> None:
@@ -356,7 +352,7 @@ def test_state_callback_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture
 
     async def main() -> None:
         async with scripted_proxy(serves) as proxy:
-            manager = AgentConnectionManager(proxy.address, "waf-1", Agent(), on_state=fail, target_connections=1)
+            manager = AgentConnectionManager(proxy.address, "waf-1", allows(), on_state=fail, target_connections=1)
             running = asyncio.create_task(manager.run(handle_signals=False))
             await until(lambda: manager.connected, "it to be connected")
             manager.stop()
@@ -377,14 +373,14 @@ def test_state_callback_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture
     ],
 )
 def test_what_can_never_register_is_refused_at_once(wrong: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {"address": "/s", "agent_id": "waf-1", "agent": Agent(), "dialect": Dialect.SDK} | wrong
+    good: dict[str, Any] = {"address": "/s", "agent_id": "waf-1", "agent": allows(), "dialect": Dialect.SDK}
     with pytest.raises(LocalProtocolError):
-        AgentConnectionManager(**arguments)
+        AgentConnectionManager(**(good | wrong))
 
 
 def test_manager_runs_once() -> None:
     async def main() -> None:
-        manager = AgentConnectionManager("/nowhere/s", "waf-1", Agent(), max_failures=0)
+        manager = AgentConnectionManager("/nowhere/s", "waf-1", allows(), max_failures=0)
         with pytest.raises(ProxyUnreachable):
             await manager.run(handle_signals=False)
         with pytest.raises(LocalProtocolError, match="runs once"):
@@ -398,7 +394,7 @@ def test_two_hundred_managers_that_lose_their_proxy_at_once_come_back_spread_out
 
     async def main() -> None:
         async with scripted_proxy(serves) as proxy:
-            agent = Agent()
+            agent = allows()
             # A second of back-off, as they have it by default; nothing is asserted about the clock.
             all_of_them = [
                 AgentConnectionManager(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.deciding import allows
 from support.fences import descriptors, new_descriptors
 from support.scripted_proxy import Peer, refused_address, run, scripted_proxy
 from support.waiting import until
@@ -274,7 +275,7 @@ def test_events_right_behind_the_answer_wait_for_the_one_who_serves() -> None:
             connection = await connect_to_proxy(proxy.address, "waf-1", ping_interval=0)
             for _ in range(20):
                 await asyncio.sleep(0)
-            ending = await connection.serve(Agent())
+            ending = await connection.serve(allows())
             assert (ending.kind, ending.served) == (Kind.LOST, 2)
 
     run(main())
@@ -316,7 +317,7 @@ def test_connection_that_ends_after_its_acceptance_says_how(script: Script, reas
     async def main() -> None:
         async with scripted_proxy(script) as proxy:
             connection = await connect_to_proxy(proxy.address, "waf-1", ping_interval=0)
-            ending = await connection.serve(Agent())
+            ending = await connection.serve(allows())
             assert ending.kind is Kind.LOST
             assert reason is None or ending.reason == reason
             assert ending.served == served
@@ -378,7 +379,7 @@ def test_dead_proxy_is_noticed_by_pings_once_it_has_answered_one() -> None:
             connection = await connect_to_proxy(
                 proxy.address, "waf-1", dialect=dialect, ping_interval=0.02, ping_timeout=0.02
             )
-            assert (await connection.serve(Agent())).reason == reason
+            assert (await connection.serve(allows())).reason == reason
 
     for dialect in (Dialect.SDK, Dialect.CORE):
         answers = True

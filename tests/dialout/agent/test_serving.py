@@ -5,8 +5,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import cast
 
 import pytest
+from support.deciding import allows
 from support.scripted_proxy import Peer, run, scripted_proxy
 from support.waiting import until
 
@@ -220,7 +222,7 @@ def test_failure_is_logged_with_its_request_and_nothing_raw(caplog: pytest.LogCa
 @BOTH
 def test_event_that_cannot_be_read_fails_where_it_names_its_request(dialect: Dialect) -> None:
     async def main() -> None:
-        agent = Agent()
+        agent = allows()
         async with serving(agent, dialect) as (peer, _, _):
             peer.send(encode_frame(0x10, b'{"request_id":5,"correlation_id":"c5","method":7}'))
             assert await verdicts(peer, 1) in ({5: Block(500)}, {"c5": Block(500)})
@@ -236,7 +238,7 @@ def test_event_that_cannot_be_read_fails_where_it_names_its_request(dialect: Dia
 @BOTH
 def test_frames_of_unknown_types_are_not_answered(dialect: Dialect) -> None:
     async def main() -> None:
-        async with serving(Agent(), dialect) as (peer, _, _):
+        async with serving(allows(), dialect) as (peer, _, _):
             for frame_type in set(range(256)) - set(range(0x10, 0x18)) - {0x30, 0x31, 0x40, 0x41, 0xE0, 0xE2, 0xF0}:
                 peer.send(encode_frame(frame_type))
             peer.event(headers(), 1)
@@ -245,15 +247,11 @@ def test_frames_of_unknown_types_are_not_answered(dialect: Dialect) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("kind", ["hook", "frame"])
-def test_sixth_error_in_a_row_ends_the_connection_after_all_answers(kind: str) -> None:
+def test_sixth_unreadable_event_in_a_row_ends_the_connection_after_all_answers() -> None:
     async def main() -> None:
         async with serving(Failing()) as (peer, _, task):
             for number in range(1, 7):
-                if kind == "hook":
-                    peer.event(headers("/raise"), number)
-                else:
-                    peer.send(encode_frame(0x10, b'{"request_id":%d}' % number))
+                peer.send(encode_frame(0x10, b'{"request_id":%d}' % number))
             assert await verdicts(peer, 6) == {number: Block(500) for number in range(1, 7)}
             assert await peer.inbound() is None
             ending = await task
@@ -262,25 +260,91 @@ def test_sixth_error_in_a_row_ends_the_connection_after_all_answers(kind: str) -
     run(main())
 
 
-def test_a_good_answer_in_between_forgets_the_errors() -> None:
-    agent = Agent()
-
-    @agent.hook
-    def on_request_headers(event: RequestHeaders) -> Decision:
-        if event.uri == "/bad":
-            raise ValueError
-        return ALLOWED
-
+@BOTH
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_hook_that_fails_for_some_requests_serves_all_others_on_the_same_connection(
+    dialect: Dialect, kind: str
+) -> None:
     async def main() -> None:
-        async with serving(agent) as (peer, _, task):
+        agent = Poisoned(kind)
+        async with serving(agent, dialect) as (peer, _, task):
+            for number in range(1, 201):
+                peer.event(headers("/good" if number % 10 == 0 else f"/{number % 10}"), number)
+            found = list((await verdicts(peer, 200)).values())
+            assert (found.count(ALLOW), found.count(Block(500))) == (20, 180)
+            assert not task.done()
+        assert (agent.counters.allowed, agent.counters.errored) == (20, 180)
+
+    run(main())
+
+
+class Poisoned(Agent):
+    """Fails in every way that Python has, for all requests but those to /good."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.hook(self.plain() if kind == "plain" else self.later())
+
+    def plain(self) -> Callable[[RequestHeaders], Decision]:
+        """A hook that fails at once."""
+
+        def on_request_headers(event: RequestHeaders) -> Decision:
+            return self.decide(event)
+
+        return on_request_headers
+
+    def later(self) -> Callable[[RequestHeaders], Awaitable[Decision]]:
+        """A hook that fails later."""
+
+        async def on_request_headers(event: RequestHeaders) -> Decision:
+            await asyncio.sleep(0)
+            return self.decide(event)
+
+        return on_request_headers
+
+    @staticmethod
+    def decide(event: RequestHeaders) -> Decision:
+        """Allow, or fail."""
+        results: dict[str, object] = {
+            "/1": None,
+            "/2": Decision,
+            "/3": Mute(),
+            "/4": Decision.allow().set_request_header("x-lone", "\udc80"),
+        }
+        errors: dict[str, BaseException] = {
+            "/5": ValueError("poison"),
+            "/6": SystemExit(0),
+            "/7": asyncio.CancelledError(),
+            "/8": KeyboardInterrupt(),
+            "/9": GeneratorExit(),
+        }
+        if event.uri in errors:
+            raise errors[event.uri]
+        return cast("Decision", results.get(event.uri, ALLOWED))
+
+
+class Mute:
+    """Is none, and cannot even be asked."""
+
+    def __getattribute__(self, name: str) -> object:
+        """Fail, when it is asked for its class as well."""
+        raise OSError(name)
+
+
+def test_an_event_that_can_be_read_in_between_forgets_those_that_could_not() -> None:
+    async def main() -> None:
+        async with serving(Failing()) as (peer, _, task):
             for number in range(1, 61):
-                peer.event(headers("/good" if number % 6 == 0 else "/bad"), number)
-            assert len(await verdicts(peer, 60)) == 60
+                if number % 6:
+                    peer.send(encode_frame(0x10, b'{"request_id":%d}' % number))
+                else:
+                    peer.event(headers("/raise"), number)
+            assert set((await verdicts(peer, 60)).values()) == {Block(500)}
             for _ in range(100):
                 await asyncio.sleep(0)
             assert not task.done()
-            peer.event(headers("/good"), 61)
-            assert await verdicts(peer, 1) == {61: ALLOW}
+            peer.event(headers("/true"), 61)
+            assert await verdicts(peer, 1) == {61: Block(500)}
 
     run(main())
 
@@ -579,14 +643,18 @@ def test_drain_finishes_what_is_in_flight_and_what_comes_meanwhile() -> None:
     run(main())
 
 
-def test_drain_has_an_end() -> None:
+def test_drain_has_an_end_and_what_is_in_flight_then_gets_the_failure_answer() -> None:
     async def main() -> None:
         agent = Gated()
         async with serving(agent) as (peer, connection, _):
             peer.event(headers("/1"), 1)
             await until(lambda: agent.at_work == 1, "it to be at work")
+            peer.event(ResponseHeaders(200, {}), 1)
+            await until(lambda: connection._serving and connection._serving._work[1].later, "the event behind it")
             assert not await connection.drain(0.05)
+            assert [(await answer(peer)).response.verdict for _ in range(2)] == [Block(500)] * 2
             assert await peer.inbound() is None
+            assert agent.cancelled == ["/1"]
 
     run(main())
 
@@ -627,7 +695,7 @@ def test_a_request_keeps_its_headers_and_context_until_it_is_over_and_only_so_ma
 
 def test_configuration_comes_with_the_registration_once_for_all_connections_and_by_push() -> None:
     taken: list[object] = []
-    agent = Agent()
+    agent = allows()
 
     @agent.hook
     async def on_configure(event: Configure) -> Decision | None:
@@ -659,7 +727,7 @@ def test_configuration_comes_with_the_registration_once_for_all_connections_and_
 def test_configuration_that_the_hook_chokes_on_is_tried_again_with_the_next_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    agent, taken = Agent(), []
+    agent, taken = allows(), []
 
     @agent.hook
     def on_configure(event: Configure) -> None:
@@ -742,7 +810,7 @@ def test_sdk_agents_report_when_asked(agent: Agent, state: HealthState, rules: f
 
 def test_default_metrics_count_requests() -> None:
     async def main() -> None:
-        async with serving(Agent()) as (peer, _, _):
+        async with serving(allows()) as (peer, _, _):
             peer.event(headers(), 1)
             await answer(peer)
             peer.send(codec_for(Dialect.SDK).encode_metrics_request() or b"")

@@ -43,7 +43,7 @@ def test_check_shows_what_is_in_effect_when_the_file_is_good(cli: Cli, folder: P
     assert first == f"{folder}/good.kdl: ok"
     told = dict(line.strip().split(maxsplit=1) for line in summary)
     assert told["listeners"] == f"uds {folder}/agents.sock, tcp 127.0.0.1:9090, tcp [::1]:9090"
-    assert told["limits"].startswith("4 connections per agent; registration within 90s and 65,536 bytes")
+    assert told["limits"].startswith("4 connections per agent; registration within 90s and 16,384 bytes")
     assert told["auth"] == "required, 3 tokens"
     assert told["agents"] == "waf-*, auth-agent"
     assert told["agent-config"] == "waf-*"
@@ -142,3 +142,77 @@ def test_token_refuses_a_pattern_that_can_match_nothing(cli: Cli) -> None:
     done = cli("token", "new", "--pattern", "waf ?")
 
     assert (done.returncode, done.stdout) == (2, "")
+
+
+PROXY = """
+schema-version "1.0"
+include "routes/*.kdl"
+system { worker-threads 0 }
+listeners { listener "http" { address "0.0.0.0:8080"; protocol "http" } }
+agents {
+    agent "waf" type="waf" {
+        unix-socket path="/var/run/waf.sock"
+        events "request_headers" "request_body"
+        timeout-ms 200
+        failure-mode "open"
+    }
+}
+"""
+
+
+def test_check_names_what_it_does_not_read_of_a_proxys_file(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "zentinel.kdl"
+    file.write_text(PROXY + f'reverse-listener {{ path "a.sock"; runtime-dir "{tmp_path}/run" }}\n')
+    done = cli("check", "--file-only", file)
+    assert done.returncode == 0
+    last = done.stdout.splitlines()[-1]
+    assert last == (
+        "  not read      schema-version, include, system, listeners, agents: for a proxy; nor is what include names"
+    )
+    not_read = json.loads(cli("check", "--file-only", "--json", file).stdout)["not_read"]
+    assert not_read == ["schema-version", "include", "system", "listeners", "agents"]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "said"),
+    [
+        (PROXY, "", "there is no reverse-listener block; include is not read: write reverse-listener { path"),
+        (PROXY.replace("include", "// include"), "", "system, listeners, agents of a proxy are not read: write"),
+        ("agents {\n reverse-listener {\n }\n}\n", ":2", 'move "reverse-listener" out of "agents", to the top'),
+        ('agents {\n agent "a" {\n  reverse-listener {\n  }\n }\n}\n', ":3", 'out of "agent", to the top of the file'),
+        ('path "a.sock"\nshards 2\n', ":1", 'put "path" and the other nodes into reverse-listener { … }'),
+        ('[reverse-listener]\npath = "x"\n', ":1", "this looks like TOML or INI"),
+        ('{"reverse-listener": {"path": "x"}}\n', ":1", "this looks like JSON"),
+        ('reverse-listener:\n  path: "x"\n', ":1", 'did you mean "reverse-listener"? A block stands between { and }'),
+        ("reverse-listener\n{\n}\n", ":2", "the brace stands on the line of the name"),
+        ("reverse-listener{\n}\n", ":1", "a space in front of each value and brace"),
+        ('reverse-listener "agents" {\n}\n', ":1", "remove what is between reverse-listener and {"),
+        ("# reverse-listener\n", ":1", "a comment begins with //"),
+        ("#reverse-listener {\n}\n", ":1", "a comment begins with //"),
+        ("reverse-listener {\n}\n404 {\n}\n", ":3", 'a name that begins with a digit stands in double quotes: "404"'),
+        ("reverse-listener {\r // x\r shardz 2\r}\r", ":3", 'did you mean "shards"?'),
+        ("reverse-listener {\r\n // x\r\n shardz 2\r\n}\r\n", ":3", 'did you mean "shards"?'),
+        ("reverse-listener {\x85 shards 2\x85 shardz 2\x85}\x85", ":3", 'did you mean "shards"?'),
+    ],
+)
+def test_check_says_where_the_block_is_to_be(text: str, where: str, said: str, cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "a.kdl"
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+    done = cli("check", file)
+    assert (done.returncode, done.stdout) == (78, "")
+    [problem] = done.stderr.splitlines()
+    assert problem.startswith(f"{file}{where}: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize("text", ["", "// nothing yet\n", PROXY, 'include "listener.kdl"\n'])
+def test_the_block_that_check_proposes_is_good(text: str, cli: Cli, rundir: Path, tmp_path: Path) -> None:
+    file, env = tmp_path / "a.kdl", {"SHARDGATE_RUNTIME_DIR": str(rundir / "run")}
+    file.write_text(text)
+    refused = cli("check", file, env=env)
+    assert refused.returncode == 78
+    file.write_text(text + refused.stderr.strip().rpartition("write ")[2])
+    done = cli("check", file, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"uds {rundir}/run/agents.sock" in done.stdout

@@ -44,6 +44,12 @@ def test_token_list_shows_lines_patterns_and_no_whole_digest(cli: Cli, file: Pat
     }  # fmt: skip
 
 
+def test_token_list_says_how_many_connections_a_token_may_let_in(cli: Cli, file: Path) -> None:
+    file.write_text(f"waf-* sha256:{FIRST} max-connections:2000\n")
+    assert cli("token", "list", file).stdout.splitlines()[1].endswith("waf-* (at most 2,000 connections)")
+    assert json.loads(cli("token", "list", file, "--json").stdout)[0]["max_connections"] == 2000
+
+
 def test_token_revoke_removes_one_line_and_leaves_all_else_as_it_is(cli: Cli, file: Path) -> None:
     inode = file.stat().st_ino
     done = cli("token", "revoke", file, "ab" * 6)

@@ -69,6 +69,9 @@ CORPUS = [
     "l1 a=b c = d\nl2 1",
     "l1\r\nl2 {\r\n l3\r\n}\r\nl5",
     "\ufeffl1\nl2",
+    "l1\rl2 {\r l3\r}\r\nl5\rl6",
+    "l1\x85l2\u2028l3\u2029l4",
+    "l1 // x\rl2\r// y\rl4",
     "l1\f\nl2 1\u2003 2\nl3",
     "l1 - -1 +1 1.5e3 0xff 1_000\n- 1\nl3 a/**/b",
 ]
@@ -156,7 +159,7 @@ def test_document_is_read_or_refused_when_given_any_text(text: str) -> None:
         document = read_document(text, "test.kdl")
     except ConfigError as error:
         [problem] = error.problems
-        assert problem.line is None or 1 <= problem.line <= text.count("\n") + 1
+        assert problem.line is None or 1 <= problem.line <= len(re.findall("\r\n|[\n\r\x85\u2028\u2029]", text)) + 1
     else:
         assert [node.name for node in document.nodes] == [node.name for node in ckdl.parse(text).nodes]
 
@@ -260,3 +263,12 @@ def test_document_keeps_type_annotations_apart_from_values() -> None:
 
     assert (node.annotation, node.args, node.properties) == ("t", (1,), {"k": 2})
     assert node.annotated == ("u8", "v")
+
+
+@pytest.mark.parametrize("end", ["\x85", "\f", "\u2028", "\u2029", "\r"], ids=ascii)
+def test_a_comment_that_an_editor_does_not_end_is_refused(end: str) -> None:
+    """KDL ends it there, so that what follows would be in effect."""
+    problem = problem_of(f"a 1\n// off: {end}b 2\nc 3")
+
+    assert problem.line == 2
+    assert f"the comment ends at U+{ord(end):04X}" in problem.message

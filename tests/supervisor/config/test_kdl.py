@@ -48,6 +48,8 @@ reverse-listener {{
     socket-group "1001"
     tcp-address "0.0.0.0:9090" "[::1]:9090"
     max-connections-per-agent 8
+    max-connections 900
+    max-connections-per-peer 90
     handshake-timeout "500ms"
     max-registration-bytes 4096
     max-handshakes 1024
@@ -58,7 +60,7 @@ reverse-listener {{
     auth {{
         token "waf-*" "log-*" sha256="{HEX}"
         token-file "/etc/shardgate/tokens"
-        token "auth-agent" sha256="{OTHER.upper()}"
+        token "auth-agent" sha256="{OTHER.upper()}" max-connections=20
         token-file "more" "sub/tokens"
     }}
     agent-config "waf-*" "auth-*" {{ rules_version "3.4.0"; limits {{ rate 10; burst 20 }} }}
@@ -137,11 +139,13 @@ def test_every_node_is_read_in_both_spellings() -> None:
             require_auth=True,
             allowed_agents=("waf-*", "auth-agent"),
         ),
+        max_connections=900,
+        max_connections_per_peer=90,
         max_registration_bytes=4096,
         max_handshakes=1024,
         max_handshakes_per_peer=16,
         allow_uids=(1000, 1001),
-        tokens=(Token(("waf-*", "log-*"), hash_token("swordfish")), Token(("auth-agent",), hash_token("other"))),
+        tokens=(Token(("waf-*", "log-*"), hash_token("swordfish")), Token(("auth-agent",), hash_token("other"), 20)),
         token_files=("/etc/shardgate/tokens", "/etc/shardgate/more", "/etc/shardgate/sub/tokens"),
         agent_config=(
             AgentConfigRule(("waf-*", "auth-*"), {"rules_version": "3.4.0", "limits": {"rate": 10, "burst": 20}}),
@@ -287,6 +291,8 @@ SINGLE_LINE = [
         'allowed-agents "w\\u{1b}[1m"',
         'allowed-agents: a pattern is made of A-Z a-z 0-9 . _ : @ - and *, got "w\\x1b[1m"',
     ),
+    ("max-connections 0", "max-connections: expected 1 to 10000000, got 0"),
+    ("max-connections-per-peer 0", "max-connections-per-peer: expected 1 to 10000000, got 0"),
     ("allow-uid", "allow-uid: expected at least one value, got none"),
     ("allow-uid 4294967295", "allow-uid: expected a number from 0 to 4294967294, got the number 4294967295"),
     ("allow-uid 0 root", 'allow-uid: expected a whole number, got the string "root"'),
@@ -381,6 +387,10 @@ def test_repeated_list_is_an_error_that_tells_how_to_join_it() -> None:
         'token "waf-*" { sha256 "hunter2"; }',
         f'token "waf-*" sha256="{HEX}" "a b"',
         'token "waf-*" sha256=12345678',
+        f'token "waf-*" sha256="{HEX}" max-connections="hunter2"',
+        f'token "waf-*" sha256="{HEX}" max-connections=0',
+        f'token "waf-*" sha256="{HEX}" max-connections=10000001',
+        f'token "waf-*" sha256="{HEX}" max-connections=true',
         f'token "waf-*" sha256="{hash_token("").hex()}"',
     ],
 )
@@ -402,7 +412,8 @@ def test_misspelt_block_is_an_error_beside_a_right_one_or_alone(name: str) -> No
     assert errors(block("") + f"{name} {{\n}}") == [f"listener.kdl:4: {message}"]
 
 
-def test_block_must_be_there_exactly_once() -> None:
+def test_block_must_be_there_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDGATE_RUNTIME_DIR", "/run/shardgate")
     nothing = (
         'listener.kdl: there is no reverse-listener block; write reverse-listener { path "/run/shardgate/agents.sock" }'
     )

@@ -163,3 +163,10 @@ def test_uids_alone_are_no_rule_for_a_tcp_address_of_an_option_either() -> None:
     assert error.startswith("--allow-uid: agents at 127.0.0.1:9090 have no uid, since it is a TCP address")
     assert apply_options(Config(), {"tcp": ("127.0.0.1:9090",)}).allow_uids is None
     assert apply_options(FILE, {"allow_uid": (1000,)}).allow_uids == (1000,)
+
+
+def test_hints_propose_options_to_who_gives_options() -> None:
+    assert errors(Config(), uds="localhost:9090")[0].endswith("; write --tcp 127.0.0.1:9090")
+    assert errors(Config(), tcp=("/run/a b.sock",))[0].endswith("; write --uds '/run/a b.sock'")
+    assert errors(Config(), uds="${NO_SUCH_NAME}/a")[0].endswith("let the shell replace it: no single quotes")
+    assert errors(Config(), uds="unix:///run/a.sock")[0].endswith('; did you mean "/run/a.sock"?')

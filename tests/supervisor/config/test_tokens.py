@@ -71,6 +71,31 @@ def test_token_file_is_read_when_it_has_both_spellings_comments_and_blank_lines(
     assert read_token_file(write(tmp_path, "")) == ()
 
 
+def test_token_file_says_how_many_connections_a_token_may_let_in(tmp_path: Path) -> None:
+    digest = hash_token("swordfish")
+    path = write(tmp_path, f"a sha256:{HEX} max-connections:7\nb sha256={HEX}  max-connections=10000000\n")
+    assert read_token_file(path) == (Token(("a",), digest, 7), Token(("b",), digest, 10_000_000))
+
+    bad = ("0", "-1", "10000001", "x", "7 8", "")
+    lines = problems_of(write(tmp_path, "".join(f"a sha256:{HEX} max-connections:{text}\n" for text in bad)))
+    assert [line for line, _ in lines] == list(range(1, len(bad) + 1))
+
+
+def test_rule_is_the_patterns_of_the_token_that_is_presented() -> None:
+    tokens = [
+        Token(("waf-*",), hash_token("one"), 5),
+        Token(("waf-*",), hash_token("two")),
+        Token(("geo", "auth"), hash_token("two")),
+        Token(tuple(f"agent-{n}" for n in range(100)), hash_token("many")),
+    ]
+    table = TokenTable(tokens)
+    assert table.rule_for("waf-1", "one") == table.rule_for("waf-1", "two") == "waf-*"
+    assert table.rule_for("geo", "two") == table.rule_for("auth", "two") == "auth,geo"
+    assert table.rule_for("geo", "one") is None
+    assert table.rule_for("geo", None) is None
+    assert len(table.rule_for("agent-7", "many") or "") < 60
+
+
 def test_token_file_reports_every_bad_line_with_its_number(tmp_path: Path) -> None:
     path = write(
         tmp_path,
