@@ -62,7 +62,10 @@ class QueryServer:
 
     Whoever asks for another one hears *refusal*, where there is one. A method takes the arguments and returns what
     msgspec can encode; a `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception
-    handler, and the asker hears that there is no answer to wait for.
+    handler, and the asker hears that there is no answer to wait for. *mode* is asked for whenever the socket is made.
+
+    Where the socket cannot be made the object is not made either, with an OSError; or, with *may_wait*, it answers once
+    `bind` has succeeded.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class QueryServer:
         path: Path,
         methods: Mapping[str, Method],
         *,
-        mode: int = 0o600,
+        mode: Callable[[], int] = lambda: 0o600,
         refusal: str = "",
         access: Access = OPERATORS,
+        may_wait: bool = False,
     ) -> None:
         self.path = path
         self._methods = methods
@@ -81,25 +85,35 @@ class QueryServer:
         self._limits = access.limits
         share = None if access.part >= 1 else Share(access.part, _BURST, monotonic())
         self._turns = Turns(share)
-        self._sock, self._listener = self._listen()
+        self._open: tuple[socket.socket, LimitedListener] | None = None
+        try:
+            self.bind()
+        except OSError:
+            if not may_wait:
+                raise
 
     def bind(self) -> None:
-        """Listen again where the socket's file is gone; OSError when that is not possible."""
-        sock, listener = self._listen()
-        self._listener.close()
-        self._sock.close()
-        self._sock, self._listener = sock, listener
+        """Listen, or listen again where the socket's file is gone; OSError when that is not possible."""
+        opened = self._listen()
+        self._close_socket()
+        self._open = opened
+
+    def _close_socket(self) -> None:
+        if self._open is not None:
+            sock, listener = self._open
+            listener.close()
+            sock.close()
+            self._open = None
 
     def _listen(self) -> tuple[socket.socket, LimitedListener]:
-        sock = bind_private(self.path, socket.SOCK_STREAM, self._mode)
+        sock = bind_private(self.path, socket.SOCK_STREAM, self._mode())
         sock.listen(BACKLOG)
         return sock, LimitedListener(sock, self._connection, lambda: self._limits, self._turns)
 
     def close(self) -> None:
         """Stop answering. The socket's file stays: a successor may have bound the path by now."""
-        self._listener.close()
+        self._close_socket()
         self._turns.close()
-        self._sock.close()
 
     def answer(self, payload: bytes) -> bytes:
         """The answer to a question, whatever *payload* is."""

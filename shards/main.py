@@ -97,9 +97,10 @@ class Shard:
         reading = self._answers()
         self._queries = [QueryServer(rundir.shard_query(shard), reading)]
         if status_dir is not None:
-            path = status_dir.shard_query(shard)
-            mode = socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
+            path, mode = status_dir.shard_query(shard), partial(socket_mode, status_dir.path)
+            self._queries.append(
+                QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS, may_wait=True)
+            )
         self._reporter = Reporter(
             rundir,
             events.identity(shard, epoch),
@@ -151,8 +152,8 @@ class Shard:
     def _look_after_places(self) -> Every:
         """Look after what this shard has on disk, and make again what others remove."""
         places, rundir = self._places, self._rundir
-        for directory in self._directories:
-            places.add(directory.path, "the directory", partial(self._mend, directory.make_again))
+        # The status directory is the supervisor's to make: it knows its mode and its group.
+        places.add(rundir.path, "the directory", partial(self._mend, rundir.make_again))
         handoffs = rundir.shard_handoff(self._shard)
         for path, what, mend in (
             (handoffs, "the socket for supervisors", lambda: self._intake.listen_again(handoff.listen(handoffs))),

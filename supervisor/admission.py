@@ -7,12 +7,14 @@ come on top of the agent's connections.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from dialout import ErrorCode, Registration, Rejection, awake
 from dialout.claims import Claim
 from dialout.registration import read_registration
 from ipc.events import Command, Probe
 from ipc.peers import Owner
+from ipc.timers import all_of
 from supervisor.config.pushed import AgentConfig
 from supervisor.farewell import Farewell
 from supervisor.handoffs import Handoffs
@@ -66,10 +68,8 @@ class Admission:
     def open(self) -> None:
         """Begin to admit, those who came early first: the ledger knows all that it can know."""
         early, self._early = self._early or [], None
-        for newcomer in early:
-            assert newcomer.claim is not None
-            # The rules may have been read again since it came.
-            self.admit(newcomer, newcomer.claim)
+        # The rules may have been read again since they came. One that cannot be admitted takes the turn from no other.
+        all_of(*(partial(self.admit, one, one.claim) for one in early if one.claim is not None))
 
     def admit(self, newcomer: Newcomer, claim: Claim) -> None:
         """Admit *newcomer*, refuse it, or let it wait for a probe.

@@ -242,9 +242,8 @@ class Fleet:
         self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
-            for directory in filter(None, (self._rundir, self._status_dir)):
-                # A process that finds no room for its sockets would only end again.
-                directory.check_usable()
+            # A process that finds no room for its sockets would only end again.
+            self._rundir.check_usable()
             process = start_shard(
                 shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
             )

@@ -18,7 +18,7 @@ class Footing:
     def __init__(self, directories: Sequence[RuntimeDir], journal: Journal) -> None:
         self.files = SideFiles()
         self.places = Places(journal.supervisor)
-        self._timer = Every(LOOK_SECONDS, self._look)
+        self._timer = Every(LOOK_SECONDS, self.look)
         for directory in directories:
             directory.files = self.files
             self.places.add(directory.path, "the directory", partial(_made_by, directory.make_again))
@@ -53,7 +53,8 @@ class Footing:
         self.places.clear()
         self.files.close()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look at everything now, and mend what others have removed."""
         self.places.look()
         self.files.look()
 

@@ -141,7 +141,13 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
     The descriptors in *taken* are owned from now on.
     """
     listeners: list[Listener] = []
-    left = dict(taken or {})
+    left: dict[KeptListener, int] = {}
+    for kept, fd in (taken or {}).items():
+        if kept.inherited or has_its_path(kept):
+            left[kept] = fd
+        else:
+            # Somebody has removed its file a moment ago: agents do not find it.
+            os.close(fd)
     addresses = wanted(config, default_path, [one for one in left if one.inherited])
     found = assign(addresses, left)
     try:

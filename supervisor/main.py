@@ -104,9 +104,8 @@ class Supervisor:
         status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
-        # What would be missing is found before anything is made.
-        for directory in filter(None, (rundir, status_dir)):
-            directory.check_usable()
+        # What would be missing is found before anything is made. Those who only look can wait for their directory.
+        rundir.check_usable()
         self._started = time.monotonic()
         self._config, self._rundir, self.listeners, self._load = config, rundir, listeners, load
         self._estate, self._manager = estate, manager
@@ -203,8 +202,10 @@ class Supervisor:
         }
         self._queries = [QueryServer(rundir.supervisor_query, reading | acting)]
         if status_dir is not None:
-            path, mode = status_dir.supervisor_query, socket_mode(status_dir.path)
-            self._queries.append(QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS))
+            path, mode = status_dir.supervisor_query, partial(socket_mode, status_dir.path)
+            self._queries.append(
+                QueryServer(path, reading, mode=mode, refusal=READS_ONLY, access=LOOKERS, may_wait=True)
+            )
         self._succession = Succession(rundir, manager, self._asked_to_hand_over)
         self._look_after_sockets()
 
@@ -283,12 +284,14 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             async with awake.clock().timeout(READY_LIMIT):
                 await self._fleet.ready.wait()
-        self._admission.open()
         self._state = "running"
-        self._journal.supervisor("ready", f"{self.shards} shards")
-        self._log.info("ready", shards=self.shards)
-        self._manager.ready(self._summary())
-        self._manager.begin(self._summary, lambda: self._fleet.turns)
+        all_of(
+            self._admission.open,
+            lambda: self._journal.supervisor("ready", f"{self.shards} shards"),
+            lambda: self._log.info("ready", shards=self.shards),
+            lambda: self._manager.ready(self._summary()),
+            lambda: self._manager.begin(self._summary, lambda: self._fleet.turns),
+        )
         if len(self._fleet.shards) > self.shards:
             # An earlier supervisor had more: by its configuration, or in the middle of a restart.
             with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
@@ -353,9 +356,9 @@ class Supervisor:
 
     def _why_not_now(self) -> str | None:
         """Why the next supervisor could not begin here: both would be left without their sockets."""
+        self._footing.look()
         try:
-            for directory in self._directories:
-                directory.check_usable()
+            self._rundir.check_usable()
         except OSError as error:
             return f"has no room for another one ({error.filename}: {error.strerror}), and goes on; make room first"
         problems = self._footing.problems

@@ -127,6 +127,28 @@ def test_start_in_a_directory_that_takes_nothing_says_so_and_leaves_nothing(
         assert list(folder.iterdir()) == []
 
 
+def test_status_directory_that_takes_nothing_stops_no_shard(start_product: StartProduct, disk: Disk) -> None:
+    with short_folder() as folder:
+        product = start_product(*with_status_dir(folder), shards=1, variables=disk.variables)
+        look = folder / "look"
+        disk.fail("ENOSPC", look)
+        os.kill(product.shard_pid(0), signal.SIGKILL)
+        wait_for(lambda: shard(product, 0)["restarts"] == 1, "the shard's end to be noticed")
+        wait_for(lambda: shard(product, 0)["state"] == "running", "the shard to come back")
+        assert registers(product.socket)
+        wait_for(lambda: is_missed(product, f"{look}/shard-0.query"), "its socket to be missed")
+        disk.mend()
+        wait_for(lambda: is_whole(product), "all to be well")
+        assert (look / "shard-0.query").stat().st_mode & 0o777 == 0o660
+        # The directory itself comes back with its mode, and what is in it.
+        shutil.rmtree(look)
+        wait_for((look / "shard-0.query").exists, "the directory to be made again")
+        wait_for(lambda: is_whole(product), "all to be well")
+        assert look.stat().st_mode & 0o7777 == 0o2750
+        product.process.terminate()
+        assert product.process.wait(20) == 0
+
+
 def test_takeover_that_meets_a_full_disk_half_way_goes_back_and_goes_on(
     start_product: StartProduct, disk: Disk
 ) -> None:
@@ -191,6 +213,10 @@ def test_removed_socket_of_agents_is_opened_again_with_its_mode_and_outlives_the
             assert product.socket.stat().st_mode & 0o777 == 0o640
             wait_for(lambda: product.query("status")["supervisor"]["problems"] == [], "all to be well")
         assert "file_mended" in product.command("events").stdout
+        # A takeover in the moment before it is noticed finds it mended.
+        product.socket.unlink()
+        product.take_over()
+        assert registers(product.socket)
         # The shards keep the new one: agents wait there for the next supervisor.
         product.process.kill()
         product.process.wait()
