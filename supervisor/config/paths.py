@@ -14,6 +14,7 @@ Objection = tuple[str, str | None]
 
 VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})", re.ASCII)
 _SPECIFIER = re.compile(r"%[A-Za-z](?=/|$)")
+"""Of systemd.unit(5), at the beginning of a path."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.ASCII | re.IGNORECASE)
 _FILE_URL = re.compile(r"(?:(?:unix|uds|file|ipc)(?::(?://)?)|(?:unix-\w+:))(.*)", re.ASCII | re.IGNORECASE)
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
@@ -58,7 +59,7 @@ def _variables(found: str) -> Objection | None:
         known = whole.startswith("/") and not VARIABLE.search(whole) and path_objection(whole) is None
         hint = _meant(whole) if known else "write the value itself, or leave it to an option of run"
         return f"variables are not replaced by their values here, got {quoted(found)}", hint
-    specifier = _SPECIFIER.search(found)
+    specifier = _SPECIFIER.match(found)
     if specifier is not None:
         hint = "write the whole path"
         return f"{specifier[0]} is replaced in units of systemd only, got {quoted(found)}", hint
