@@ -348,7 +348,7 @@ class World:
             wrong.append(f"the supervisor says it holds {status['supervisor']['held_descriptors']}")
         return wrong
 
-    def wait_until_exact(self, seconds: float = 10.0) -> float:
+    def wait_until_exact(self, seconds: float = 30.0) -> float:
         """Wait until everybody is connected and all counts agree; how long that took.
 
         Nobody may come or go meanwhile (`pace`).
@@ -383,7 +383,7 @@ class World:
         own["supervisor"] -= len(shards)
         return own
 
-    def excess(self, seconds: float = 5.0) -> list[str]:
+    def excess(self, seconds: float = 15.0) -> list[str]:
         """Processes that have more descriptors of their own than at first, for so long."""
         most = max(count for name, count in self._rest.items() if name != "supervisor")
         found: list[str] = []
@@ -418,14 +418,14 @@ class World:
         self._children.close()
         self.crowd = self.asker = self.attackers = None
         self.wait_until_running()
-        self.wait_for(self._is_empty, "empty shards", 10)
+        self.wait_for(self._is_empty, "empty shards", 30)
         leftovers = self.excess()
         pids = list(self.pids().values())
         self.supervisor.terminate()
         try:
-            status = self.supervisor.wait(20)
+            status = self.supervisor.wait(60)
         except subprocess.TimeoutExpired:
-            leftovers.append("the supervisor did not end within 20 s of SIGTERM")
+            leftovers.append("the supervisor did not end within 60 s of SIGTERM")
         else:
             leftovers += [f"the supervisor ended with status {status}"] if status else []
         leftovers += [f"process {pid}" for pid in pids if Path(f"/proc/{pid}/fd").exists() and descriptors(pid)]

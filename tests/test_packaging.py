@@ -78,7 +78,7 @@ def test_command_says_its_version_when_started_anywhere(command: list[str], tmp_
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [*command, "--version"],
-        cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=30,
+        cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, f"shardgate {__version__}\n", "")
 
@@ -122,10 +122,10 @@ def test_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(name: str) ->
 @built_only
 @pytest.mark.parametrize("name", ["dialout", "shardgate"])
 def test_wheel_built_from_the_sdist_equals_the_one_built_from_the_tree(name: str, tmp_path: Path) -> None:
-    subprocess.run(["tar", "-xzf", distribution(f"{name}-*.tar.gz"), "-C", tmp_path], check=True, timeout=60)
+    subprocess.run(["tar", "-xzf", distribution(f"{name}-*.tar.gz"), "-C", tmp_path], check=True, timeout=120)
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
-        cwd=tmp_path / f"{name}-{__version__}", capture_output=True, check=True, timeout=60,
+        cwd=tmp_path / f"{name}-{__version__}", capture_output=True, check=True, timeout=120,
     )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.read_bytes() == distribution(f"{name}-*.whl").read_bytes()
@@ -163,7 +163,7 @@ def test_dialout_imports_whole_where_only_msgspec_is_installed(tmp_path: Path) -
     # Isolated, and without site-packages.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", program],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -58,7 +58,7 @@ def start(script: str, tour: Path) -> "subprocess.Popen[str]":
 def ran(script: str, tour: Path) -> str:
     """What a block printed, which must have succeeded."""
     process = start(script, tour)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     return output
 
@@ -109,7 +109,7 @@ def test_readme_tour_and_commands_run_as_they_are_written(tour: Path) -> None:
             if process is not None:
                 if process.poll() is None:
                     os.killpg(process.pid, 15)
-                process.communicate(timeout=20)
+                process.communicate(timeout=120)
 
 
 def test_readme_agent_is_the_example() -> None:
@@ -125,7 +125,7 @@ def test_readme_configuration_is_accepted(tmp_path: Path, spelling: str) -> None
     file.write_text(block("config: all").replace(" true", f" {spelling}"))
     done = subprocess.run(
         [sys.executable, "-P", "-m", "shardgate", "check", "--file-only", str(file)],
-        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+        capture_output=True, text=True, env=environment(), check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -15,7 +15,7 @@ from bench.children import ROOT
 def benchmark(*options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "bench.admin", "--rounds", "1", "--registrations", "256", *options],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=55,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def mount(target: str) -> None:
 
 
 def systemctl(*arguments: str, fails: bool = False) -> str:
-    done = subprocess.run(["systemctl", "--user", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["systemctl", "--user", *arguments], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode != 0) == fails, (arguments, done)
     return done.stdout.strip()
 
@@ -172,7 +172,7 @@ def main(folder: Path) -> int:
         print((folder / "log").read_text()[-6000:] if (folder / "log").exists() else "no log")
         for pid in processes(""):
             os.kill(pid, signal.SIGKILL)
-        subprocess.run(["systemctl", "--user", "exit"], check=False, timeout=20, capture_output=True)
+        subprocess.run(["systemctl", "--user", "exit"], check=False, timeout=120, capture_output=True)
         try:
             manager.wait(20)
         finally:

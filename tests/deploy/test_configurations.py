@@ -46,6 +46,6 @@ def test_configuration_is_good_once_there_is_a_token(deploy: Path, source: Calla
         config.write_text(text)
         done = subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", "check", str(config)],
-            capture_output=True, text=True, check=False, env=environment(), timeout=30,
+            capture_output=True, text=True, check=False, env=environment(), timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

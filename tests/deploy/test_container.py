@@ -87,7 +87,7 @@ def commands_of_agents(deploy: Path) -> list[list[str]]:
 def test_demonstration_agents_are_started_with_options_that_exist(deploy: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "dialout", "--help"],
-        capture_output=True, text=True, check=False, env=environment(), timeout=30,
+        capture_output=True, text=True, check=False, env=environment(), timeout=120,
     )  # fmt: skip
     for command in commands_of_agents(deploy):
         assert all(word in done.stdout for word in command if word.startswith("--"))

@@ -70,11 +70,11 @@ def works(launcher: Path) -> None:
             wait_for((folder / "r/shard-0.json").exists, "the shard", timeout=60)
         finally:
             process.terminate()
-            _, log = process.communicate(timeout=20)
+            _, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_wheelhouse_is_all_that_each_way_needs(install: Callable[[str], None], tmp_path: Path) -> None:
     install("wheelhouse")
     for way, launcher in WAYS.items():

@@ -34,7 +34,7 @@ def units(deploy: Path, tmp_path: Path) -> Path:
 
 
 def run(*command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(units: Path, tool: Tool) -> None:
@@ -99,7 +99,7 @@ def test_start_command_of_the_unit_is_one_of_ours(deploy: Path) -> None:
         command, options = line.split()[1], [word for word in line.split() if word.startswith("--")]
         shown = subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", command, "--help"],
-            capture_output=True, text=True, check=True, env=environment(), timeout=30,
+            capture_output=True, text=True, check=True, env=environment(), timeout=120,
         ).stdout  # fmt: skip
         assert all(option in shown for option in options)
 

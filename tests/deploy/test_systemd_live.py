@@ -13,7 +13,7 @@ LIVE = Path(__file__).parent / "live.py"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a systemd of its own, in a mount namespace of its own, takes root")
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(600)
 def test_units_keep_their_word_under_a_real_systemd(tool: Callable[[str], str]) -> None:
     tool("systemctl")
     variables = environment()

@@ -414,4 +414,4 @@ except AttributeError as error:
 else:
     raise AssertionError
 """
-    subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=120)

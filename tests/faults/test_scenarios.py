@@ -36,7 +36,7 @@ SIZES = {
 CHOSEN = os.environ.get("SHARDGATE_FAULTS", "")
 SIZE = SIZES.get(CHOSEN, SIZES[""])
 
-pytestmark = pytest.mark.timeout(3600 if CHOSEN else 120)
+pytestmark = pytest.mark.timeout(3600 if CHOSEN else 600)
 
 
 def oldest(world: World) -> int:

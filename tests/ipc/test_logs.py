@@ -146,7 +146,7 @@ def log_of_child(stderr: int, **variables: str) -> "subprocess.CompletedProcess[
     # A warning is an error there too: it would be the first line of every log.
     command = [sys.executable, "-P", "-W", "error", "-c", LOGGING]
     env = environment() | {"TERM": "xterm"} | variables
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=30, check=True)
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=120, check=True)
 
 
 def test_a_process_logs_json_to_a_pipe_and_text_to_a_terminal_and_nothing_to_its_output() -> None:

@@ -81,7 +81,9 @@ def test_a_process_survives_signals_while_it_still_imports_what_it_needs(
     (tmp_path / f"{first}.py").write_text(SIGNALS_AT_IMPORT.format(numbers=without_effect(role)))
     env = environment()
     env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
-    done = subprocess.run([sys.executable, "-P", "-m", *command], env=env, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *command], env=env, capture_output=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stdout) == (7, b"survived"), done.stderr
 
 
@@ -107,7 +109,7 @@ print("not ended")
 def test_what_a_parent_has_ignored_or_blocked_counts_for_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", LEFT_BY_A_PARENT, DECIDES],
-        env=environment(), capture_output=True, text=True, timeout=30, check=False,
+        env=environment(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "[] True\n"), done.stderr
 
@@ -121,5 +123,5 @@ def test_signals_are_held_back_from_a_process_until_it_has_decided() -> None:
     for number in without_effect(Role.SHARD):
         child.send_signal(number)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-    child.communicate(b"\n", timeout=30)
+    child.communicate(b"\n", timeout=120)
     assert child.returncode == 0

@@ -27,7 +27,7 @@ def look(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a command on the status directory."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "shardgate", *arguments, "--runtime-dir", str(folder / "look")],
-        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+        capture_output=True, text=True, env=environment(), check=False, timeout=120,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_another_user_of_the_group_may_look_and_one_outside_may_not(start_produc
 
     def as_other(gid: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", code, str(gid), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, timeout=120)
 
     inside = as_other(12345, "status")
     assert (inside.returncode, inside.stderr) == (0, "")
@@ -108,7 +108,7 @@ def test_a_status_directory_that_another_shardgate_uses_is_refused(start_product
     second = first.folder.parent / "second"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "shardgate", "run", *options, "--runtime-dir", str(second)],
-        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+        capture_output=True, text=True, env=environment(), check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert f"{folder}/look: in use by a running supervisor" in done.stderr
@@ -146,6 +146,6 @@ def test_the_status_directory_goes_on_through_takeovers(start_product: StartProd
     second = product.folder.parent / "second"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "shardgate", "run", *options, "--runtime-dir", str(second)],
-        capture_output=True, text=True, env=environment(), check=False, timeout=30,
+        capture_output=True, text=True, env=environment(), check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, "in use by a running supervisor" in done.stderr) == (1, True)

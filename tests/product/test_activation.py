@@ -180,7 +180,7 @@ def test_passed_thing_that_is_no_listening_socket_is_named(
                 *passing.prefix([thing.fileno()], names), sys.executable, "-P", "-m", "shardgate", "run",
                 "--runtime-dir", str(folder / "run"),
             ],
-            pass_fds=(thing.fileno(),), env=environment(), capture_output=True, text=True, check=False, timeout=30,
+            pass_fds=(thing.fileno(),), env=environment(), capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == 1
     assert expected in done.stderr

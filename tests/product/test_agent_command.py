@@ -38,7 +38,7 @@ def test_agent_finds_the_default_listener_serves_it_and_sums_up(start_product: S
         assert decided(product, "demo-agent", "--uri", "/admin/x")["decision"]["block"]["status"] == 403
         assert decided(product, "demo-agent", "--uri", "/x")["decision"] == "allow"
         process.terminate()
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "demo-agent: 2 requests in " in output
     assert "1 allowed, 1 blocked" in output

@@ -194,5 +194,5 @@ def test_takeover_by_signal_tells_the_manager_which_process_it_is_now(
 def _takeover_by_hand(product: Product) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-P", "-m", "shardgate", *product._arguments, "--takeover"],
-        env=environment(), capture_output=True, text=True, check=False, timeout=30,
+        env=environment(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.product import Product
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -31,7 +31,7 @@ def address(product: Product) -> str:
 def ask(product: Product, path: str, *, method: str = "GET", **headers: str) -> Answer:
     """Ask the endpoint of *product*."""
     where = address(product)
-    connection = http.client.HTTPConnection("localhost" if "/" in where else where, timeout=10)
+    connection = http.client.HTTPConnection("localhost" if "/" in where else where, timeout=PATIENCE)
     if "/" in where:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(where)

@@ -30,7 +30,7 @@ def main(address: str, agent_id: str, dialect_name: str, token: str | None = Non
     codec, decoder = codec_for(dialect), FrameDecoder()
     host, colon, port = address.rpartition(":")
     if colon:
-        sock = socket.create_connection((host, int(port)), timeout=30)
+        sock = socket.create_connection((host, int(port)), timeout=60)
     else:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(address)

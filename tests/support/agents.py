@@ -17,6 +17,7 @@ from dialout import (
     encode_frame,
     parse_registration_response,
 )
+from support.waiting import PATIENCE
 
 PINGS = frozenset(dialect.ping_type for dialect in Dialect)
 """Types of the pings that a shard sends. None of them is another frame of a shard in any dialect."""
@@ -36,7 +37,7 @@ def registration(agent_id: str, dialect: Dialect = Dialect.SDK, **fields: Any) -
 class Agent:
     """One connection of an agent; blocking, with a time limit on everything."""
 
-    def __init__(self, address: Path | tuple[str, int], timeout: float = 10.0, source: str | None = None) -> None:
+    def __init__(self, address: Path | tuple[str, int], timeout: float = PATIENCE, source: str | None = None) -> None:
         if isinstance(address, Path):
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.sock.settimeout(timeout)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -38,7 +38,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, *, seconds: float = 20.0, **parameters: Any) -> Any:
+    def call(self, method: str, *, seconds: float = PATIENCE, **parameters: Any) -> Any:
         """Call a method of the protocol and return its result; AssertionError when it fails or takes too long."""
         number, self._next = self._next, self._next + 1
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}

@@ -35,8 +35,9 @@ from shards.pool import AgentPool
 from support.agents import without_pings
 from support.pools import until
 from support.serving import EVERYTHING
+from support.waiting import PATIENCE
 
-LIMIT = 10.0
+LIMIT = 2 * PATIENCE
 """Seconds for the whole of a test."""
 
 PAUSE = encode_frame(0x33, b'{"correlation_id":null,"action":"pause","timestamp_ms":1}')

@@ -7,6 +7,8 @@ from typing import Any
 
 import uvloop
 
+from support.waiting import PATIENCE
+
 
 class Loop:
     """Runs scenarios on uvloop; *errors* is what reached the loop's exception handler. It must be empty at the end."""
@@ -19,20 +21,20 @@ class Loop:
 
         async def bounded() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: self.errors.append(context))
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(2 * PATIENCE):
                 await scenario
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(bounded())
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        """Run the loop until *condition* holds; AssertionError after 10 seconds."""
+        """Run the loop until *condition* holds; AssertionError after `PATIENCE` seconds."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while not condition():  # noqa: ASYNC110 - what would set an event is what is tested
                     await asyncio.sleep(0.001)
         except TimeoutError:
-            raise AssertionError(f"waited 10 s for {what}; errors of the loop: {self.errors}") from None
+            raise AssertionError(f"waited {PATIENCE:g} s for {what}; errors of the loop: {self.errors}") from None
 
     async def turns(self, count: int) -> None:
         """Let the loop turn *count* times, so that everything that is ready happens."""

@@ -4,7 +4,7 @@ import socket
 import threading
 from typing import Self
 
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 
 class Manager:
@@ -36,7 +36,7 @@ class Manager:
         """What *name* was set to, by *pid* or by anybody."""
         return [told[name] for sender, told in list(self.told) if name in told and pid in (None, sender)]
 
-    def wait_for(self, name: str, value: str, pid: int | None = None, seconds: float = 20.0) -> None:
+    def wait_for(self, name: str, value: str, pid: int | None = None, seconds: float = PATIENCE) -> None:
         """Wait until *name* has been set to *value*."""
         wait_for(lambda: value in self.values(name, pid), f"{name}={value}, of {self.told}", seconds)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.fences import processes_with, sockets
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ class Product:
         old = self.process
         new = self.start("--takeover", *more)
         try:
-            assert old.wait(30) == 0
+            assert old.wait(PATIENCE) == 0
         except BaseException:
             # So that `end` finds both.
             new.kill()
@@ -96,7 +96,9 @@ class Product:
             raise
         self.wait_until_running()
 
-    def command(self, *arguments: str, timeout: float = 30, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    def command(
+        self, *arguments: str, timeout: float = 2 * PATIENCE, stdin: str = ""
+    ) -> "subprocess.CompletedProcess[str]":
         """Run another ``shardgate`` command against this one."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", *arguments, "--runtime-dir", str(self.runtime_dir)],
@@ -128,7 +130,7 @@ class Product:
 
         rundir = RuntimeDir(self.runtime_dir)
         path = rundir.supervisor_query if shard is None else rundir.shard_query(shard)
-        return query.ask(path, method, timeout=5.0)
+        return query.ask(path, method, timeout=20.0)
 
     def query_connections(self, shard: int) -> list[dict[str, Any]]:
         """What a shard itself says that it holds."""
@@ -136,7 +138,7 @@ class Product:
         from ipc.rundir import RuntimeDir
 
         path = RuntimeDir(self.runtime_dir).shard_query(shard)
-        return list(query.ask(path, "connections", {"limit": 10_000}, timeout=5.0))
+        return list(query.ask(path, "connections", {"limit": 10_000}, timeout=20.0))
 
     def counts(self) -> list[int]:
         """Connections in the pool of each shard that answers."""
@@ -145,7 +147,7 @@ class Product:
 
         rundir = RuntimeDir(self.runtime_dir)
         paths = [rundir.shard_query(shard) for shard in rundir.recorded_shards()]
-        answers = query.ask_many(paths, "status", timeout=2.0)
+        answers = query.ask_many(paths, "status", timeout=5.0)
         return [answers[path]["report"][0] for path in paths if path in answers]
 
     def in_flight(self) -> list[int]:
@@ -155,7 +157,7 @@ class Product:
 
         rundir = RuntimeDir(self.runtime_dir)
         paths = [rundir.shard_query(shard) for shard in rundir.recorded_shards()]
-        return [answer["report"][2] for answer in query.ask_many(paths, "status", timeout=2.0).values()]
+        return [answer["report"][2] for answer in query.ask_many(paths, "status", timeout=5.0).values()]
 
     def wait_until_running(self) -> None:
         """Wait until the supervisor and all shards are running."""
@@ -173,7 +175,7 @@ class Product:
                 shard["state"] == "running" for shard in answer["shards"]
             )
 
-        wait_for(running, "the product to run", timeout=20)
+        wait_for(running, "the product to run")
 
     def shard_pid(self, shard: int) -> int:
         """The pid of a shard."""
@@ -194,9 +196,9 @@ class Product:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                leftovers.append("the supervisor did not end within 20 s of SIGTERM")
+                leftovers.append(f"the supervisor did not end within {PATIENCE:g} s of SIGTERM")
                 self.process.kill()
                 self.process.wait()
             else:

@@ -21,6 +21,7 @@ from dialout import (
     rejection_frame,
 )
 from support.product import short_folder
+from support.waiting import PATIENCE
 
 
 class Peer:
@@ -150,7 +151,7 @@ async def scripted_proxy(
             await asyncio.gather(*playing, return_exceptions=True)
 
 
-def run(main: Coroutine[Any, Any, None], seconds: float = 30.0) -> None:
+def run(main: Coroutine[Any, Any, None], seconds: float = 2 * PATIENCE) -> None:
     """Run a test with a limit; it must leave no task behind."""
 
     async def limited() -> None:

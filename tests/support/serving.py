@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dialout import ALLOWED, Capabilities, Decision, Dialect, Event, Ping, codec_for, pong_for
 from support.agents import Agent
+from support.waiting import PATIENCE
 
 Decide = Callable[[object], Decision | None]
 
@@ -41,7 +42,7 @@ class ServingAgent(Agent):
         decide: Decide = allow,
         capabilities: Capabilities = EVERYTHING,
     ) -> None:
-        super().__init__(address, timeout=30.0)
+        super().__init__(address, timeout=PATIENCE)
         self.dialect = dialect
         self.codec = codec_for(dialect)
         self.decide = decide

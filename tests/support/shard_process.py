@@ -15,7 +15,7 @@ from ipc.status import ShardReport
 from support.agents import without_pings
 from support.fences import descriptors
 from support.product import environment
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 ACCEPTANCE = acceptance_frame(0x04, "waf-conn-1", proxy_id="p", proxy_version="1")
 
@@ -41,14 +41,14 @@ class ShardProcess:
             [sys.executable, "-P", "-m", "shards", "--shard", "0", "--epoch", "e1", "--runtime-dir", str(folder)],
             env=environment(),
         )
-        wait_for(lambda: self.rundir.read_shard(0), "the shard's record", timeout=20)
+        wait_for(lambda: self.rundir.read_shard(0), "the shard's record")
         self.connect()
 
     def connect(self) -> None:
         """Connect as the next supervisor does."""
         self.channel = handoff.connect(self.rundir.shard_handoff(0))
         self.channel.setblocking(True)
-        self.channel.settimeout(10)
+        self.channel.settimeout(PATIENCE)
         assert self.receive() == Hello(0, "e1", self.process.pid)
 
     def receive(self) -> Message:
@@ -78,10 +78,10 @@ class ShardProcess:
         self.send(Prepare(numbers[0], offers), *(theirs.fileno() for _, theirs in pairs))
         for agent, theirs in pairs:
             theirs.close()
-            agent.settimeout(10)
+            agent.settimeout(PATIENCE)
         return [agent for agent, _ in pairs]
 
     def report(self, name: str) -> int:
         """A number of the shard's own status."""
-        answer = query.ask(self.rundir.shard_query(0), "status", timeout=5)
+        answer = query.ask(self.rundir.shard_query(0), "status", timeout=PATIENCE)
         return int(answer["report"][ShardReport.__struct_fields__.index(name)])

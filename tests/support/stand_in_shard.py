@@ -24,6 +24,7 @@ from dialout.proxy.wire import (
     encode_pong,
     encode_welcome,
 )
+from support.waiting import PATIENCE
 
 Reply = Callable[[ProxyRequest], bytes | None]
 
@@ -54,7 +55,7 @@ def failed(request: ProxyRequest, code: str, shard: int = 0, flags: int = 0) -> 
     return encode_failure(request.request_id, code, f"said shard {shard}", shard=shard, flags=flags)
 
 
-async def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - of polling
+async def until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109 - of polling
     """Wait for a condition; AssertionError after *timeout* seconds."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not condition():

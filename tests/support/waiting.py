@@ -7,9 +7,17 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
+PATIENCE = 60.0
+"""Seconds after which what has not come never will. A deadline costs only the tests that fail: where more programs want
+the processors, ten for each, what takes one second takes ten."""
 
-def wait_for(condition: Callable[[], Value], what: str, timeout: float = 10.0) -> Value:
-    """The first true value of *condition*; AssertionError with the last one after *timeout* seconds."""
+
+def wait_for(condition: Callable[[], Value], what: str, timeout: float = PATIENCE) -> Value:
+    """The first true value of *condition*; AssertionError with the last one after *timeout* seconds.
+
+    Less than `PATIENCE` is as much as that.
+    """
+    timeout = max(timeout, PATIENCE)
     began = time.monotonic()
     while True:
         value = condition()
@@ -21,8 +29,9 @@ def wait_for(condition: Callable[[], Value], what: str, timeout: float = 10.0) -
         time.sleep(_pause(waited))
 
 
-async def until(condition: Callable[[], Value], what: str, seconds: float = 10.0) -> Value:
+async def until(condition: Callable[[], Value], what: str, seconds: float = PATIENCE) -> Value:
     """`wait_for`, in a coroutine."""
+    seconds = max(seconds, PATIENCE)
     began = time.monotonic()
     while True:
         value = condition()

@@ -209,7 +209,7 @@ def test_promtool_accepts_what_is_rendered() -> None:
         assert not os.environ.get("CI"), "CI installs promtool (Debian: prometheus)"
         pytest.skip("there is no promtool here (Debian: prometheus)")
     done = subprocess.run(
-        [PROMTOOL, "check", "metrics"], input=render(figures(), "")[1], capture_output=True, check=False, timeout=30
+        [PROMTOOL, "check", "metrics"], input=render(figures(), "")[1], capture_output=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from support.product import environment, short_folder
+from support.waiting import PATIENCE
 
 from ipc.status import ShardReport
 from supervisor.cli.main import main
@@ -41,7 +42,7 @@ def cli_process(tmp_path: Path) -> Cli:
     def run(*arguments: str | Path, cwd: Path = tmp_path) -> Any:
         return subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", *map(str, arguments)],
-            stdin=subprocess.DEVNULL, env=environment(), cwd=cwd, capture_output=True, text=True, timeout=30,
+            stdin=subprocess.DEVNULL, env=environment(), cwd=cwd, capture_output=True, text=True, timeout=120,
             check=False,
         )  # fmt: skip
 
@@ -93,7 +94,7 @@ def on_terminal(tmp_path: Path) -> Callable[..., tuple[str, int]]:
         finally:
             os.close(theirs)
         shown = b""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         try:
             while time.monotonic() < deadline and select.select([ours], [], [], deadline - time.monotonic())[0]:
                 try:
@@ -109,7 +110,7 @@ def on_terminal(tmp_path: Path) -> Callable[..., tuple[str, int]]:
                 if until is not None and until.encode() in shown:
                     process.send_signal(signal.SIGINT)
                     until = None
-            return shown.decode(), process.wait(10)
+            return shown.decode(), process.wait(PATIENCE)
         finally:
             process.kill()
             process.wait()

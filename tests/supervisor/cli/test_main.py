@@ -226,7 +226,7 @@ def test_no_command_is_listed_with_half_of_its_text(cli: Cli) -> None:
 def test_output_that_cannot_be_written_is_said_in_a_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*COMMAND, "token", "new"], stdout=full, stderr=subprocess.PIPE, env=environment(), text=True, timeout=30,
+            [*COMMAND, "token", "new"], stdout=full, stderr=subprocess.PIPE, env=environment(), text=True, timeout=120,
             check=False,
         )  # fmt: skip
     assert done.returncode == 1

@@ -123,7 +123,7 @@ def test_a_file_that_is_wrong_as_a_whole_exits_78_as_a_process_too(content: str,
     for command in (["check", str(file)], ["run", "--config", str(file), "--runtime-dir", str(tmp_path / "run")]):
         done = subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", *command],
-            capture_output=True, text=True, env=environment(), check=False, timeout=30,
+            capture_output=True, text=True, env=environment(), check=False, timeout=120,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (78, "")
         assert said in done.stderr

@@ -124,7 +124,7 @@ def start_gate(cli_process: Cli) -> Iterator[Callable[[Path], None]]:
     yield start
     for gate in started:
         gate.terminate()
-        gate.communicate(timeout=30)
+        gate.communicate(timeout=120)
 
 
 def test_a_running_shardgate_is_no_objection_to_its_own_file(
@@ -185,7 +185,7 @@ def test_what_only_root_may_do_is_named_to_others(folder: Path) -> None:
         file.write_text(f"reverse-listener {{\n{nodes}\n{rundir}}}\n")
         done = subprocess.run(
             [sys.executable, "-P", "-c", AS_ORDINARY, str(file)],
-            capture_output=True, text=True, env=environment(), check=False, timeout=30,
+            capture_output=True, text=True, env=environment(), check=False, timeout=120,
         )  # fmt: skip
         return f"{done.returncode} {done.stderr}"
 

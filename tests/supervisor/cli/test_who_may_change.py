@@ -67,7 +67,7 @@ def test_what_any_user_may_write_is_refused_by_check_and_by_run(
 
     # The advice, word for word.
     advice = done.stderr.strip().partition("run: ")[2]
-    subprocess.run(["sh", "-c", advice], check=True, timeout=10)
+    subprocess.run(["sh", "-c", advice], check=True, timeout=120)
     assert cli("check", host.config).returncode == 0
 
 
@@ -84,7 +84,7 @@ def test_what_belongs_to_another_user_is_refused_by_check_and_by_run(
         assert f"(uid {OTHER})" in done.stderr
     assert not (tmp_path / "run").exists()
     advice = done.stderr.strip().partition("run: ")[2].partition(";")[0]
-    subprocess.run(["sh", "-c", advice], check=True, timeout=10)
+    subprocess.run(["sh", "-c", advice], check=True, timeout=120)
     assert cli("check", host.config).returncode == 0
 
 
