@@ -109,8 +109,8 @@ class Requests:
         """
         following = next(self._ids)
         if following <= last_id:
-            following = (last_id >> 6) + 1 << 6 | self._shard
-        self._ids = itertools.count(following, 64)
+            following = (last_id // MAX_SHARDS + 1) * MAX_SHARDS + self._shard
+        self._ids = itertools.count(following, MAX_SHARDS)
 
     # For callers.
 
@@ -283,7 +283,7 @@ class Requests:
             # The exchange goes on: the caller asked for what this agent does not take part in.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
-        call.sent = now - self._clock.slept
+        call.sent = now
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
             connection.carry(call, self._timestamp(now))
@@ -377,11 +377,10 @@ class Requests:
     def _tick(self) -> None:
         # Before anything that can fail: without its clock no request would ever time out again.
         self._timer = self._loop.call_later(TICK, self._tick)
-        now = self._clock.time()
-        for call in self._deadlines.expired(now):
+        for call in self._deadlines.expired(self._clock.time()):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
-                # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
+                # Only a time-out of the pool's own length speaks against the agent. A call may have waited before.
                 had_it_for = call.timeout - (call.sent - call.began)
                 call.excused = had_it_for < PATIENCE * self.options.request_timeout
                 seconds = f"{call.timeout:g} s"
