@@ -55,8 +55,8 @@ def _endpoint(path: Path) -> str:
 
 _numbers = itertools.count()
 
-UNBIND_TIMEOUT_MS = 200
-"""For which a bus that listens again waits for its old socket to go; that takes less than one."""
+UNBIND_TIMEOUT_MS = 2000
+"""For which a bus that listens again waits for its old socket to go; that takes less than one on a quiet host."""
 
 
 class Bus:
