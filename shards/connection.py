@@ -218,7 +218,7 @@ class Connection(Stream):
             if self.errors or self.agent.breaker is not None:
                 self.forgive()
         elif outcome.code in _AGENTS_FAULT and not call.excused and type(call.event) is not Configure:
-            # An agent that refuses its configuration decides requests as before.
+            # An agent that fails to answer a configuration still decides requests as before.
             self.errors += 1
             self._look_whether_open()
             self.pool.judge(self.agent, failed=True)
@@ -449,7 +449,8 @@ class Connection(Stream):
             self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
             return
         if says_draining(payload):
-            # Sent in every dialect. The pong comes after all earlier events, so the agent has read them by then.
+            # Agents of every dialect send it. The pong follows all earlier events: an agent that reads it has read
+            # those.
             self.health = HealthState.DRAINING
             self._look_whether_open()
         self.send(pong)

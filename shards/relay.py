@@ -207,7 +207,7 @@ class Link(asyncio.Protocol):
             asked.on_done(result)
 
     def _sweep(self) -> None:
-        """Give up what is overdue. It keeps its place, so that a late answer is not taken for that of another event."""
+        """Give up overdue events. They keep their place, so that a late answer is not assigned to another event."""
         self._timer = self._loop.call_later(SWEEP, self._sweep)
         for asked in self._deadlines.expired(self._clock.time()):
             on_done, asked.on_done = asked.on_done, None
