@@ -21,7 +21,7 @@ class Kicks:
         self._timer: asyncio.TimerHandle | None = None
 
     def order(self, kick: Kick) -> None:
-        """Close these connections, after *seconds* at the latest.
+        """Close these connections, after the order's *seconds* at the latest.
 
         Connections that have closed or moved meanwhile are skipped.
         """

@@ -206,9 +206,10 @@ class AgentPool(PoolApi):
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
-        """Close the agent's connections that have ended or are dead; returns whether there were any.
+        """Close the agent's connections that have ended or are dead; returns whether room may have become free.
 
-        Without an agent id, close the ended connections of all agents, at most `MOST_GONE`.
+        That is so if a connection was closed, or if the agent has none here. Without an agent id, close the ended
+        connections of all agents, at most `MOST_GONE`, and return whether there were any.
         """
         if not agent_id:
             return self._close_gone()

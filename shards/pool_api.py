@@ -38,7 +38,7 @@ from shards.requests import Requests
 class PoolApi(ABC):
     """The awaitable half of `AgentPool`.
 
-    A failed request raises a `PoolError`; no error means "allow". *timeout* is in seconds, None means
+    A failed request raises a `PoolError`. An error is never an "allow". *timeout* is in seconds, None means
     `PoolOptions.request_timeout`. Cancelling a task cancels its request.
     """
 

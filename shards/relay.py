@@ -263,8 +263,8 @@ class Relay:
     def may_be_news(self, agent_id: str, waited: float) -> bool:
         """Whether an unknown agent may have been accepted just now, so that the request should wait a little more.
 
-        A wait in vain is not repeated for the same agent within a second. Requests for agents that do not exist fail at
-        once therefore.
+        After a wait in vain, requests for the same agent do not wait for a second. Requests for agents that do not
+        exist therefore fail at once.
         """
         now = self._loop.time()
         if waited < NEWS_WAIT:

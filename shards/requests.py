@@ -1,4 +1,4 @@
-"""Requests: an event goes to an agent, and its answer or the reason for a missing one comes back.
+"""Requests: an event goes to an agent, and its answer or an error comes back.
 
 Each call has exactly one outcome: an answer, a timeout, a lost connection or a cancel. Some messages are no answer:
 request 0, unreadable payloads, unknown decisions, and "needs more" where nothing more comes. They fail the call with
@@ -428,7 +428,7 @@ def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:
 
 
 def _why_useless(call: Call, response: Decision) -> str | None:
-    """The reason why an answer decides nothing although no more will come; None if it is of use."""
+    """The reason why an answer decides nothing although no more will come; None if it is usable."""
     if response.verdict is not None:
         if call.exchange.mutated and response.verdict is ALLOW:
             mutation = response.request_body_mutation or response.response_body_mutation

@@ -166,7 +166,7 @@ class Stream(ABC):
         return fd
 
     def make_room(self) -> None:
-        """Close this stream, which holds much, because all streams together are above `max_held_bytes`."""
+        """Close this stream, a large holder, because all streams together hold more than `max_held_bytes`."""
         unsent, options = self.waiting_bytes, self.pool.options
         half = self.decoder.buffered
         held = f"{half} bytes of an unfinished frame" if half >= unsent else f"{unsent} bytes that wait for it"

@@ -36,7 +36,7 @@ class Agent:
     Every hook takes the event and its ``Request``, or the event alone, and returns a ``Decision``. A plain function is
     called as soon as the event was read, and must not block. Of coroutine functions up to ``max_concurrent_requests``
     run at once on each connection. Events of one request are served one after the other. An event without a hook is
-    allowed. An agent without any hook is refused before it dials.
+    allowed. A manager refuses an agent without any hook.
 
     A hook that raises, or returns no decision, fails its event and no other. The proxy then gets ``failure``, by
     default a block with status 500, and the log (``dialout.agent``) gets a line. When the proxy cancels a request, its
@@ -146,7 +146,7 @@ class Agent:
             ),
         )
 
-    # --- putting it together ---
+    # --- registration of hooks ---
 
     def hook(self, function: _Function) -> _Function:
         """Use a function as the hook of the same name: ``@agent.hook`` above ``def on_request_headers(event)``.

@@ -101,7 +101,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._kind = Kind.LOST
         self._why = ""
 
-    # --- what others see ---
+    # --- public interface ---
 
     @property
     def response(self) -> RegistrationResponse:
@@ -185,7 +185,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if serving is not None and not self.is_closed:
             serving.reporter.say_draining(timeout)
             if self._begun and self._giving_up is None:
-                # Of the same form as the other pings, and behind all of them.
+                # In the same form as the other pings, and after all of them.
                 self._pings += 1
                 await all_read(serving, self._codec, self._send, self._pings, self._closed, timeout)
             finished = await until_idle(serving, self._closed, end - self._loop.time())
@@ -244,7 +244,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- what the loop calls ---
+    # --- callbacks of the loop ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the registration."""

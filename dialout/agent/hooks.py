@@ -199,7 +199,7 @@ def _arguments(name: str, signature: inspect.Signature) -> int:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """The types of a union. Another annotation is its own only part; None means that it tells nothing."""
+    """The types of a union. Another annotation is its own only part. None means that any type fits."""
     if annotation is inspect.Parameter.empty or annotation is Any or isinstance(annotation, str | typing.TypeVar):
         return [None]
     if annotation is None:

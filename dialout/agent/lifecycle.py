@@ -1,7 +1,7 @@
 """The plan after the end of a connection or a failed dial: how long to wait, and how to log it. Values in, values out.
 
 ======================================  ==========================================  ========
-how it ended                            what follows                                level
+how it ended                            next step                                   level
 ======================================  ==========================================  ========
 auth_failed, not_allowed,               slow: half a minute to a minute             ERROR
 version_mismatch, bad_registration

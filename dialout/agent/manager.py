@@ -40,7 +40,7 @@ class AgentConnectionManager:
         await AgentConnectionManager("/run/shardgate/agents.sock", "waf-1", agent).run()
 
     A connection that ends, or a failed dial, is followed by a new dial. The wait before it is a back-off of 1 to 60
-    seconds with full jitter, or the proxy's own wish; see ``dialout.agent.lifecycle``. There is no last try by default.
+    seconds with full jitter, or the proxy's own wish; see ``dialout.agent.lifecycle``. By default it never gives up.
     With ``max_failures``, ``run`` raises the last error after more failures in a row on one connection.
 
     ``capabilities`` default to the agent's own. ``timeout`` bounds dialling and registering, ``drain_timeout`` the end.
@@ -100,7 +100,7 @@ class AgentConnectionManager:
         self._stopping: asyncio.Event | None = None
         self._now = False
 
-    # --- what others see and do ---
+    # --- public interface ---
 
     @property
     def agent_id(self) -> str:
@@ -220,7 +220,7 @@ class AgentConnectionManager:
                 task.cancel()
             await asyncio.wait(both)
 
-    # --- telling ---
+    # --- logging ---
 
     def _tell(self, n: int, phase: Phase, level: int = logging.INFO, **more: Any) -> None:
         state = self._states[n] = ConnectionState(number=n + 1, phase=phase, **more)

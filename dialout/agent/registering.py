@@ -26,8 +26,7 @@ __all__ = ["connect", "connect_to_proxy", "read_registration_response", "write_r
 _LENGTH: Final = Struct(">I")
 
 MOST_ANSWER: Final = 1024 * 1024
-"""Bytes of an answer, which may contain a configuration. The limit is lower than the 16 MiB of later frames, since
-the peer is not known yet."""
+"""Bytes of an answer that ``read_registration_response`` accepts. An answer may contain a configuration."""
 
 
 async def connect_to_proxy(

@@ -40,7 +40,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.requests = 0
-        """Requests that began: events with their headers."""
+        """Requests that began, counted by their headers."""
         self.active = 0
         """Asynchronous hooks at work now."""
         self.allowed = 0

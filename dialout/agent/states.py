@@ -24,7 +24,7 @@ class ConnectionState(Struct, frozen=True, kw_only=True):
     """Connection ``number`` (from 1) of an agent. ``str`` makes the line, such as ``waiting 3.2 s: connection_limit``.
 
     ``wait`` are the seconds of a waiting connection. ``reason`` is the proxy's ``error_code`` if it gave one, and
-    ``detail`` has more of it. Both may be logged. ``connection_id`` is the proxy's name for it, which must be escaped
+    ``detail`` gives details. Both may be logged. ``connection_id`` is the proxy's name for it, which must be escaped
     for a log.
     """
 
