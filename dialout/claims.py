@@ -25,6 +25,8 @@ _MAX_ID_TEXT: Final = 2 + 6 * 128
 """Bytes of the longest agent id in JSON: each character may be written as ``\\u0061``."""
 
 _agent_id_matches = re.compile(r"[A-Za-z0-9._:@-]{1,128}").fullmatch
+# As nearly all agents write it, without escapes.
+_plain_id = re.compile(rb'"([A-Za-z0-9._:@-]{1,128})"').fullmatch
 _is_u32 = re.compile(rb"0|[1-9][0-9]{0,9}").fullmatch
 
 
@@ -55,15 +57,18 @@ class Claim(Struct, frozen=True, gc=False):
         return f"Claim(frame_type={self.frame_type!r}, agent_id={self.agent_id!r})"
 
 
+# Empty: no JSON value is.
+_ABSENT = Raw()
+
+
 class _Payload(Struct, gc=False):
-    # Empty is absent: no JSON value is.
-    protocol_version: Raw = Raw()
-    agent_id: Raw = Raw()
+    protocol_version: Raw = _ABSENT
+    agent_id: Raw = _ABSENT
     capabilities: Raw = Raw(b"null")
-    auth_token: Raw = Raw()
+    auth_token: Raw = _ABSENT
     metadata: Raw = Raw(b"null")
-    supported_versions: Raw = Raw()
-    client_name: Raw = Raw()
+    supported_versions: Raw = _ABSENT
+    client_name: Raw = _ABSENT
 
 
 _decode_payload = msgspec.json.Decoder(_Payload).decode
@@ -84,9 +89,11 @@ def read_claim(frame_type: int, payload: bytes) -> Claim:
         if not payload.isascii():
             payload.decode()  # msgspec does not look inside the values that it skips.
         fields = _decode_payload(payload)
-        _check_version(fields, frame_type, answer_type)
-        agent_id = _read_agent_id(bytes(fields.agent_id), answer_type)
-        token = _read_token(bytes(fields.auth_token), answer_type)
+        plain = _plain_id(bytes(fields.agent_id))
+        if plain is None or bytes(fields.protocol_version) != _VERSION:
+            _check_version(fields, frame_type, answer_type)
+        agent_id = _read_agent_id(bytes(fields.agent_id), answer_type) if plain is None else plain[1].decode()
+        token = None if fields.auth_token is _ABSENT else _read_token(bytes(fields.auth_token), answer_type)
     except UnicodeDecodeError as error:
         message = f"the registration is not valid UTF-8 at byte {error.start}"
     except msgspec.ValidationError as error:

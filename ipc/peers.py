@@ -1,7 +1,7 @@
 """Who is at the other end of a descriptor.
 
 Asked of the kernel when somebody wants to know, and not for every connection that is accepted: the answer is there as
-long as the descriptor is open, and asking takes 2 µs.
+long as the descriptor is open, and asking takes 0.6 µs.
 """
 
 import ipaddress

@@ -87,8 +87,7 @@ class Newcomer:
             return ""  # It has gone; the next read says so.
 
     def owner(self) -> Owner:
-        """Whose connection it is, once it has a *rule*."""
-        # Asked of the kernel already, when the handshake had to wait: 2 µs.
+        """The rule and the peer of the connection, once it has a *rule*."""
         return peers.owner(self.rule, self.waits_as or self.peer_key())
 
     def peer(self) -> str:

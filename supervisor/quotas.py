@@ -70,17 +70,28 @@ class Holdings:
         """Count one slot more."""
         rule, peer = owner
         self.total += 1
-        self.by_rule[rule] = self.by_rule.get(rule, 0) + 1
-        self.by_peer[peer] = self.by_peer.get(peer, 0) + 1
+        if rule:
+            self.by_rule[rule] = self.by_rule.get(rule, 0) + 1
+        if peer:
+            self.by_peer[peer] = self.by_peer.get(peer, 0) + 1
 
     def remove(self, owner: Owner) -> None:
         """Count one slot less."""
         self.total -= 1
-        for counts, name in ((self.by_rule, owner.rule), (self.by_peer, owner.peer)):
-            counts[name] -= 1
-            if not counts[name]:
-                # Peers come and go by the million.
-                del counts[name]
+        rule, peer = owner
+        if rule:
+            _count_less(self.by_rule, rule)
+        if peer:
+            # Peers come and go by the million.
+            _count_less(self.by_peer, peer)
+
+
+def _count_less(counts: dict[str, int], name: str) -> None:
+    left = counts[name] - 1
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]
 
 
 class Quotas:
@@ -125,20 +136,20 @@ class Quotas:
     def check(self, owner: Owner, held: Holdings) -> None:
         """Raise LimitReached when *owner* may not have one slot more beside all that are *held*.
 
-        What nobody has told the owner of counts in the total alone.
+        A slot whose owner is unknown counts in the total alone.
         """
         rule, peer = owner
-        of_rule, of_peer = held.by_rule.get(rule, 0), held.by_peer.get(peer, 0)
-        # The way of nearly all: 0.3 µs.
-        if of_rule < self._per_rule.get(rule, self._shared) and of_peer < self.per_peer and held.total < self.total:
-            return
-        most = self._own.get(rule, _NO_LIMIT)
-        if rule and of_rule >= most:
-            raise LimitReached(Scope.RULE, of_rule, most)
-        if rule and of_rule >= self._shared:
-            raise LimitReached(Scope.RULE, of_rule, self._shared, is_full=True)
-        if peer and of_peer >= self.per_peer:
-            raise LimitReached(Scope.PEER, of_peer, self.per_peer, is_full=self._given[1] is None)
+        if rule:
+            of_rule = held.by_rule.get(rule, 0)
+            if of_rule >= self._per_rule.get(rule, self._shared):
+                most = self._own.get(rule, _NO_LIMIT)
+                if of_rule >= most:
+                    raise LimitReached(Scope.RULE, of_rule, most)
+                raise LimitReached(Scope.RULE, of_rule, self._shared, is_full=True)
+        if peer:
+            of_peer = held.by_peer.get(peer, 0)
+            if of_peer >= self.per_peer:
+                raise LimitReached(Scope.PEER, of_peer, self.per_peer, is_full=self._given[1] is None)
         if held.total >= self.total:
             raise LimitReached(Scope.TOTAL, held.total, self.total, is_full=True)
 
