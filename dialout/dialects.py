@@ -153,9 +153,9 @@ def says_draining(payload: bytes) -> bool:
 def pong_for(dialect: Dialect, frame_type: int, payload: bytes) -> bytes | None:
     """Build the whole frame of the pong if the inbound frame is a ping of this dialect. Otherwise return None.
 
-    A pong repeats only the numbers of its ping, by which the peer tells its pings apart. A ping without numbers, or an
-    unreadable one, gets the answer of a real peer: a timestamp of 0 (sdk, docs) or an empty object (core). A ping of
-    more than ``MAX_PING`` bytes gets no pong.
+    A pong repeats only the numbers of its ping, by which the peer tells its pings apart. For a ping without numbers, or
+    an unreadable one, the pong has a timestamp of 0 (sdk, docs) or an empty object (core). Real peers answer the same.
+    A ping of more than ``MAX_PING`` bytes gets no pong.
     """
     if frame_type != dialect.ping_type or len(payload) > MAX_PING:
         return None

@@ -1,7 +1,7 @@
 """Read the frames that a proxy sends to an agent: the agent's half of ``dialout.codec``.
 
-There is one reader for all dialects. It is lenient where proxies differ: headers are an object of arrays or a list of
-pairs, and the status is ``status`` or ``status_code``. It raises only the ``READ_ERRORS`` of ``dialout.responses``.
+There is one reader for all dialects. It accepts all forms that proxies write. Headers are an object of arrays or a list
+of pairs. The status is ``status`` or ``status_code``. It raises only the ``READ_ERRORS`` of ``dialout.responses``.
 """
 
 from collections.abc import Callable

@@ -90,9 +90,9 @@ def scan_first_frame(data: bytes, max_bytes: int) -> int | tuple[int, bytes, byt
     returns the number of bytes (> 0) that must arrive before the next call. ``max_bytes`` limits the length field,
     type byte included. It may not exceed ``MAX_FRAME_LENGTH``.
 
-    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a PROXY protocol header, for a length of 0 or above
-    ``max_bytes`` (as soon as the four bytes are there), and for v1 framing (at the fifth byte). After both errors,
-    unread bytes may still be in the socket.
+    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a PROXY protocol header. Raises it as well for a
+    length of 0 or above ``max_bytes``, from the four bytes alone, and for v1 framing, from the fifth. After either
+    error, unread bytes may still be in the socket.
     """
     have = len(data)
     if have < 4:

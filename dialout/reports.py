@@ -1,8 +1,8 @@
 """Read and build the reports of agents about themselves: health, metrics, configuration, flow control.
 
 Readers return None for a report of an unknown kind, and raise for one that cannot be read. Such reports have no effect.
-Agents of the crate do not always write the form that its own reader expects (health as an object, a string or a
-number). So the readers accept every form.
+The crate's agents do not always write the form that its own reader expects. So the readers accept every form: health is
+an object, a string or a number.
 """
 
 import math

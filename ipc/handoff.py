@@ -13,8 +13,8 @@ while there is no supervisor. The next supervisor gets them back with `TakeBack`
 
 A supervisor listens in the same way for its successor, see `messages.TakeOver`.
 
-The supervisor keeps its own copy of a descriptor until the commit is sent. So no connection is lost if a shard dies,
-hangs or is out of descriptors: the supervisor revokes the offer and makes it to another shard.
+The supervisor keeps its own copy of a descriptor until the commit is sent. If a shard dies, hangs or is out of
+descriptors, the supervisor revokes the offer and makes it to another shard. No connection is lost.
 
 A connection moves to another shard through the supervisor, in the same two steps. The old shard holds it *as if it were
 prepared there* until the supervisor decides which shard serves it::
@@ -25,8 +25,8 @@ prepared there* until the supervisor decides which shard serves it::
     Prepare, Prepared, Commit with another shard
       Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: not moved, serves them again)
 
-The shard that gets the Commit takes the ticket that lies in the connection. If the supervisor is lost in between, a
-shard that holds the connection serves it only if it can take the ticket (`ipc.tickets`).
+The shard that gets the Commit takes the ticket that lies in the connection. If the supervisor is lost in between, each
+shard that holds the connection tries to take the ticket. Only the one that succeeds serves it (`ipc.tickets`).
 
 The messages are defined in `ipc.messages`. A message that hands over descriptors carries as many as it names. Sequenced
 packets keep a message and its descriptors together. A stream may merge the bytes of two messages around a descriptor.
@@ -65,7 +65,7 @@ RECEIVE_BUDGET = 64
 
 ANCILLARY_SPACE = socket.CMSG_SPACE(MAX_BATCH * array.array("i").itemsize)
 
-# Plain integers. The socket module has enum members instead; each operation on one runs 1 µs of Python.
+# Plain integers. The socket module has enum members instead, and each operation on one runs 1 µs of Python.
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _TRUNCATED, _DESCRIPTORS_LOST = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
@@ -184,8 +184,8 @@ class HandoffChannel:
                 return False
             except ConnectionResetError:
                 # The other end died with unread messages. The kernel reports that once, before it delivers the messages
-                # that the other end had sent: offers and commits that would be lost with the channel. libuv stops
-                # watching a socket that had an error, so the loop must be asked to read the rest.
+                # of the other end. These offers and commits must not be lost with the channel. libuv stops watching a
+                # socket that had an error, so the loop must be asked to read the rest.
                 self._loop.call_soon(self._lose_after_reading, "closed by the other end")
                 continue
             except OSError as error:
@@ -229,7 +229,7 @@ class HandoffChannel:
         if isinstance(message, Kept):
             return Kept([], more=message.more)
         if isinstance(message, Moving):
-            return message  # It has no descriptors. The supervisor then sends the connections back.
+            return message  # It has no descriptors now, so the supervisor leaves the connections with their shard.
         if isinstance(message, Unregistered | Inheritance):
             raise ChannelError("out of descriptors")
         if not isinstance(message, Prepare):

@@ -132,8 +132,8 @@ class Declined(msgspec.Struct, array_like=True, frozen=True, tag=6):
 class MoveOut(msgspec.Struct, array_like=True, frozen=True, tag=7):
     """Move these connections out of the shard, each as soon as nothing is in flight on it.
 
-    Connections that are still busy after *seconds* stay. With *force* their requests in flight fail and they move, if
-    they are not inside a large frame.
+    Connections that are still busy after *seconds* stay. With *force* their requests in flight fail and they move,
+    unless they hold an incomplete large frame.
     """
 
     numbers: list[int]

@@ -191,8 +191,8 @@ class RuntimeDir:
     def create(self) -> None:
         """Make the directory with mode 0700. If it exists, check that it belongs to this user, and make it private.
 
-        Raises `RuntimeDirError` if the path of a socket in it would be too long, if the directory cannot be made, or if
-        it belongs to another user.
+        Raises `RuntimeDirError` if the directory cannot be made or belongs to another user. Also raises it if the path
+        of a socket in it would be too long.
         """
         self.check_length()
         try:
@@ -242,7 +242,7 @@ class RuntimeDir:
         """Take the directory for this process until it ends or calls `unlock`.
 
         Call it again if the lock file was removed. Raises `RuntimeDirBusy` if a living supervisor holds the directory,
-        and `RuntimeDirError` if it cannot be locked. Take the lock before binding any socket here: ZeroMQ's bind
+        and `RuntimeDirError` if it cannot be locked. Take the lock before binding any socket here. ZeroMQ's bind
         removes an existing file at its path, even the socket of a living server.
         """
         try:

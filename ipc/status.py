@@ -54,7 +54,7 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
 
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
     committed, and refused connections that are being closed. At rest it is 0. *connections* counts all agents'
-    connections, also while they are on their way to a shard. *max_connections* is their limit, by configuration or by
+    connections, including the ones on their way to a shard. *max_connections* is their limit, by configuration or by
     descriptors. *silent_total* counts connections that ended without a byte, such as health checks. They are not
     among the rejected. *reset_total* counts connections that the peer reset before its registration was complete.
     *problems* are the faults of the files and sockets that the process needs on disk. *write_failures_total* counts
@@ -98,9 +98,10 @@ class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
     *stale_s* is the age of the numbers. It is 0 if the shard answered this query itself. Otherwise it is the time since
-    its last heartbeat. *last_event* is the newest event of the process, as text, and *last_event_at* its time in RFC
-    3339. *slots* is the supervisor's count of the shard's connections, also of the ones on their way to it. At rest it
-    equals *connections*. *moved_total* counts the connections that went to other shards.
+    the supervisor last heard from the shard. *last_event* is the newest event of the process, as text.
+    *last_event_at* is its time in RFC 3339. *slots* is the supervisor's count of the shard's connections, including
+    the ones on their way to it. At rest it equals *connections*. *moved_total* counts the connections that went to
+    other shards.
 
     Requests are events for agents. *requests_total* counts the requests with an outcome. It is the sum of
     *answered_total* and *failed_total* (by error code). *in_flight* requests have no outcome yet. *relayed_total*

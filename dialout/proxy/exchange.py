@@ -72,9 +72,9 @@ class Exchange:
         """Send the request's body, chunk by chunk, until the agent refuses the request or the body ends.
 
         Returns the first block, redirect or challenge, or else the answer to the last chunk. An allow before the end
-        does not stop the body, because a later chunk may still be blocked. One chunk of an asynchronous body is held
-        until the next one has come, because the last chunk must be marked as the last. Answers to earlier chunks are
-        not returned. To apply body mutations, call ``request_body_chunk`` for each chunk.
+        does not stop the body, because a later chunk may still be blocked. The last chunk must be marked as the last,
+        so one chunk of an asynchronous body is held until the next one has come. Answers to earlier chunks are not
+        returned. To apply body mutations, call ``request_body_chunk`` for each chunk.
         """
         return await self._body(RequestBodyChunk, body, timeout, chunk_size)
 
