@@ -7,7 +7,7 @@ not bytes. Status queries use another kind of socket (`ipc.query_server`).
 The code avoids three traps:
 
 - The descriptor of a ZeroMQ socket is edge-triggered. A send on the socket consumes the edge of a message that
-  came in between (a measurement lost 400 of 400 wake-ups that way). So the socket is drained until it is empty,
+  came in between. A measurement lost 400 of 400 wake-ups that way. So the socket is drained until it is empty,
   and its EVENTS are checked again after every send.
 - ``await zmq.asyncio.Socket.recv()`` never yields while messages are queued: 100,000 queued messages kept
   another task waiting for 1.6 s. Here draining stops at a budget, and continues in the loop's next turn.

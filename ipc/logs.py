@@ -35,7 +35,7 @@ MOST_REPEATS = 10
 MOST_LINES = 300
 """Lines of one kind per second, about all things together. Unknown peers must not be able to fill up a disk.
 
-A line has 200 to 400 bytes. So agents with made-up ids cause at most 100 kB per second; 20,000 lines would be 8 MB.
+A line has 200 to 400 bytes. So agents with made-up ids cause at most 100 kB per second. 20,000 lines would be 8 MB.
 """
 
 
@@ -196,8 +196,8 @@ class Line:
     takes the values in that order, and may be called only after `allows` returned True. `Repeats` limits the lines
     about the same thing. *summary* is the event of the line that counts the lines left out.
 
-    There are two calls because the values are most of the cost of a line, and under load most lines are left out. A
-    line costs 0.2 µs when it is left out, and 1.2 µs when it is written.
+    There are two calls because the values are most of the cost of a line. Under load most lines are left out. A line
+    costs 0.2 µs when it is left out, and 1.2 µs when it is written.
     """
 
     SUMMARY_NAMES: ClassVar = 10
@@ -241,7 +241,7 @@ class Line:
         """Write the line. *now* is in seconds since 1970."""
         output = _State.output
         if output is None:
-            # This is an embedded pool. Its program sets up structlog in its own way, or not at all.
+            # The pool is part of another program, which sets up structlog in its own way, or not at all.
             get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
             return
         millisecond = int(now * 1000)

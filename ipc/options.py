@@ -60,8 +60,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     fit below it."""
 
     max_answer_bytes: int = 1024 * 1024
-    """Bytes of a frame from an agent. While a chunk of a body waits for its answer the limit is the protocol's own,
-    because the answer may hold the changed body."""
+    """Bytes of a frame from an agent. While a chunk of a body waits for its answer the protocol's own limit
+    applies: the answer may hold the changed body."""
 
     max_held_bytes: int = 256 * 1024 * 1024
     """Bytes of unfinished frames and of unread output, of all agents' connections of a shard together. Above it the

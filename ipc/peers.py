@@ -42,7 +42,7 @@ def key_of(host: str) -> str:
     """The key for counting the connections of a TCP peer: an IPv4 address, or the /64 prefix of an IPv6 address.
 
     As a rule a host has a /64 to itself (RFC 7421), and may use any address in it. A socket for both families shows an
-    IPv4 address as ``::ffff:192.0.2.1``; the key is the IPv4 address.
+    IPv4 address as ``::ffff:192.0.2.1``. Its key is the IPv4 address.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -64,7 +64,7 @@ def key_of_uid(uid: int) -> str:
 
 
 def borrowed(fd: int, transport: str) -> SocketType:
-    """A socket object for *fd*. The caller must `detach` it; otherwise it closes the descriptor."""
+    """A socket object for *fd*. The caller must `detach` it, or it closes the descriptor."""
     return SocketType(_UNIX if transport == "uds" else -1, _STREAM, 0, fd)
 
 

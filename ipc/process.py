@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def raise_descriptor_limit() -> int:
-    """Raise RLIMIT_NOFILE to its hard limit and make the kernel's table that large now; returns the limit.
+    """Raise RLIMIT_NOFILE to its hard limit and make the kernel's table that large now. Returns the limit.
 
     The table grows by doubling, and each growth stalls ``accept`` for 9 to 20 ms, at 256, 512 … 8192 descriptors.
     """

@@ -58,7 +58,7 @@ class Readiness:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Stop watching *fd*, which must still be open; no event of it is delivered after this."""
+        """Stop watching *fd*, which must still be open. None of its events is delivered after this."""
         del self._owners[fd]
         self._epoll.unregister(fd)
 

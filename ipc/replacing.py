@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 MODE = 0o644
-"""The mode of the directory decides about access to the file. The umask does not; it is 0077 under our systemd unit."""
+"""The mode of the directory decides about access to the file. The umask, 0077 under our systemd unit, does not."""
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 

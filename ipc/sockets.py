@@ -25,7 +25,7 @@ def bind_private(path: Path, kind: socket.SocketKind, mode: int = 0o600) -> sock
     except OSError as error:
         sock.close()
         if error.errno is None:
-            raise  # Python's own error, for a path that is too long. Its text is clear.
+            raise  # Python's own error, for a path that is too long. Its text gives the reason.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except BaseException:
         sock.close()

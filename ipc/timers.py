@@ -35,7 +35,7 @@ class Every:
         self._handle = self._loop.call_later(self._seconds, self._turn)
         try:
             self._act()
-        except Exception as error:  # noqa: BLE001 - said, and no reason to stop
+        except Exception as error:  # noqa: BLE001 - reported, and the timer goes on
             self._failures += 1
             now = self._loop.time()
             if now - self._said_at >= SAY_AGAIN:
@@ -54,7 +54,7 @@ def all_of(*steps: Callable[[], object]) -> None:
     for step in steps:
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - said, and no reason to leave the others out
+        except Exception as error:  # noqa: BLE001 - reported, and the next step follows
             report(loop, "a step failed, and the others were done", error)
 
 

@@ -27,7 +27,7 @@ class Share:
         self._left -= seconds
 
     def wait(self, now: float) -> float:
-        """Seconds until the budget is not overdrawn any more; 0 when it is not."""
+        """Seconds until the budget is not overdrawn any more."""
         self._refill(now)
         return max(0.0, -self._left / self._part)
 

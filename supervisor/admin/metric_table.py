@@ -1,7 +1,7 @@
 """All metrics of the admin endpoint: name, kind, labels and meaning.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for counters. METRICS.md
-has the same table; a test compares them.
+has the same table, and a test compares them.
 """
 
 from typing import Literal, NamedTuple, cast

@@ -73,7 +73,7 @@ class _Rendering:
             next(self._steps)
         except StopIteration as made:
             self.answer.set_result(made.value)
-        except Exception as error:  # noqa: BLE001 - it goes to all who wait for the answer
+        except Exception as error:  # noqa: BLE001 - all clients that wait for the answer get it
             self.answer.set_exception(error)
             self.answer.exception()
         self._cost += thread_time() - before
