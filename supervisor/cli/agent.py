@@ -1,4 +1,4 @@
-"""``shardgate agent``: dialout's demonstration agent, which finds the default listener by itself."""
+"""``shardgate agent``: dialout's demonstration agent, with the default listener as its address."""
 
 import click
 
@@ -18,5 +18,5 @@ def command(arguments: tuple[str, ...]) -> int:
     """Dial a listener, register, and decide about requests; see 'shardgate agent --help'."""
     from dialout.agent.demo import main
 
-    # Where 'shardgate run' listens when nobody names a socket.
+    # The socket of 'shardgate run' without --uds and --tcp.
     return main(arguments, prog="shardgate agent", address=str(default_runtime_dir() / "agents.sock"))

@@ -1,4 +1,4 @@
-"""Which users may change a file that admits agents: checks its owner and mode, and those of all folders above it.
+"""Checks that no other user can change a file that admits agents: its owner, its mode, and the folders above it.
 
 The rule is the same for a configuration and for a token file. It resembles StrictModes of sshd_config(5):
 
