@@ -10,7 +10,7 @@ from supervisor.cli.options import examples
     "agent",
     short_help="Be an agent, to try things out.",
     epilog=examples("shardgate agent --block-uri '/admin*' --delay 20ms"),  # For the manual page.
-    add_help_option=False,  # The agent's own has all the options.
+    add_help_option=False,  # dialout's agent has its own --help, with all options.
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
