@@ -208,7 +208,7 @@ async def _drain(foreign: Sequence[_Keeper]) -> None:
     # A draining shard first closes its kept listening sockets, then its socket for supervisors.
     with contextlib.suppress(TimeoutError):
         async with awake.clock().timeout(ANSWER_TIMEOUT):
-            while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - the kernel tells nobody
+            while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
 
 
