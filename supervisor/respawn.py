@@ -1,13 +1,14 @@
 """When to start a shard again after its process has ended.
 
-Pure. The first death is answered at once: most are accidents, and agents that reconnect should find the shard there.
-Deaths that follow each other wait 0.25 s · 2^n, at most 30 s, until the process has lived long enough to be trusted.
+Pure. After the first death the shard is started at once: most deaths are accidents, and reconnecting agents should find
+the shard running. After further deaths in a row the wait is 0.25 s · 2^n, at most 30 s. A process that lived for
+`STABLE_AFTER` seconds ends the row.
 """
 
 from dataclasses import dataclass
 
 STABLE_AFTER = 10.0
-"""Seconds of life after which earlier deaths are forgotten."""
+"""Seconds that a process must live so that earlier deaths are forgotten."""
 
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 30.0
@@ -15,7 +16,7 @@ LONGEST_DELAY = 30.0
 
 @dataclass(slots=True)
 class Backoff:
-    """The deaths in a row of one shard."""
+    """The number of deaths in a row of one shard."""
 
     deaths: int = 0
 

@@ -1,4 +1,4 @@
-"""Texts, times and numbers for people, in the same words wherever they are read. Pure."""
+"""Format texts, times and numbers for people, the same way in all outputs. Pure."""
 
 import time
 from datetime import datetime
@@ -15,7 +15,7 @@ def safe(text: str, limit: int = _LONGEST_TEXT) -> str:
     """*text* with everything escaped that is not printable ASCII, at most *limit* characters of it."""
     if len(text) <= limit and text.isascii() and text.isprintable():
         return text
-    # Rare, and the module brings structlog along, which costs as much time as all the rest of a command.
+    # This is rare. The module imports structlog, which takes as much time as the rest of a command.
     from ipc.logs import printable
 
     return printable(text, limit)
