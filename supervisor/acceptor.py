@@ -47,7 +47,7 @@ _LEAST_AGENTS = 32
 """Connections between accept and handoff for which there must be room at least."""
 
 PAUSE = 0.1
-"""Seconds without accepting after descriptors or memory ran out."""
+"""Seconds for which accepting pauses after descriptors or memory have run out."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
@@ -166,7 +166,7 @@ class Acceptor:
             self._loop.add_reader(new.sock.fileno(), self._accept, new)
 
     def stop(self) -> None:
-        """Accept no more; the listeners stay open."""
+        """Stop accepting. The listeners stay open."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
@@ -193,7 +193,7 @@ class Acceptor:
         room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
-            # Half of the reserve may go to refused agents that have yet to read their answer.
+            # Refused agents that have not read their answer may use half of the reserve.
             self._turn_one_away(listener, linger=room > -DescriptorBudget.RESERVE // 2)
             return
         self._gather()
@@ -206,7 +206,7 @@ class Acceptor:
         # Only the descriptor is needed. socket.accept() would make an object and two more system calls, 4 µs of 6.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         kind, is_tcp = listener.kind, listener.kind == "tcp"
-        # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
+        # loop.time() is the same clock, but uvloop's has a resolution of 1 ms.
         now = monotonic()
         deadline = self._clock.at(now) + self.handshake_timeout
         for _ in range(most):

@@ -34,7 +34,7 @@ MOST_PROBES = 3
 """Most probes that one registration waits for, each for another limit."""
 
 RESERVED_PAUSE = 0.01
-"""Seconds between looks at slots that are only reserved, before a probe is sent."""
+"""Seconds between checks of reserved slots, until none is left and a probe can be sent."""
 
 
 class Admission:

@@ -21,7 +21,7 @@ from supervisor.ledger import Ledger
 from supervisor.policy import Policy
 
 MOST_SIMILAR = 2000
-"""Agents looked at for one with a similar id: 5 ms."""
+"""Most agents that are compared to find a similar id. It takes 5 ms."""
 
 MOST_OFFERED = 200
 """Most agent ids that one completion in a shell gets."""

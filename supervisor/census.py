@@ -46,7 +46,7 @@ class Census:
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._log = get_logger()
-        # Numbers below it were drawn by an earlier supervisor.
+        # An earlier supervisor drew the numbers below this one.
         self._first_number = ledger.next_number
         self._next_request = 1
         self._inquiries: dict[int, Inquiry] = {}

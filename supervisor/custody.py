@@ -53,12 +53,12 @@ class _Keeper:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it speaks another version of the handoff, or nothing that can be read."""
+        """Whether its messages cannot be read: it speaks another version of the handoff."""
         return self._channel is not None and self._channel.unreadable
 
     @property
     def is_reachable(self) -> bool:
-        """Whether it listens for supervisors."""
+        """Whether it still listens for supervisors."""
         try:
             handoff.connect(self._handoff).close()
         except OSError:

@@ -38,9 +38,9 @@ TICK = 0.25
 class Fleet:
     """All shards of this supervisor.
 
-    *on_freed* gets the id of each agent that has lost a connection, and so has a free slot. *on_probed* gets a shard's
-    answer to a probe. *on_gone* gets the number of a shard after its process has ended. The ledger is up to date when
-    they are called. *journal* records the events.
+    *on_freed* gets an agent's id after a shard has reported a closed connection of it. *on_probed* gets the numbers of
+    a probe and of a shard that has answered it. *on_gone* gets the number of a shard after its process has ended. The
+    ledger is up to date when they are called. *journal* records the events.
     """
 
     def __init__(
@@ -189,11 +189,11 @@ class Fleet:
         self._handoffs.drain(shard, draining=draining)
 
     def is_draining(self, shard: int) -> bool:
-        """Whether a shard was told to drain."""
+        """Whether a shard was set to drain, see `drain`."""
         return self._members[shard].care.draining
 
     def is_running(self, shard: int) -> bool:
-        """Whether a shard takes connections, or could if it were not draining."""
+        """Whether a shard takes connections, or would take them without its drain."""
         member = self._members.get(shard)
         return member is not None and member.care.state is ShardState.RUNNING and self._handoffs.has_link(shard)
 
@@ -209,7 +209,7 @@ class Fleet:
 
     @property
     def running(self) -> int:
-        """How many shards take connections, or could if they were not draining."""
+        """How many shards take connections, or would take them without their drain."""
         return sum(map(self.is_running, self._members))
 
     @property
@@ -351,7 +351,7 @@ class Fleet:
         self._timer.cancel()
         self.lines.close()
 
-    # What is known, and time.
+    # State, and checks by time.
 
     def _look_whether_ready(self) -> None:
         census = self.lines.census

@@ -100,7 +100,7 @@ class Handoffs:
         """How many connections have a slot, and no shard that can take them now."""
         return len(self._parked)
 
-    # What the fleet says about shards.
+    # Calls of the fleet.
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
         """Have every shard keep copies of these sockets and of no others. The caller still owns the descriptors."""

@@ -107,7 +107,7 @@ class History:
         """Approximate memory of the agents' histories."""
         return self._bytes
 
-    # What happens to agents.
+    # Events of agents.
 
     def registered(self, now: float, agent_id: str, number: int, shard: int, seconds: float) -> None:
         """Note that a connection was accepted, after *seconds*, and is on *shard*."""
@@ -159,7 +159,7 @@ class History:
             self._weigh(past, len(text) + len(peer) - len(earlier.text) - len(earlier.peer))
             past.refusals[code] = Refusals(code, earlier.times + 1, earlier.first_at, now, text, peer)
 
-    # What happens to us.
+    # Events of the processes.
 
     def shard(self, now: float, shard: int, code: str, text: str) -> None:
         """Note an event of a shard's process. *code* is one word for it."""
@@ -174,7 +174,7 @@ class History:
         self._n += 1
         self._of_supervisor.append(Event(self._n, now, "supervisor", "", 0, NO_SHARD, code, text[:LONGEST_TEXT]))
 
-    # What can be asked.
+    # Queries.
 
     def story(self, agent_id: str) -> Story | None:
         """The history of an agent; None without one."""
@@ -299,7 +299,7 @@ class History:
             del self._by_peer[past.peer]
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless everything is within its limits, and counted right."""
+        """Raise AssertionError unless all limits are kept and all counts are right."""
         limits, strangers = self._limits, self._tiers[_Tier.STRANGER]
         assert {name: past for tier in self._tiers.values() for name, past in tier.items()} == self._agents
         assert all(past.tier is tier for tier, pasts in self._tiers.items() for past in pasts.values())

@@ -54,13 +54,13 @@ class Journal:
                 line.write(now, agent_id, f"{agent_id}-conn-{number}", transport, *peer, shard, seconds)
 
     def refused(self, newcomer: Newcomer, rejection: Rejection) -> None:
-        """Note a refusal; the line is written by `supervisor.farewell`."""
+        """Note a refusal. `supervisor.farewell` writes the log line."""
         self.history.refused(
             time.time(), newcomer.agent_id, newcomer.peer(), rejection.error_code.value, rejection.message
         )
 
     def closed(self, shard: int, gone: Gone) -> None:
-        """Note a connection that its shard has reported."""
+        """Note a connection that its shard has reported as closed."""
         self.history.closed(time.time(), gone.agent_id, gone.number, shard, gone.code[:32], gone.seconds, gone.detail)
 
     def lost(self, shard: int, connections: Iterable[tuple[int, str]], code: CloseCode) -> None:
@@ -70,7 +70,7 @@ class Journal:
             self.history.closed(now, agent_id, number, shard, code.value)
 
     def adopted(self, shard: int, connections: Iterable[tuple[int, str]]) -> None:
-        """Note connections that a shard was found to hold."""
+        """Note connections (number, agent id) of a shard that the ledger did not have."""
         now = time.time()
         for number, agent_id in sorted(connections):
             self.history.adopted(now, agent_id, number, shard)

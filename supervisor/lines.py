@@ -30,8 +30,8 @@ from supervisor.publisher import Publisher
 class Lines:
     """The channels and the bus to all of *members*, which the fleet keeps.
 
-    *on_freed* gets the id of each agent that has lost a connection, and so has a free slot. *on_probed* gets a shard's
-    answer to a probe, as the numbers of the probe and of the shard. *on_known* is called when a shard takes
+    *on_freed* gets an agent's id after a shard has reported a closed connection of it and its slot is free. *on_probed*
+    gets the numbers of a probe and of a shard that has answered it. *on_known* is called when a shard takes
     connections, has sent its snapshot, or turns out to be foreign.
     """
 
@@ -52,7 +52,7 @@ class Lines:
         self._ledger, self._handoffs, self._moves, self._journal = ledger, handoffs, moves, journal
         self._on_probed, self._on_freed, self._on_known = on_probed, on_freed, on_known
         self.on_agents: Callable[[int, events.AgentsPage], None] | None = None
-        """Gets a shard's answer to `events.ListAgents`."""
+        """Called with a shard and its answer to `events.ListAgents`."""
         self.log_level: str | None = None
         """The log level for shards that come up; None when they were started with it."""
         self._clock = awake.clock()

@@ -11,7 +11,7 @@ from ipc.messages import BATCH_BYTES, MAX_BATCH, Entrust, Offer, Prepare, Refuse
 from supervisor.newcomer import Newcomer
 
 ANSWER_TIMEOUT = 0.5
-"""Seconds a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
+"""Seconds that a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
 
 
 class Batch(NamedTuple):

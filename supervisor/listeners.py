@@ -30,7 +30,7 @@ USER_TIMEOUT_MS = (KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES) * 100
 """A vanished peer is detected after a minute, with or without unacknowledged data: tcp(7). Linux's default is 2 h."""
 
 SO_PASSRIGHTS = 83
-"""Linux 6.16: off means that an agent's socket takes no descriptors. Not in the socket module of Python 3.13 yet."""
+"""Option of Linux 6.16. 0 makes an agent's socket take no descriptors. Python 3.13's socket module does not have it."""
 
 
 Address = Path | TcpAddress | KeptListener

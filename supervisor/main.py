@@ -68,7 +68,7 @@ from supervisor.takeover import (
 )
 
 STOP_GRACE = 10.0
-"""Seconds that shards have to end by themselves."""
+"""Seconds that shards have to end after a Stop command, before SIGTERM."""
 
 READY_LIMIT = 5.0
 """Seconds that connections wait at most, after the start, until all shards are running or down."""
@@ -297,7 +297,7 @@ class Supervisor:
             lambda: self._manager.begin(self._summary, lambda: self._fleet.turns),
         )
         if len(self._fleet.shards) > self.shards:
-            # An earlier supervisor had more: by its configuration, or in the middle of a restart.
+            # An earlier supervisor had more shards: its configuration had more, or it was ended during a restart.
             with contextlib.suppress(CannotOperate):  # An operator's operation runs already.
                 self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
@@ -438,7 +438,7 @@ class Supervisor:
             self._numbers_timer.cancel,
             lambda: self._rundir.write_first_number(self._ledger.next_number),
             self._footing.stop,
-            # Before another process binds the same names.
+            # This must happen before another process binds the same names.
             close_context,
             self._over.set,
         )

@@ -42,7 +42,7 @@ class RecordedShard(msgspec.Struct, frozen=True):
 
 
 class AgentEntry(msgspec.Struct, array_like=True, frozen=True):
-    """An agent as one shard knows it."""
+    """One shard's entry for an agent."""
 
     agent_id: str
     connections: int
@@ -51,7 +51,7 @@ class AgentEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConnectionEntry(msgspec.Struct, kw_only=True, frozen=True):
-    """A connection as its shard knows it: *connected_at* in seconds of the epoch, *metadata* as JSON text or empty."""
+    """A shard's entry for a connection. *connected_at* is in seconds of the epoch. *metadata* is JSON text or empty."""
 
     n: int
     connection_id: str
@@ -153,7 +153,7 @@ def merge_connections(entries: Mapping[int, Iterable[ConnectionEntry]]) -> list[
 
 
 def rfc3339(seconds: float) -> str:
-    """A time of the epoch in RFC 3339, UTC, milliseconds: ``2026-11-22T08:53:01.250Z``."""
+    """Format seconds of the epoch by RFC 3339, in UTC with milliseconds: ``2026-11-22T08:53:01.250Z``."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

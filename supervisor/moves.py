@@ -144,7 +144,7 @@ class Moves:
                         self._decided(number)
                 self._go_on(order)
 
-    # What becomes of a connection that is under way.
+    # The result for a connection under way.
 
     def _moved(self, mover: Mover, shard: int | None) -> None:
         """Note that *mover* was committed to *shard*. With None send it back to its old shard."""

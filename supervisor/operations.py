@@ -24,7 +24,7 @@ from supervisor.moves import Moves, Order
 from supervisor.rebalance import Move, plan
 
 BOOT_LIMIT = 30.0
-"""Seconds that a new shard has to take connections."""
+"""Seconds from the start of a shard until it must take connections."""
 
 END_SECONDS = 5.0
 """Seconds that an emptied shard has to finish the requests that proxies send through it."""
@@ -164,7 +164,7 @@ class Operations:
             )  # fmt: skip
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait for *condition*; whether it came true within *seconds*."""
+        """Wait until *condition* is true. False after *seconds*."""
         deadline = self._clock.time() + seconds
         while not condition():
             if self._clock.time() >= deadline:

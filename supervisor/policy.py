@@ -52,7 +52,7 @@ class Policy:
 
     @property
     def wants_uid(self) -> bool:
-        """Whether the uid of a Unix socket's peer matters."""
+        """Whether `check` needs the uid of a Unix socket's peer."""
         return self._uids is not None
 
     def check(self, claim: Claim | Registration, uid: int | None) -> str:

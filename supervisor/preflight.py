@@ -97,7 +97,7 @@ def _socket(
     if rundir.is_ours(path.absolute()):
         yield node, (f"{path} is a name that shardgate itself uses", "choose another name, or another folder")
         return
-    # A start makes the runtime directory before the sockets.
+    # A start creates the runtime directory before the sockets, so it need not exist now.
     if path.parent != rundir.path:
         objection = places.folder_objection(path.parent)
         if objection is not None:

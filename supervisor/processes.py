@@ -61,7 +61,10 @@ class Process:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def reap(self) -> str:
-        """Collect the ended process and say how it ended, for people. Call once, when *pidfd* is readable."""
+        """Collect the ended process. Returns how it ended, as text for people.
+
+        Call it once, when *pidfd* is readable.
+        """
         if not self.is_child:
             return "ended"
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
@@ -92,7 +95,7 @@ def start_shard(
     log_format: str,
     status_dir: RuntimeDir | None = None,
 ) -> Process:
-    """Start shard *shard*; OSError when the process cannot be made."""
+    """Start the process of a shard. OSError when it cannot be started."""
     command = [
         *_interpreter(),
         str(Path(_package("shards"), "__main__.py")),

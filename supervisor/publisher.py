@@ -38,7 +38,7 @@ class Publisher:
         self._is_open = True
 
     def full(self) -> events.FullDirectory | None:
-        """All counts, as of the newest published change; None before `open`."""
+        """All counts, under the number of the newest published message; None before `open`."""
         if not self._is_open:
             return None
         # Later changes are published again with the next message. That does no harm: counts are no differences.

@@ -21,7 +21,7 @@ class Backoff:
     deaths: int = 0
 
     def after_death(self, lived: float) -> float:
-        """Seconds to wait before the next start, given how many seconds the process that has just died lived."""
+        """Seconds to wait before the next start. *lived* is the lifetime of the dead process in seconds."""
         if lived >= STABLE_AFTER:
             self.deaths = 0
         self.deaths += 1

@@ -236,7 +236,7 @@ class Successor:
         return not ended.is_set()
 
     async def ends(self) -> None:
-        """Ask its process to stop, and wait until it has."""
+        """Send SIGTERM to the process, and wait until it has ended."""
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(self.process.pidfd, ended.set)
         self.process.send_signal(signal.SIGTERM)

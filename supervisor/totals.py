@@ -4,8 +4,8 @@ A shard counts from zero when its process starts. The last counters of each ende
 those of the present process. So no counter goes backwards. The counters of a removed shard stay. `encode` and `decode`
 carry the ended processes' counters over to the next supervisor.
 
-Two kinds of counts are lost: those after a process's last heartbeat (half a second, at most), and all counts of a
-process that ended while there was no supervisor.
+Two kinds of counts are lost: the counts after a process's last heartbeat (half a second, at most), and all counts of
+a process that ended while there was no supervisor.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class ShardTotals(msgspec.Struct, kw_only=True):
     latency: RequestLatency = msgspec.field(default_factory=RequestLatency)
 
     def plus(self, report: ShardReport, latency: RequestLatency) -> "ShardTotals":
-        """The sum of these counters and those of a process, as a new value."""
+        """The sum of these counters and a process's counters, as a new value."""
         requests = dict(self.requests)
         for outcome, number in {"answered": report.answered_total, **report.failed_total}.items():
             requests[outcome] = requests.get(outcome, 0) + number
