@@ -65,7 +65,7 @@ def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
     """Raise `TooFewDescriptors` when the open files limit is too low for a supervisor, which would refuse every agent.
 
-    Call it before the process has opened descriptors of its own. A shard needs fewer.
+    Call it early, while the process has opened few descriptors of its own. A shard needs fewer.
     """
     limit = descriptor_limit()
     others = open_descriptors() + listeners + spare + DESCRIPTORS_OF_A_SHARD * shards

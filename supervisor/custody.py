@@ -86,7 +86,7 @@ class _Keeper:
             self._channel.try_send(TakeBack())
 
     def close(self) -> None:
-        """Close the channel, the process's pidfd and the descriptors that were not taken."""
+        """Close the channel, the process's pidfd and the received descriptors."""
         handoff.close_all([fd for _, fd in self.kept])
         self.kept = []
         if self._channel is not None:

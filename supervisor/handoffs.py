@@ -72,8 +72,8 @@ class Handoffs:
         self.on_accepted: Callable[[int, list[Newcomer]], None] | None = None
         """Called with a shard and the connections whose Commit has left, movers too; descriptors are still open."""
         self.on_moved: Callable[[Mover, int | None], None] | None = None
-        """Called with each mover and the shard that it was committed to, None when no shard takes it. Without a shard
-        it still has a slot, on no shard. Its descriptor is closed."""
+        """Called with each mover and the shard that it was committed to, None when no shard takes it. Then it still has
+        a reserved slot. Its descriptor is closed in both cases."""
         self._draining: set[int] = set()
         self._ledger = ledger
         self._reject = reject

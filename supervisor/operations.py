@@ -1,8 +1,8 @@
 """Operations on running shards: drain, restart, scale, rebalance. One operation runs at a time, in small steps.
 
 A shard is emptied before it ends: its connections move to other shards. It is emptied only when another shard can take
-them. A connection that does not move before the deadline is lost when its shard ends. An operation that cannot be done
-changes nothing, and its error says why.
+them. A connection that does not move before the deadline is lost when its shard ends. A refused operation changes
+nothing. A failed one keeps its finished steps, and its error says why.
 """
 
 import asyncio
