@@ -23,8 +23,8 @@ def correlation_id(event: AgentEvent, request_id: int) -> str:
     be taken for the answer to a later one. No id is therefore written unchanged, and none is written twice. Request ids
     of a connection only grow, also when it moves (`shards.requests.Requests.begin_above`).
     """
-    wanted = event.metadata.correlation_id[:MAX_WANTED] if type(event) is RequestHeaders else ""
-    return f"{wanted}#{request_id:x}"
+    wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
+    return f"{wanted[:MAX_WANTED]}#{request_id:x}" if wanted else f"#{request_id:x}"
 
 
 class Carrier(Protocol):
