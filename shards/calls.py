@@ -41,6 +41,10 @@ class Carrier(Protocol):
     def connection_id(self) -> str:
         """What the agent was told it is called."""
 
+    @property
+    def takes_headers(self) -> bool:
+        """Whether the agent takes the headers of requests."""
+
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
 
@@ -68,7 +72,8 @@ class Exchange:
     the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
     that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`,
     *mutated* that a chunk was answered by a body mutation in a frame of its own. *request_chunks* is how many chunks of
-    the request's body have an outcome.
+    the request's body have an outcome. *wants_headers* is set for a proxy's exchange until its headers are sent: an
+    agent that takes them sees nothing of a body or a response before them.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
     """
@@ -84,6 +89,7 @@ class Exchange:
     counted = False
     mutated = False
     request_chunks = 0
+    wants_headers = False
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:
         self.agent_id = agent_id

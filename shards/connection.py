@@ -184,6 +184,11 @@ class Connection(Stream):
         """Whether one more request may be in flight, and the agent reads what it is sent."""
         return self.in_flight < self.limit and self.waiting_bytes <= self.pool.options.full_at
 
+    @property
+    def takes_headers(self) -> bool:
+        """Whether the agent takes the headers of requests."""
+        return RequestHeaders in self.receivable
+
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
         return type(event) in self.receivable

@@ -11,7 +11,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
-from dialout import AgentEvent, CancelReason, Decision, RequestHeaders
+from dialout import AgentEvent, CancelReason, Decision
 from dialout.proxy.errors import AgentMoving, AgentUnavailable, FailureCode, PoolError, RequestCancelled
 from dialout.proxy.wire import FINAL, RELAYED, Answer, ProxyRequest
 from shards.calls import Call, Exchange, Outcome
@@ -136,7 +136,7 @@ class Dispatch:
         """
         agent = self._pool.agents.get(agent_id)
         return agent is not None and any(
-            kind in connection.receivable and RequestHeaders in connection.receivable
+            kind in connection.receivable and connection.takes_headers
             for connection in agent.connections.values()
         )
 
@@ -289,7 +289,9 @@ class Dispatch:
             shard = self._holder(frame.agent_id, asked)
             if shard is not None:
                 return self._relay.begin(shard, frame.agent_id)
-        return Exchange(frame.agent_id)
+        exchange = Exchange(frame.agent_id)
+        exchange.wants_headers = True
+        return exchange
 
     def _holder(self, agent_id: str, asked: frozenset[int] = _NO_SHARDS) -> int | None:
         is_here = agent_id in self._pool.agents or agent_id in self._pool.moving

@@ -25,6 +25,7 @@ from dialout import (
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
+    WebSocketFrame,
     awake,
 )
 from dialout.proxy.errors import (
@@ -43,6 +44,8 @@ from ipc.options import PoolOptions
 from ipc.status import RequestLatency
 from shards.calls import Call, Carrier, Exchange, Outcome, correlation_id
 from shards.deadlines import Deadlines
+
+_BEHIND_HEADERS = frozenset({RequestBodyChunk, ResponseHeaders, ResponseBodyChunk, WebSocketFrame})
 
 TICK = 0.02
 """Seconds between looks at deadlines, while there are any."""
@@ -268,7 +271,10 @@ class Requests:
                 # An agent that does not take this event may take the next one.
                 self._finish(call, found, over=found.code is not FailureCode.CANNOT_RECEIVE)
                 return
-            connection = exchange.connection = found
+            connection = found
+            if exchange.wants_headers and not self._has_headers(call, connection):
+                return
+            exchange.connection = connection
             call.is_first = True
             exchange.request_id = next(self._ids)
             exchange.correlation_id = correlation_id(call.event, exchange.request_id)
@@ -283,6 +289,8 @@ class Requests:
             # The exchange goes on: the caller asked for what this agent does not take part in.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
+        elif exchange.wants_headers and not self._has_headers(call, connection):
+            return
         call.sent = now - self._clock.slept
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
@@ -293,6 +301,17 @@ class Requests:
                     _discount(exchange)
                 exchange.connection = None  # It has seen nothing that it could be told to forget.
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
+
+    def _has_headers(self, call: Call, connection: Carrier) -> bool:
+        """Whether the agent has seen the headers that belong before *call*, or takes none; else the call has failed."""
+        exchange, kind = call.exchange, type(call.event)
+        if kind is RequestHeaders:
+            exchange.wants_headers = False
+        elif kind in _BEHIND_HEADERS and connection.takes_headers:
+            reason = f"{kind.__name__} without the request's headers, which the agent takes"
+            self._finish(call, BadRequest(reason, agent_id=exchange.agent_id))
+            return False
+        return True
 
     def _send_again(self, call: Call) -> None:
         if not call.done:

@@ -14,8 +14,11 @@ from dialout import (
     Cancel,
     CancelReason,
     Capabilities,
+    Configure,
     Dialect,
     Event,
+    GuardrailInspect,
+    RequestComplete,
     ResponseBodyChunk,
     ResponseHeaders,
     WebSocketFrame,
@@ -336,6 +339,42 @@ async def test_event_of_a_request_that_was_idle_for_too_long_begins_none(event: 
         for connection in shard.server.connections:
             connection.sweep(asyncio.get_running_loop().time())
         proxy.ask(1, event)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for seen in agent.read() if seen.is_event] == []
+
+
+BEGINNINGS = [GuardrailInspect("pii_detection", "x"), RequestComplete(200, 1), Configure(1)]
+
+
+@pytest.mark.parametrize("event", [*NO_BEGINNING, *BEHIND_HEADERS], ids=kind_of)
+@pytest.mark.parametrize("beginning", BEGINNINGS, ids=kind_of)
+@on_loop
+async def test_request_that_began_without_headers_has_no_event_that_belongs_behind_them(
+    beginning: AgentEvent, event: AgentEvent
+) -> None:
+    async with one_shard() as (shard, proxy):
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE)
+        proxy.ask(1, beginning, flags=0)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+        proxy.ask(1, event)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for seen in agent.read() if seen.is_event] == []
+        await until(lambda: agent.connection.is_idle)
+
+
+@pytest.mark.parametrize("event", BEHIND_HEADERS, ids=kind_of)
+@on_loop
+async def test_response_that_waits_for_its_agent_is_no_beginning_when_the_agent_takes_headers(
+    event: AgentEvent,
+) -> None:
+    """While the agent is nowhere, or between two shards, nobody knows what it takes."""
+    async with one_shard() as (shard, proxy):
+        proxy.ask(1, event)
+        await until(lambda: shard.dispatch.waiting)
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE)
         assert failure(await proxy.result()) == ("bad_request", False)
         await turns()
         assert [seen for seen in agent.read() if seen.is_event] == []
