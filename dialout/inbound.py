@@ -41,7 +41,7 @@ class Answer(Struct, frozen=True, gc=False):
     """A response to the oldest unanswered event of one request.
 
     At least one of the ids is there: sdk agents know a request by ``request_id`` (never 0 here), core agents
-    by ``correlation_id``, docs agents by either.
+    by ``correlation_id``, docs agents by either; where both are there, both have to be those of the request.
     """
 
     request_id: int | None

@@ -71,8 +71,8 @@ class Exchange:
     request's correlation id. Once a call of an exchange has failed the exchange is *over*, and the later ones fail for
     the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
     that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`,
-    *mutated* that a chunk was answered by a body mutation in a frame of its own. *request_chunks* is how many chunks of
-    the request's body have an outcome. *wants_headers* is set for a proxy's exchange until its headers are sent: an
+    *mutated* that a chunk was answered by a body mutation in a frame of its own. *chunks* is above the index of every
+    chunk, of request or response, that has an outcome. *wants_headers* is set for a proxy's exchange until its headers are sent: an
     agent that takes them sees nothing of a body or a response before them.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
@@ -88,7 +88,7 @@ class Exchange:
     forgotten = False
     counted = False
     mutated = False
-    request_chunks = 0
+    chunks = 0
     wants_headers = False
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:

@@ -375,6 +375,8 @@ class Connection(Stream):
         if call is None:
             self.pool.requests.late += 1
             self._note_useless(payload)
+        elif inbound.correlation_id is not None and inbound.correlation_id != call.correlation_id:
+            self._bad_answer(call, "its two ids name two requests")
         else:
             self.pool.requests.answer(call, inbound.response)
 

@@ -136,8 +136,7 @@ class Dispatch:
         """
         agent = self._pool.agents.get(agent_id)
         return agent is not None and any(
-            kind in connection.receivable and connection.takes_headers
-            for connection in agent.connections.values()
+            kind in connection.receivable and connection.takes_headers for connection in agent.connections.values()
         )
 
     def submit(self, event: Event, seconds: float) -> None:

@@ -212,14 +212,15 @@ class Requests:
             self._late(call)
             return
         exchange = call.exchange
-        if type(call.event) is RequestBodyChunk:
-            response = Decision(ALLOW, request_body_mutation=mutation)
-        elif type(call.event) is not ResponseBodyChunk:
+        if not isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif call.event.chunk_index < exchange.request_chunks:
-            self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
+        if call.event.chunk_index < exchange.chunks:
+            # It names neither direction, and may be the second answer to a chunk that has one.
+            self.bad_answer(call, "a body mutation may be about this chunk or an earlier one of the same index")
             return
+        if type(call.event) is RequestBodyChunk:
+            response = Decision(ALLOW, request_body_mutation=mutation)
         else:
             response = Decision(ALLOW, response_body_mutation=mutation)
         exchange.mutated = True
@@ -340,8 +341,8 @@ class Requests:
         if exchange.current is call:
             exchange.current = None
             if not call.final:
-                if type(call.event) is RequestBodyChunk:
-                    exchange.request_chunks = max(exchange.request_chunks, call.event.chunk_index + 1)
+                if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
+                    exchange.chunks = max(exchange.chunks, call.event.chunk_index + 1)
             elif not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
@@ -432,7 +433,7 @@ def may_be_about(call: Call, mutation: BodyMutation) -> bool:
     """
     if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
         return _is_for_chunk(mutation, call.event)
-    return not call.exchange.request_chunks
+    return not call.exchange.chunks
 
 
 def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:

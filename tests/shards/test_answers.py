@@ -207,6 +207,24 @@ async def test_docs_agent_that_repeats_the_correlation_id_alone_never_answers_an
         assert_nothing_left(pool)
 
 
+@on_loop
+async def test_docs_answer_whose_two_ids_name_two_requests_allows_neither() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.DOCS)
+        benign, evil = Asked(pool, "waf", headers("/benign")), Asked(pool, "waf", headers("/evil"))
+        await turns()
+        to_benign, to_evil = agent.read()
+        mixed = {"request_id": to_evil.request_id, "correlation_id": to_benign.correlation_id, "decision": "allow"}
+        agent.frame(0x20, msgspec.json.encode(mixed))
+        await all_done(evil)
+        assert isinstance(evil.outcome, BadAnswer)
+        assert benign.outcome is None
+        agent.answer(to_benign)
+        await all_done(benign)
+        assert answered_tag(benign.outcome) == "/benign"
+        assert_nothing_left(pool)
+
+
 def mutation_frame(seen: Seen, index: int) -> bytes:
     """A body mutation in a frame of its own."""
     return encode_frame(0x21, b'{"request_id":%d,"chunk_index":%d,"data":"bmV3"}' % (seen.request_id or 0, index))
@@ -277,6 +295,26 @@ async def test_late_mutation_of_a_request_chunk_answers_neither_the_responses_he
         agent.send(mutation_frame(seen, 0))
         await all_done(third)
         assert isinstance(third.outcome, BadAnswer)
+
+
+@pytest.mark.parametrize("earlier", [ResponseBodyChunk, RequestBodyChunk])
+@on_loop
+async def test_late_mutation_of_a_chunk_answers_no_later_chunk_of_the_same_index(
+    earlier: type[RequestBodyChunk | ResponseBodyChunk],
+) -> None:
+    """Of the response, which may have begun first, or of a request whose proxy counts wrongly."""
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool)
+        exchange = Exchange("waf")
+        first = Asked(pool, exchange, earlier(0, b"benign", False))
+        seen = await next_event(agent)
+        agent.answer(seen, ALLOWED)
+        await all_done(first)
+        second = Asked(pool, exchange, chunk("evil", 0), final=True)
+        await next_event(agent)
+        agent.send(mutation_frame(seen, 0))
+        await all_done(second)
+        assert isinstance(second.outcome, BadAnswer)
 
 
 def ids_of(seen: Seen) -> dict[str, Any]:
