@@ -72,8 +72,8 @@ class Exchange:
     the same reason: a late answer to the failed one can then never be taken for the answer to another. *forgotten* says
     that the agent was told to forget the request, *counted* that its connection counts it among its `exchanges`,
     *mutated* that a chunk was answered by a body mutation in a frame of its own. *chunks* is above the index of every
-    chunk, of request or response, that has an outcome. *wants_headers* is set for a proxy's exchange until its headers are sent: an
-    agent that takes them sees nothing of a body or a response before them.
+    chunk, of request or response, that has an outcome. *wants_headers* is set for a proxy's exchange until its headers
+    are sent: an agent that takes them sees nothing of a body or a response before them.
 
     No slots here and in `Call`: most of these are never set for a request that has one event.
     """
