@@ -64,10 +64,23 @@ class Request:
     Of its events *begun* have come, and the first *ended* of these have their answer or failure written; what is ready
     before its turn waits in *early*. *held* are those that wait while the first one looks for its agent. Once an event
     was not served the request is *broken*, and what follows fails for the same reason: no agent must see a body with a
-    hole in it. After the answer to a final event the request goes.
+    hole in it. After the answer to a final event the request goes. It is *closed* when its proxy has cancelled or
+    finished it: its id is free again when all its events have their outcome.
     """
 
-    __slots__ = ("agent_id", "asker", "begun", "broken", "cancelled", "early", "ended", "exchange", "held", "is_final")
+    __slots__ = (
+        "agent_id",
+        "asker",
+        "begun",
+        "broken",
+        "cancelled",
+        "closed",
+        "early",
+        "ended",
+        "exchange",
+        "held",
+        "is_final",
+    )
 
     def __init__(self, asker: Asker, agent_id: str, exchange: Exchange | RelayedExchange) -> None:
         self.asker = asker
@@ -79,6 +92,7 @@ class Request:
         self.held: list[Event] | None = None
         self.broken: PoolError | None = None
         self.cancelled = False
+        self.closed = False
         self.is_final = False
 
 
