@@ -4,8 +4,9 @@ An allow with nothing else is the answer to nearly every event, so it exists onc
 the audit that says nothing (``NO_AUDIT``). Treat the dictionaries in here as read-only: they may be shared.
 
 Names, values and texts are the agent's own; escape texts before they reach a log or a terminal. What is constructed
-here has the types that it says (TypeError), and header names and values, and redirects, that an HTTP message can hold
-(ValueError): both raise where the mistake is written. Ranges are checked when an answer is encoded.
+here has the types that it says (TypeError), and header names and values, redirects, challenges and routing metadata
+that an HTTP message can hold (ValueError): both raise where the mistake is written. Ranges are checked when an answer
+is encoded.
 """
 
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.header_syntax import why_bad_header, why_bad_word
+from dialout.header_syntax import BadHeader, why_bad_header, why_bad_texts, why_bad_word
 from dialout.wrong_types import (
     is_body,
     is_integer,
@@ -64,7 +65,7 @@ class Block(Struct, frozen=True, gc=False, tag="block"):
                 raise wrong_type("the headers of a block", "a dict of texts", self.headers)
             for name, value in self.headers.items():
                 if why := why_bad_header(name, value):
-                    raise ValueError(why)
+                    raise BadHeader(why)
 
 
 class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
@@ -79,7 +80,7 @@ class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
         if not is_integer(self.status):
             raise wrong_type("the status of a redirect", "a number", self.status)
         if why := why_bad_word("the URL of a redirect", self.url):
-            raise ValueError(why)
+            raise BadHeader(why)
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -94,7 +95,9 @@ class Challenge(Struct, frozen=True, tag="challenge"):
         if not isinstance(self.params, dict):
             raise wrong_type("the params of a challenge", "a dict", self.params)
         if why := why_bad_word("the type of a challenge", self.challenge_type):
-            raise ValueError(why)
+            raise BadHeader(why)
+        if self.params and (why := why_bad_texts("a param of a challenge", self.params)):
+            raise BadHeader(why)
 
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge
@@ -120,7 +123,7 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
         if type(value) is not str and not is_text_or_none(value):
             raise wrong_type("a header value", "a text", value)
         if why := why_bad_header(name, value):
-            raise ValueError(why)
+            raise BadHeader(why)
 
     @classmethod
     def set(cls, name: str, value: str) -> Self:
@@ -249,6 +252,8 @@ class Decision(Struct, frozen=True):
             raise wrong_type("the audit of a decision", "an Audit", self.audit)
         if not is_mapping_of_text(self.routing_metadata):
             raise wrong_type("routing metadata", "a dict of texts", self.routing_metadata)
+        if why := why_bad_texts("routing metadata", self.routing_metadata):
+            raise BadHeader(why)
         if not isinstance(self.needs_more, bool):
             raise wrong_type("needs_more", "True or False", self.needs_more)
 

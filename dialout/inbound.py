@@ -72,12 +72,15 @@ class Unreadable(Struct, frozen=True, gc=False):
 
     Fail the request that the ids name, under the failure policy. Without ids, treat it as ``NotUnderstood``.
     The ids are dug out of whatever could be read; they count only if they name a request in flight.
+    ``is_echo`` says that nothing is wrong but a text that no HTTP message may hold: an agent may repeat there what a
+    client sent, so that it speaks not against the agent.
     """
 
     frame_type: int
     reason: str
     request_id: int | None = None
     correlation_id: str | None = None
+    is_echo: bool = False
 
 
 # --- news about the agent ----------------------------------------------------------------------------

@@ -413,8 +413,11 @@ class Connection(Stream):
                 else:
                     self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
-            case Unreadable(_, reason, request_id, correlation_id):
-                self._bad_answer(self._call_about(request_id, correlation_id), reason)
+            case Unreadable(_, reason, request_id, correlation_id, is_echo):
+                call = self._call_about(request_id, correlation_id)
+                if call is not None and is_echo:
+                    call.excused = True
+                self._bad_answer(call, reason)
             case NotUnderstood():
                 self._bad_answer(self._call_about(None, None), "the agent did not understand the event")
             case Pong(mark):

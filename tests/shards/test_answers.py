@@ -40,6 +40,7 @@ from dialout import (
     encode_frame,
 )
 from dialout.proxy.errors import BadAnswer
+from ipc.options import PoolOptions
 from shards.calls import Exchange
 
 MORE = Decision(None, needs_more=True)
@@ -205,6 +206,25 @@ async def test_docs_agent_that_repeats_the_correlation_id_alone_never_answers_an
         await all_done(*asked)
         assert [one.outcome for one in asked] == [Decision(Block(403, f"/{n}")) for n in range(3)]
         assert_nothing_left(pool)
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+@on_loop
+async def test_line_end_that_an_agent_repeats_for_a_client_takes_the_agent_from_nobody(dialect: Dialect) -> None:
+    with pool_of_this_loop(PoolOptions(breaker_threshold=2, unhealthy_after=2)) as pool:
+        agent = PairedAgent(pool, dialect=dialect)
+        for number in range(4):
+            evil = Asked(pool, "waf", headers(f"/{number}"))
+            answer = agent.codec.encode_answer(
+                ALLOWED.set_response_header("x-blocked", "/evil"), **ids_of(await next_event(agent))
+            )
+            agent.frame(0x20, answer[5:].replace(b"/evil", b"/e\\r\\nl"))
+            await all_done(evil)
+            assert isinstance(evil.outcome, BadAnswer)
+        good = Asked(pool, "waf", headers("/good"))
+        agent.answer(await next_event(agent))
+        await all_done(good)
+        assert answered_tag(good.outcome) == "/good"
 
 
 @on_loop
