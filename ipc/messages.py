@@ -39,7 +39,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
 
     *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`ipc.tickets`).
-    No request id above *last_id* was written on it.
+    No request id above *last_id* was written on it. *drains* says that its agent has asked for no further requests.
     """
 
     left_at: float
@@ -54,6 +54,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ping_mark: int
     answers_pings: bool
     last_id: int = 0
+    drains: bool = False
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):

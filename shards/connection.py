@@ -103,6 +103,7 @@ class Connection(Stream):
         "answers_pings",
         "codec",
         "connected_at",
+        "drains",
         "errors",
         "exchanges",
         "frames",
@@ -156,6 +157,8 @@ class Connection(Stream):
         # Health: errors in a row, what the agent said of itself, and pings.
         self.errors = 0
         self.health: HealthState | None = None
+        # Said in a ping, it is for good; said in a report of its health, it is until the next one.
+        self.drains = False
         self.paused = False
         self.open = True
         self.pinged_at = 0.0
@@ -339,6 +342,7 @@ class Connection(Stream):
                 self.ping_mark,
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
+                self.drains,
             ),
             self.owner,
         )
@@ -347,6 +351,7 @@ class Connection(Stream):
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
+        self.drains = state.drains
         self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
         self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self.pool.requests.begin_above(state.last_id)
@@ -425,7 +430,7 @@ class Connection(Stream):
             case Ping():
                 self._pinged(frame_type, payload)
             case Health(state):
-                self.health = state
+                self.health = HealthState.DRAINING if self.drains else state
                 self._look_whether_open()
             case FlowControl(action, None, buffer_available):
                 self.paused = action is FlowAction.PAUSE or (
@@ -460,7 +465,7 @@ class Connection(Stream):
             return
         if says_draining(payload):
             # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
-            self.health = HealthState.DRAINING
+            self.health, self.drains = HealthState.DRAINING, True
             self._look_whether_open()
         self.send(pong)
 

@@ -112,8 +112,8 @@ class Requests:
         """
         following = next(self._ids)
         if following <= last_id:
-            following = (last_id >> 6) + 1 << 6 | self._shard
-        self._ids = itertools.count(following, 64)
+            following = (last_id >> SHARD_BITS) + 1 << SHARD_BITS | self._shard
+        self._ids = itertools.count(following, MAX_SHARDS)
 
     # For callers.
 

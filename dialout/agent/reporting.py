@@ -37,6 +37,7 @@ class Reporter:
         self._agent_id = agent_id
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
+        self._drains = False
 
     @property
     def reports_unasked(self) -> bool:
@@ -53,8 +54,13 @@ class Reporter:
             self.say_metrics()
 
     def say_health(self) -> None:
-        """Send the agent's health; one that requires a configuration, and has none yet, has no better one."""
-        if self._agent.require_configuration and not self._agent.configuring.is_configured:
+        """Send the agent's health; one that requires a configuration, and has none yet, has no better one.
+
+        Nor has one that drains: a proxy would send it new requests again.
+        """
+        if self._drains:
+            self._send_health(Health(HealthState.DRAINING))
+        elif self._agent.require_configuration and not self._agent.configuring.is_configured:
             self.say_not_ready()
         else:
             self._say("health", self._send_health, _BROKEN)
@@ -70,6 +76,7 @@ class Reporter:
     def say_draining(self, seconds: float) -> None:
         """Tell the proxy to send nothing new, where real agents have a word for it; the drain's ping says it, too."""
         if self._codec.dialect is Dialect.CORE:
+            self._drains = True
             self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
 
     def say_refusal(self, why: str) -> None:
