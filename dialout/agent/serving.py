@@ -95,10 +95,7 @@ class Serving:
         self._asked: dict[Key, None] = {}
         self._idle: asyncio.Future[None] | None = None
         if not self.is_ready:
-            unready = {
-                kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
-            }
-            self._hook_of = self._hook_of | unready
+            self.serve_nothing()
             self._say_whether_ready()
 
     # --- frames from the proxy ---
@@ -321,6 +318,13 @@ class Serving:
         """Whether the agent has the configuration that it requires."""
         return self._agent.configuring.is_configured or not self._agent.require_configuration
 
+    def serve_nothing(self) -> None:
+        """Answer all events with the failure, until the configuration that the agent requires is there."""
+        unready = {
+            kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
+        }
+        self._hook_of = self._hook_of | unready
+
     def _ready(self) -> None:
         if self._agent.require_configuration:
             self._hook_of = self._hooks.by_event | {Configure: self._hook_of[Configure]}
@@ -390,7 +394,7 @@ def _raise(error: BaseException, *_: object) -> None:
 
 
 def _not_configured(*_: object) -> Decision:
-    raise LocalProtocolError("the agent requires a configuration, and has none yet")
+    raise LocalProtocolError("the agent has not got its configuration yet")
 
 
 def _forgotten(*_: object) -> Decision:

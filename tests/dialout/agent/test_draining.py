@@ -16,6 +16,7 @@ from dialout import (
     Block,
     Cancel,
     CancelReason,
+    Configure,
     Decision,
     Dialect,
     Health,
@@ -120,6 +121,34 @@ def test_body_for_which_the_agent_has_no_hook_gets_the_failure_and_no_allow() ->
                 await answer(peer)
                 peer.event(RequestBodyChunk(0, b"x", True), number)
                 assert (await answer(peer)).response.verdict == (Block(500) if uri == "/more" else ALLOW)
+
+    run(main())
+
+
+@ALL
+def test_request_of_an_agent_that_ends_while_it_is_configured_gets_the_failure(dialect: Dialect) -> None:
+    class Slow(Agent):
+        async def on_configure(self, event: Configure) -> None:  # type: ignore[override]
+            await asyncio.Event().wait()
+
+        def on_request_headers(self, event: RequestHeaders) -> Decision:  # type: ignore[override]
+            return ALLOWED
+
+    async def main() -> None:
+        async with serving(Slow(), dialect, config={"a": 1}) as (peer, connection, _):
+            peer.event(headers(), 1)
+            draining = asyncio.create_task(connection.drain(30))
+            frame = await peer.frame()
+            while frame is not None and frame[0] != 0x20:
+                if frame[0] == dialect.ping_type:
+                    peer.send(pong_for(dialect, *frame) or b"")
+                frame = await peer.frame()
+            assert frame is not None, "the agent has closed without an answer"
+            found = codec_for(dialect).decode(*frame)
+            assert isinstance(found, Answer)
+            assert found.response.verdict == Block(500)
+            peer.writer.close()
+            assert await draining
 
     run(main())
 
