@@ -119,7 +119,7 @@ class Serving:
         key = correlation_id if request_id is None else request_id
         if self._work and (work := self._work.get(key)) is not None:
             # The proxy matches the answers of one request by their order.
-            work.add(event, hook)
+            self._queue(work, Request(request_id, correlation_id), event, hook)
             return
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
@@ -134,6 +134,17 @@ class Serving:
             self._workers.begin(key, Work(request, event, hook))
         else:
             self._serve_plain(key, request, event, hook)
+
+    def _queue(self, work: Work, request: Request, event: Any, hook: Hook) -> None:
+        """Have an event served behind those of its name that have no answer yet."""
+        if type(event) is not RequestHeaders:
+            work.add(event, hook)
+            return
+        # Some proxies use a name that clients choose. What the hooks have kept is the earlier request's.
+        request.headers = event
+        if self._hooks.remembers:
+            self._memory.recall(request, event)
+        work.add(event, hook, request)
 
     def _control(
         self, frame_type: int, payload: bytes, request_id: int | None, correlation_id: str | None, event: object
@@ -355,7 +366,7 @@ class Serving:
         """Answer what is in flight with the failure, and cancel it: there is no time left for it."""
         for work in list(self._work.values()):
             self._workers.drop(key_of(work.request))
-            for event in (work.event, *(event for event, _ in work.later or ())):
+            for event in (work.event, *(event for event, _, _ in work.later or ())):
                 self._failed(work.request, event, "the agent ends: the decision", TimeoutError("no time is left"))
 
     def close(self) -> None:

@@ -31,22 +31,23 @@ class Work:
         self.hook = hook
         # What a plain hook has returned to be awaited.
         self.given: Awaitable[Any] | None = None
-        self.later: deque[tuple[Any, Hook]] | None = None
+        self.later: deque[tuple[Any, Hook, Request | None]] | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self.dropped = False
 
-    def add(self, event: Any, hook: Hook) -> None:
-        """Serve another event of the same request behind the others."""
+    def add(self, event: Any, hook: Hook, request: Request | None = None) -> None:
+        """Serve another event by the same name behind the others; with ``request``, it is another request's first."""
         if self.later is None:
             self.later = deque()
-        self.later.append((event, hook))
+        self.later.append((event, hook, request))
 
     def take_next(self) -> bool:
         """Go on to the next event, if there is one."""
         if not self.later:
             return False
-        self.event, self.hook = self.later.popleft()
+        self.event, self.hook, request = self.later.popleft()
+        self.request = request or self.request
         return True
 
 

@@ -293,6 +293,48 @@ def test_sixth_unreadable_event_in_a_row_ends_the_connection_after_all_answers()
     run(main())
 
 
+@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("has_body", [False, True])
+def test_request_by_the_name_of_one_that_has_no_answer_yet_has_headers_and_context_of_its_own(
+    dialect: Dialect, has_body: bool
+) -> None:
+    """Clients choose the name where a proxy takes their X-Request-Id for it."""
+    first_may_end = asyncio.Event()
+
+    class Keeps(Agent):
+        async def on_request_headers(self, event: RequestHeaders, request: Request) -> Decision:
+            assert request.headers is event
+            assert request.context is None
+            request.context = event.uri
+            if event.uri == "/benign":
+                await first_may_end.wait()
+                return Decision.block(403)
+            return Decision.more() if has_body else ALLOWED
+
+        def on_request_body(self, event: RequestBodyChunk, request: Request) -> Decision:
+            assert request.headers is not None
+            assert request.headers.uri == request.context == "/evil"
+            return Decision.block(451)
+
+    async def main() -> None:
+        async with serving(Keeps(), dialect) as (peer, connection, _):
+            peer.event(headers("/benign"), 1)
+            await until(lambda: connection.in_flight == 1, "the request")
+            peer.event(headers("/evil"), 1)
+            # What is answered behind it shows that both were read.
+            peer.event(headers("/other"), 2)
+            await answer(peer)
+            first_may_end.set()
+            assert (await answer(peer)).response.verdict == Block(403)
+            second = (await answer(peer)).response
+            assert second == (Decision.more() if has_body else ALLOWED)
+            if has_body:
+                peer.event(RequestBodyChunk(0, b"x", True), 1)
+                assert (await answer(peer)).response.verdict == Block(451)
+
+    run(main())
+
+
 @BOTH
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_a_hook_that_fails_for_some_requests_serves_all_others_on_the_same_connection(
