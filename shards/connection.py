@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Protocol
 
 from dialout import (
+    ALLOW,
     AgentEvent,
     Answer,
     CancelReason,
@@ -52,6 +53,7 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
 
 
+_PASSES = (ALLOW, None)
 _ANSWERS = frozenset({0x20, 0x21})
 _BODIES = frozenset({RequestBodyChunk, ResponseBodyChunk})
 
@@ -380,6 +382,9 @@ class Connection(Stream):
         if call is None:
             self.pool.requests.late += 1
             self._note_useless(payload)
+        elif call.end_offset > self.offset and inbound.response.verdict in _PASSES:
+            # As when an agent answers twice, and the second answer meets the next event. A refusal is of the request.
+            self._bad_answer(call, "it came before the event was sent")
         elif inbound.correlation_id is not None and inbound.correlation_id != call.correlation_id:
             self._bad_answer(call, "its two ids name two requests")
         else:
@@ -412,7 +417,7 @@ class Connection(Stream):
         match inbound:
             case MutationAnswer(request_id, mutation):
                 call = None if self.pending is None else self.pending.get(request_id)
-                if call is None or not may_be_about(call, mutation):
+                if call is None or call.end_offset > self.offset or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
                     self._note_useless(payload)
                 else:

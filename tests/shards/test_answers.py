@@ -227,6 +227,29 @@ async def test_line_end_that_an_agent_repeats_for_a_client_takes_the_agent_from_
         assert answered_tag(good.outcome) == "/good"
 
 
+@pytest.mark.parametrize("second_answer", [ALLOWED, MORE, Decision(Block(403))], ids=["allow", "more", "block"])
+@pytest.mark.parametrize("dialect", Dialect)
+@on_loop
+async def test_second_answer_to_an_event_lets_the_next_one_not_pass_which_the_agent_has_not_got(
+    dialect: Dialect, second_answer: Decision
+) -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=dialect)
+        exchange = Exchange("waf")
+        first = Asked(pool, exchange, headers("/", has_body=True))
+        second = Asked(pool, exchange, chunk("evil", last=False), final=True)
+        seen = await next_event(agent)
+        answers = [agent.codec.encode_answer(one, **ids_of(seen)) for one in (ALLOWED, second_answer)]
+        agent.send(b"".join(answers))
+        await all_done(first, second)
+        assert first.outcome == ALLOWED
+        if second_answer.verdict == Block(403):
+            assert second.outcome == second_answer, "a refusal is one of the whole request"
+        else:
+            assert isinstance(second.outcome, BadAnswer)
+        assert_nothing_left(pool)
+
+
 @on_loop
 async def test_docs_answer_whose_two_ids_name_two_requests_allows_neither() -> None:
     with pool_of_this_loop() as pool:
