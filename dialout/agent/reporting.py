@@ -38,6 +38,7 @@ class Reporter:
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
         self._drains = False
+        self._closed = False
 
     @property
     def reports_unasked(self) -> bool:
@@ -88,19 +89,25 @@ class Reporter:
         self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None], variables: Context | None = None
     ) -> None:
         """Run something to its end, or to that of the connection."""
+        loop = asyncio.get_running_loop()
 
         async def run() -> None:
             try:
                 await awaitable
-            except Exception as error:  # noqa: BLE001 - the caller says it in its own words
+            except BaseException as error:
+                is_ours = self._closed or not loop.is_running()
+                if is_ours or isinstance(error, KeyboardInterrupt):
+                    raise
+                # A cancel is the function's own here. The caller says it in its own words.
                 failed(error)
 
-        task = asyncio.get_running_loop().create_task(run(), context=variables)
+        task = loop.create_task(run(), context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         """Send nothing more."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
 
@@ -119,7 +126,9 @@ class Reporter:
                 self.look_after(wait_for(found), failed, variables)
             else:
                 send(found)
-        except Exception as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer
             failed(error)
 
     def _send_health(self, health: Health) -> None:

@@ -910,6 +910,36 @@ def test_sdk_agents_report_when_asked(agent: Agent, state: HealthState, rules: f
     run(main())
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(1), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("later", [False, True], ids=["plain", "async"])
+def test_report_that_fails_in_an_unusual_way_costs_neither_the_connection_nor_the_agent(
+    error: BaseException, later: bool
+) -> None:
+    class Odd(Agent):
+        def on_request_headers(self, event: RequestHeaders) -> Decision:  # type: ignore[override]
+            return Decision.block(403)
+
+        def health(self) -> Awaitable[Health]:
+            if not later:
+                raise error
+            return self.fails()
+
+        async def fails(self) -> Health:
+            await asyncio.sleep(0)
+            raise error
+
+    async def main() -> None:
+        async with serving(Odd()) as (peer, _, _):
+            peer.send(codec_for(Dialect.SDK).encode_health_request() or b"")
+            health = await peer.inbound()
+            assert isinstance(health, Health)
+            assert health.state is HealthState.UNHEALTHY
+            peer.event(headers(), 1)
+            assert await verdicts(peer, 1) == {1: Block(403)}
+
+    run(main())
+
+
 def test_default_metrics_count_requests() -> None:
     async def main() -> None:
         async with serving(allows()) as (peer, _, _):
