@@ -1,7 +1,7 @@
-"""The docs dialect: the sdk's frames, with payloads that satisfy every parser known.
+"""The docs dialect: the sdk's frames, with payloads that every known parser accepts.
 
-The published documents contradict each other and the SDK in places, so events carry both ids and both
-spellings of a status, and answers may name their request by either id.
+The published documents contradict each other and the SDK in places. So events carry both ids and both spellings of a
+status, and answers may name their request by either id.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What an agent says about itself on a connection: health and metrics, when asked or from time to time."""
+"""An agent's reports on a connection: health and metrics, on request or at intervals."""
 
 import asyncio
 import inspect
@@ -25,10 +25,10 @@ _NOT_READY: Final = Health(HealthState.UNHEALTHY, "the agent waits for its confi
 
 
 class Reporter:
-    """Sends the reports of one connection, and looks after the tasks that make them.
+    """Sends the reports of one connection, and keeps the tasks that make them.
 
-    An agent whose ``health`` fails is unhealthy; one whose ``metrics`` fail has counted nothing. Both are said in the
-    log.
+    An agent with a failing ``health`` is reported as unhealthy, one with failing ``metrics`` with no samples. Both
+    failures are logged.
     """
 
     def __init__(self, agent: Agent, codec: Codec, agent_id: str, send: Callable[[bytes], None]) -> None:
@@ -47,7 +47,7 @@ class Reporter:
         return self._codec.dialect is Dialect.CORE and (declared.health_reporting or declared.metrics_export)
 
     def report(self) -> None:
-        """Send what the agent said that it would send unasked."""
+        """Send the reports that the agent has declared."""
         declared = self._agent.capabilities
         if declared.health_reporting:
             self.say_health()
@@ -55,9 +55,9 @@ class Reporter:
             self.say_metrics()
 
     def say_health(self) -> None:
-        """Send the agent's health; one that requires a configuration, and has none yet, has no better one.
+        """Send the agent's health. Without its required configuration an agent is unhealthy.
 
-        Nor has one that drains: a proxy would send it new requests again.
+        An agent that drains reports nothing else: a proxy would send it new requests again.
         """
         if self._drains:
             self._send_health(Health(HealthState.DRAINING))
@@ -75,20 +75,26 @@ class Reporter:
         self._send_health(_NOT_READY)
 
     def say_draining(self, seconds: float) -> None:
-        """Tell the proxy to send nothing new, where real agents have a word for it; the drain's ping says it, too."""
+        """Tell a core proxy to send no new requests.
+
+        The other dialects have no such frame. There the drain's ping says it.
+        """
         if self._codec.dialect is Dialect.CORE:
             self._drains = True
             self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
 
     def say_refusal(self, why: str) -> None:
-        """Tell the proxy that the configuration of its answer is not in force, where there is a word for it."""
+        """Tell a core proxy that the configuration in its answer is not in force.
+
+        The other dialects have no such frame.
+        """
         if self._codec.dialect is Dialect.CORE:
             self._send(self._codec.encode_config_error(why, timestamp_ms=_now_ms()))
 
     def look_after(
         self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None], variables: Context | None = None
     ) -> None:
-        """Run something to its end, or to that of the connection."""
+        """Await something in a task until it ends or the connection does. ``failed`` gets an exception."""
         loop = asyncio.get_running_loop()
 
         async def run() -> None:
@@ -98,7 +104,7 @@ class Reporter:
                 is_ours = self._closed or not loop.is_running()
                 if is_ours or isinstance(error, KeyboardInterrupt):
                     raise
-                # A cancel is the function's own here. The caller says it in its own words.
+                # A CancelledError is the function's own here. The caller logs the error in its own words.
                 failed(error)
 
         task = loop.create_task(run(), context=variables)
@@ -106,7 +112,7 @@ class Reporter:
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Cancel the tasks."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -128,7 +134,7 @@ class Reporter:
                 send(found)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer
+        except BaseException as error:  # noqa: BLE001 - after any error of the agent's function the proxy gets an answer
             failed(error)
 
     def _send_health(self, health: Health) -> None:
