@@ -4,9 +4,9 @@ A bare allow is the answer to nearly every event, so there is one shared object 
 (``NO_AUDIT``) is shared too. Treat the dictionaries in these values as read-only, since they may be shared.
 
 Names, values and texts come from the agent. Escape texts before they reach a log or a terminal. Constructors check
-the types of their arguments (TypeError). They also check that an HTTP message can hold the header names, header values
-and redirects (ValueError). So the error is raised where the mistake is made. Ranges are checked when an answer is
-encoded.
+the types of their arguments (TypeError). They also check that an HTTP message can hold the header names, header values,
+redirects, challenges and routing metadata (ValueError). So the error is raised where the mistake is made. Ranges are
+checked when an answer is encoded.
 """
 
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.header_syntax import why_bad_header, why_bad_word
+from dialout.header_syntax import BadHeader, why_bad_header, why_bad_texts, why_bad_word
 from dialout.wrong_types import (
     is_body,
     is_integer,
@@ -65,7 +65,7 @@ class Block(Struct, frozen=True, gc=False, tag="block"):
                 raise wrong_type("the headers of a block", "a dict of texts", self.headers)
             for name, value in self.headers.items():
                 if why := why_bad_header(name, value):
-                    raise ValueError(why)
+                    raise BadHeader(why)
 
 
 class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
@@ -80,7 +80,7 @@ class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
         if not is_integer(self.status):
             raise wrong_type("the status of a redirect", "a number", self.status)
         if why := why_bad_word("the URL of a redirect", self.url):
-            raise ValueError(why)
+            raise BadHeader(why)
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -95,7 +95,9 @@ class Challenge(Struct, frozen=True, tag="challenge"):
         if not isinstance(self.params, dict):
             raise wrong_type("the params of a challenge", "a dict", self.params)
         if why := why_bad_word("the type of a challenge", self.challenge_type):
-            raise ValueError(why)
+            raise BadHeader(why)
+        if self.params and (why := why_bad_texts("a param of a challenge", self.params)):
+            raise BadHeader(why)
 
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge
@@ -121,7 +123,7 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
         if type(value) is not str and not is_text_or_none(value):
             raise wrong_type("a header value", "a text", value)
         if why := why_bad_header(name, value):
-            raise ValueError(why)
+            raise BadHeader(why)
 
     @classmethod
     def set(cls, name: str, value: str) -> Self:
@@ -253,6 +255,8 @@ class Decision(Struct, frozen=True):
             raise wrong_type("the audit of a decision", "an Audit", self.audit)
         if not is_mapping_of_text(self.routing_metadata):
             raise wrong_type("routing metadata", "a dict of texts", self.routing_metadata)
+        if why := why_bad_texts("routing metadata", self.routing_metadata):
+            raise BadHeader(why)
         if not isinstance(self.needs_more, bool):
             raise wrong_type("needs_more", "True or False", self.needs_more)
 

@@ -5,14 +5,18 @@ NUL (section 5.5). Some readers on the way take each of them for the end of the 
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["why_bad_header", "why_bad_word"]
+__all__ = ["BadHeader", "why_bad_header", "why_bad_texts", "why_bad_word"]
 
 _is_token: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 # RFC 3986 allows none of these in a URL.
 _find_control: Final = re.compile(r"[\x00-\x20\x7f]").search
 _find_end: Final = re.compile(r"[\r\n\0]").search
+
+
+class BadHeader(ValueError):
+    """A text that must not go into an HTTP message: an agent that repeats what a client sent may come by it."""
 
 
 def why_bad_header(name: str, value: str | None = None) -> str | None:
@@ -24,6 +28,25 @@ def why_bad_header(name: str, value: str | None = None) -> str | None:
         return "a header name is one or more of A-Z a-z 0-9 ! # $ % & ' * + - . ^ _ ` | ~"
     if value is not None and _find_end(value) is not None:
         return "a header value has no CR, LF or NUL"
+    return None
+
+
+def why_bad_texts(what: str, value: Any) -> str | None:
+    """Say why a JSON value must not be a part of a header, as the params of a challenge: a text in it has a line end.
+
+    Proxies write the keys and values of such an object into headers, and may write those further in.
+    """
+    values = [value]
+    while values:
+        one = values.pop()
+        if isinstance(one, str):
+            if _find_end(one) is not None:
+                return f"{what} has CR, LF or NUL"
+        elif isinstance(one, dict):
+            values.extend(one)
+            values.extend(one.values())
+        elif isinstance(one, list | tuple):
+            values.extend(one)
     return None
 
 

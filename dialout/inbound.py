@@ -41,7 +41,7 @@ class Answer(Struct, frozen=True, gc=False):
     """A response to the oldest unanswered event of one request.
 
     At least one of the ids is present. sdk agents identify a request by ``request_id`` (never 0 here), core agents by
-    ``correlation_id``, docs agents by either.
+    ``correlation_id``, docs agents by either. Where both are present, both have to be ids of that request.
     """
 
     request_id: int | None
@@ -72,12 +72,16 @@ class Unreadable(Struct, frozen=True, gc=False):
 
     Fail the request that the ids name, under the failure policy. Without ids, treat it as ``NotUnderstood``. The ids
     come from the readable parts of the frame. They count only if they name a request in flight.
+
+    ``is_echo`` says that only a text is wrong, which no HTTP message may hold. An agent may repeat there what a client
+    sent, so such an answer does not count against the agent.
     """
 
     frame_type: int
     reason: str
     request_id: int | None = None
     correlation_id: str | None = None
+    is_echo: bool = False
 
 
 # --- reports about the agent -------------------------------------------------------------------------

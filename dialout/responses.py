@@ -30,6 +30,7 @@ from dialout.decisions import (
     WebSocketDecision,
 )
 from dialout.errors import RemoteProtocolError
+from dialout.header_syntax import BadHeader
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
 
@@ -318,6 +319,7 @@ def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:
         why(error),
         request_id if request_id is not None and 0 < request_id <= _MAX_ID else None,
         correlation_id or None,
+        isinstance(error, BadHeader),
     )
 
 

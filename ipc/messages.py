@@ -39,7 +39,8 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The state of a connection that moves. Times are seconds of CLOCK_MONOTONIC; *connected_at* is since 1970.
 
     *left_at* is the time at which its shard stopped serving it. A shard must take *ticket* before it serves the
-    connection (`ipc.tickets`). No request id above *last_id* was written on it.
+    connection (`ipc.tickets`). No request id above *last_id* was written on it. *drains* says that its agent has asked
+    for no further requests.
     """
 
     left_at: float
@@ -54,6 +55,7 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ping_mark: int
     answers_pings: bool
     last_id: int = 0
+    drains: bool = False
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -46,6 +46,12 @@ class RecentTable(Generic[Key, Value]):
         entry = self._entries.pop(key, None)
         return None if entry is None else entry[0]
 
+    def remove(self, key: Key, value: Value) -> None:
+        """Remove an entry, unless it has another value by now."""
+        entry = self._entries.get(key)
+        if entry is not None and entry[0] is value:
+            del self._entries[key]
+
     def take_all(self) -> list[Value]:
         """Remove all entries and return their values."""
         values = [value for value, _ in self._entries.values()]

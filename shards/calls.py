@@ -42,6 +42,10 @@ class Carrier(Protocol):
     def connection_id(self) -> str:
         """The connection id that the agent was told at its acceptance."""
 
+    @property
+    def takes_headers(self) -> bool:
+        """Whether the agent takes the headers of requests."""
+
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
 
@@ -70,7 +74,8 @@ class Exchange:
 
     *forgotten* says that the agent was told to forget the request. *counted* says that the exchange is included in its
     connection's `exchanges`. *mutated* says that a body mutation in a frame of its own has answered a chunk.
-    *request_chunks* is how many chunks of the request's body have an outcome.
+    *chunks* is above the index of every chunk, of request or response, that has an outcome. *wants_headers* is set for a
+    proxy's exchange until its headers are sent: an agent that takes them sees no body and no response before them.
 
     This class and `Call` have no slots: most attributes are never set for a request that has one event.
     """
@@ -85,7 +90,8 @@ class Exchange:
     forgotten = False
     counted = False
     mutated = False
-    request_chunks = 0
+    chunks = 0
+    wants_headers = False
 
     def __init__(self, agent_id: str, session: str | None = None) -> None:
         self.agent_id = agent_id

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Protocol
 
 from dialout import (
+    ALLOW,
     AgentEvent,
     Answer,
     CancelReason,
@@ -51,6 +52,7 @@ _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
 """Outcomes that count against the connection and its agent, each time. A lost connection counts once."""
 
 
+_PASSES = (ALLOW, None)
 _ANSWERS = frozenset({0x20, 0x21})
 _BODIES = frozenset({RequestBodyChunk, ResponseBodyChunk})
 
@@ -102,6 +104,7 @@ class Connection(Stream):
         "answers_pings",
         "codec",
         "connected_at",
+        "drains",
         "errors",
         "exchanges",
         "frames",
@@ -155,6 +158,8 @@ class Connection(Stream):
         # Health: errors in a row, the agent's reports, and pings.
         self.errors = 0
         self.health: HealthState | None = None
+        # A draining agent that said so in a ping stays so. Its reports of health do not change that.
+        self.drains = False
         self.paused = False
         self.open = True
         self.pinged_at = 0.0
@@ -182,6 +187,11 @@ class Connection(Stream):
     def has_room(self) -> bool:
         """Whether one more request may be in flight, and the agent reads its events."""
         return self.in_flight < self.limit and self.waiting_bytes <= self.pool.options.full_at
+
+    @property
+    def takes_headers(self) -> bool:
+        """Whether the agent takes the headers of requests."""
+        return RequestHeaders in self.receivable
 
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
@@ -333,6 +343,7 @@ class Connection(Stream):
                 self.ping_mark,
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
+                self.drains,
             ),
             self.owner,
         )
@@ -341,6 +352,7 @@ class Connection(Stream):
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
+        self.drains = state.drains
         self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
         self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self.pool.requests.begin_above(state.last_id)
@@ -369,6 +381,11 @@ class Connection(Stream):
         if call is None:
             self.pool.requests.late += 1
             self._note_useless(payload)
+        elif call.end_offset > self.offset and inbound.response.verdict in _PASSES:
+            # As when an agent answers twice, and the second answer meets the next event. A refusal is of the request.
+            self._bad_answer(call, "it came before the event was sent")
+        elif inbound.correlation_id is not None and inbound.correlation_id != call.correlation_id:
+            self._bad_answer(call, "its two ids name two requests")
         else:
             self.pool.requests.answer(call, inbound.response)
 
@@ -399,14 +416,17 @@ class Connection(Stream):
         match inbound:
             case MutationAnswer(request_id, mutation):
                 call = None if self.pending is None else self.pending.get(request_id)
-                if call is None or not may_be_about(call, mutation):
+                if call is None or call.end_offset > self.offset or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
                     self._note_useless(payload)
                 else:
                     self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
-            case Unreadable(_, reason, request_id, correlation_id):
-                self._bad_answer(self._call_about(request_id, correlation_id), reason)
+            case Unreadable(_, reason, request_id, correlation_id, is_echo):
+                call = self._call_about(request_id, correlation_id)
+                if call is not None and is_echo:
+                    call.excused = True
+                self._bad_answer(call, reason)
             case NotUnderstood():
                 self._bad_answer(self._call_about(None, None), "the agent did not understand the event")
             case Pong(mark):
@@ -414,7 +434,7 @@ class Connection(Stream):
             case Ping():
                 self._pinged(frame_type, payload)
             case Health(state):
-                self.health = state
+                self.health = HealthState.DRAINING if self.drains else state
                 self._look_whether_open()
             case FlowControl(action, None, buffer_available):
                 self.paused = action is FlowAction.PAUSE or (
@@ -450,7 +470,7 @@ class Connection(Stream):
         if says_draining(payload):
             # Agents of every dialect send it. The pong follows all earlier events: an agent that reads it has read
             # those.
-            self.health = HealthState.DRAINING
+            self.health, self.drains = HealthState.DRAINING, True
             self._look_whether_open()
         self.send(pong)
 

@@ -12,7 +12,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
-from dialout import AgentEvent, CancelReason, Decision, RequestHeaders
+from dialout import AgentEvent, CancelReason, Decision
 from dialout.proxy.errors import AgentMoving, AgentUnavailable, FailureCode, PoolError, RequestCancelled
 from dialout.proxy.wire import FINAL, RELAYED, Answer, ProxyRequest
 from shards.calls import Call, Exchange, Outcome
@@ -66,10 +66,23 @@ class Request:
     ready before its turn waits in *early*. *held* are the events that wait while the first one looks for its agent.
 
     Once an event was not served the request is *broken*, and later events fail for the same reason. An agent must not
-    see a body with a gap. The request is removed after the answer to a final event.
+    see a body with a gap. The request is removed after the answer to a final event. It is *closed* when its proxy has
+    cancelled or finished it: its id is free again when all its events have their outcome.
     """
 
-    __slots__ = ("agent_id", "asker", "begun", "broken", "cancelled", "early", "ended", "exchange", "held", "is_final")
+    __slots__ = (
+        "agent_id",
+        "asker",
+        "begun",
+        "broken",
+        "cancelled",
+        "closed",
+        "early",
+        "ended",
+        "exchange",
+        "held",
+        "is_final",
+    )
 
     def __init__(self, asker: Asker, agent_id: str, exchange: Exchange | RelayedExchange) -> None:
         self.asker = asker
@@ -81,6 +94,7 @@ class Request:
         self.held: list[Event] | None = None
         self.broken: PoolError | None = None
         self.cancelled = False
+        self.closed = False
         self.is_final = False
 
 
@@ -138,8 +152,7 @@ class Dispatch:
         """
         agent = self._pool.agents.get(agent_id)
         return agent is not None and any(
-            kind in connection.receivable and RequestHeaders in connection.receivable
-            for connection in agent.connections.values()
+            kind in connection.receivable and connection.takes_headers for connection in agent.connections.values()
         )
 
     def submit(self, event: Event, seconds: float) -> None:
@@ -291,7 +304,9 @@ class Dispatch:
             shard = self._holder(frame.agent_id, asked)
             if shard is not None:
                 return self._relay.begin(shard, frame.agent_id)
-        return Exchange(frame.agent_id)
+        exchange = Exchange(frame.agent_id)
+        exchange.wants_headers = True
+        return exchange
 
     def _holder(self, agent_id: str, asked: frozenset[int] = _NO_SHARDS) -> int | None:
         is_here = agent_id in self._pool.agents or agent_id in self._pool.moving

@@ -184,23 +184,33 @@ class ProxyConnection(asyncio.Protocol):
             case _ if not self._greeted:
                 self.refuse("the first frame must be a hello")
             case ProxyCancel(request_id, _, reason):
-                request = self._requests.pop(request_id)
+                request = self._requests.get(request_id, self._clock.time())
                 if request is not None:
+                    self._close(request_id, request)
                     self._dispatch.give_up(request, reason)
             case ProxyFinish(request_id):
-                request = self._requests.pop(request_id)
+                request = self._requests.get(request_id, self._clock.time())
                 if request is not None:
+                    self._close(request_id, request)
                     self._dispatch.finish(request)
             case ProxyPing(ping):
                 self._owes_farewell = self._owes_farewell and ping != GOING_AWAY
                 self._write(encode_pong(ping))
+
+    def _close(self, request_id: int, request: Request) -> None:
+        """Take no more events of a request; its id is another one's when the last event has its outcome."""
+        request.closed = request.is_final = True
+        if request.ended == request.begun:
+            self._requests.remove(request_id, request)
 
     def _serve_event(self, frame: ProxyRequest) -> None:
         now = self._loop.time() - self._clock.slept
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
-        if type(frame.event) is not RequestHeaders or self.stopping:
+        if request is not None and request.closed:
+            error = BadRequest("the request by this id was ended, and its events wait", agent_id=frame.agent_id)
+        elif type(frame.event) is not RequestHeaders or self.stopping:
             error = None if request is not None else self._why_not_begun(frame, now)
         elif request is not None:
             # A second request with this id would share the first one's ids on the agent's connection.
@@ -310,7 +320,7 @@ class ProxyConnection(asyncio.Protocol):
             request.ended += 1
             self._in_flight -= 1
         if request.is_final and request.ended == request.begun:
-            self._requests.pop(request_id)
+            self._requests.remove(request_id, request)
             if request.broken is not None:
                 self._dispatch.finish(request)
 

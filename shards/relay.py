@@ -307,20 +307,28 @@ class Relay:
 
 
 class RelayedExchange:
-    """An exchange that another shard serves. Its later events follow the first one."""
+    """An exchange that another shard serves. Its later events follow the first one.
 
-    __slots__ = ("agent_id", "link", "request_id", "shard")
+
+    Once an event of it was not sent, the later ones fail for the same reason. An agent must not see a body with a gap.
+    """
+
+    __slots__ = ("_begun", "_unsent", "agent_id", "link", "request_id", "shard")
 
     def __init__(self, link: Link, shard: int, agent_id: str, request_id: int) -> None:
         self.link = link
         self.shard = shard
         self.agent_id = agent_id
         self.request_id = request_id
+        self._begun = False
+        self._unsent: PoolError | None = None
 
     def submit(self, event: AgentEvent, on_done: OnRelayed, seconds: float, *, final: bool) -> None:
         """Send *event* with its remaining time."""
-        if self.link.waiting_bytes > MOST_WAITING:
-            on_done(Overloaded("the other shard does not read", agent_id=self.agent_id))
+        if self._unsent is None and self.link.waiting_bytes > MOST_WAITING:
+            self._not_sent(Overloaded("the other shard does not read", agent_id=self.agent_id))
+        if self._unsent is not None:
+            on_done(self._unsent)
             return
         flags = RELAYED | (FINAL if final else 0)
         try:
@@ -332,9 +340,17 @@ class RelayedExchange:
                 flags=flags,
             )
         except LocalProtocolError as error:
-            on_done(BadRequest(str(error), agent_id=self.agent_id))
+            on_done(self._not_sent(BadRequest(str(error), agent_id=self.agent_id)))
             return
+        self._begun = True
         self.link.ask(self.request_id, frame, on_done, seconds)
+
+    def _not_sent(self, error: PoolError) -> PoolError:
+        self._unsent = error
+        if self._begun:
+            # The sibling would wait for the rest, with the agent's connection.
+            self.finish()
+        return error
 
     def cancel(self, reason: CancelReason) -> None:
         """Cancel the exchange. Waiting events still get their failure."""

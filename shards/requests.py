@@ -25,6 +25,7 @@ from dialout import (
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
+    WebSocketFrame,
     awake,
 )
 from dialout.proxy.errors import (
@@ -43,6 +44,8 @@ from ipc.options import PoolOptions
 from ipc.status import RequestLatency
 from shards.calls import Call, Carrier, Exchange, Outcome, correlation_id
 from shards.deadlines import Deadlines
+
+_BEHIND_HEADERS = frozenset({RequestBodyChunk, ResponseHeaders, ResponseBodyChunk, WebSocketFrame})
 
 TICK = 0.02
 """Seconds between checks of deadlines, while there are any."""
@@ -211,14 +214,15 @@ class Requests:
             self._late(call)
             return
         exchange = call.exchange
-        if type(call.event) is RequestBodyChunk:
-            response = Decision(ALLOW, request_body_mutation=mutation)
-        elif type(call.event) is not ResponseBodyChunk:
+        if not isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif call.event.chunk_index < exchange.request_chunks:
-            self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
+        if call.event.chunk_index < exchange.chunks:
+            # It names neither direction, and may be the second answer to a chunk that has one.
+            self.bad_answer(call, "a body mutation may be about this chunk or an earlier one of the same index")
             return
+        if type(call.event) is RequestBodyChunk:
+            response = Decision(ALLOW, request_body_mutation=mutation)
         else:
             response = Decision(ALLOW, response_body_mutation=mutation)
         exchange.mutated = True
@@ -271,7 +275,10 @@ class Requests:
                 # An agent that does not take this event may take the next one.
                 self._finish(call, found, over=found.code is not FailureCode.CANNOT_RECEIVE)
                 return
-            connection = exchange.connection = found
+            connection = found
+            if exchange.wants_headers and not self._has_headers(call, connection):
+                return
+            exchange.connection = connection
             call.is_first = True
             exchange.request_id = next(self._ids)
             exchange.correlation_id = correlation_id(call.event, exchange.request_id)
@@ -286,6 +293,8 @@ class Requests:
             # The exchange goes on. The agent does not take part in this event, but may take the next one.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
+        elif exchange.wants_headers and not self._has_headers(call, connection):
+            return
         call.sent = now
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
@@ -296,6 +305,17 @@ class Requests:
                     _discount(exchange)
                 exchange.connection = None  # The agent has seen nothing that it would have to forget.
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
+
+    def _has_headers(self, call: Call, connection: Carrier) -> bool:
+        """Whether the agent has seen the headers that belong before *call*, or takes none; else the call has failed."""
+        exchange, kind = call.exchange, type(call.event)
+        if kind is RequestHeaders:
+            exchange.wants_headers = False
+        elif kind in _BEHIND_HEADERS and connection.takes_headers:
+            reason = f"{kind.__name__} without the request's headers, which the agent takes"
+            self._finish(call, BadRequest(reason, agent_id=exchange.agent_id))
+            return False
+        return True
 
     def _send_again(self, call: Call) -> None:
         if not call.done:
@@ -324,8 +344,8 @@ class Requests:
         if exchange.current is call:
             exchange.current = None
             if not call.final:
-                if type(call.event) is RequestBodyChunk:
-                    exchange.request_chunks = max(exchange.request_chunks, call.event.chunk_index + 1)
+                if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
+                    exchange.chunks = max(exchange.chunks, call.event.chunk_index + 1)
             elif not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
@@ -416,7 +436,7 @@ def may_be_about(call: Call, mutation: BodyMutation) -> bool:
     """
     if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
         return _is_for_chunk(mutation, call.event)
-    return not call.exchange.request_chunks
+    return not call.exchange.chunks
 
 
 def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:

@@ -143,7 +143,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
                 since=self._made_at,
             )
             await self._configure(self._serving)
-            if not self.is_closed:
+            if not self.is_closed and not self._begun:
                 self._begin(self._serving)
             await self.wait_closed()
         finally:
@@ -184,7 +184,11 @@ class ProxyConnection(asyncio.BufferedProtocol):
         serving = self._serving
         if serving is not None and not self.is_closed:
             serving.reporter.say_draining(timeout)
-            if self._begun and self._giving_up is None:
+            if not self._begun:
+                # The agent is being configured. The proxy's frames until it hears of the drain have to be read.
+                serving.serve_nothing()
+                self._begin(serving)
+            if self._giving_up is None:
                 # In the same form as the other pings, and after all of them.
                 self._pings += 1
                 await all_read(serving, self._codec, self._send, self._pings, self._closed, timeout)

@@ -67,7 +67,10 @@ class Memory:
         refused = decision.verdict is not None and type(decision.verdict) is not Allow
         last_chunk = type(event) is ResponseBodyChunk and event.is_last and self._dialect is not Dialect.CORE
         if refused or last_chunk or type(event) is RequestComplete:
-            self.forget(request)
+            key = key_of(request)
+            # Another request may have begun by its name.
+            if self._requests.get(key) is request:
+                del self._requests[key]
 
     def clear(self) -> None:
         """Remove all requests."""

@@ -37,6 +37,8 @@ class Reporter:
         self._agent_id = agent_id
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
+        self._drains = False
+        self._closed = False
 
     @property
     def reports_unasked(self) -> bool:
@@ -53,8 +55,13 @@ class Reporter:
             self.say_metrics()
 
     def say_health(self) -> None:
-        """Send the agent's health. Without its required configuration an agent is unhealthy."""
-        if self._agent.require_configuration and not self._agent.configuring.is_configured:
+        """Send the agent's health. Without its required configuration an agent is unhealthy.
+
+        An agent that drains reports nothing else: a proxy would send it new requests again.
+        """
+        if self._drains:
+            self._send_health(Health(HealthState.DRAINING))
+        elif self._agent.require_configuration and not self._agent.configuring.is_configured:
             self.say_not_ready()
         else:
             self._say("health", self._send_health, _BROKEN)
@@ -73,6 +80,7 @@ class Reporter:
         The other dialects have no such frame. There the drain's ping says it.
         """
         if self._codec.dialect is Dialect.CORE:
+            self._drains = True
             self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
 
     def say_refusal(self, why: str) -> None:
@@ -87,19 +95,25 @@ class Reporter:
         self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None], variables: Context | None = None
     ) -> None:
         """Await something in a task until it ends or the connection does. ``failed`` gets an exception."""
+        loop = asyncio.get_running_loop()
 
         async def run() -> None:
             try:
                 await awaitable
-            except Exception as error:  # noqa: BLE001 - the caller logs it in its own words
+            except BaseException as error:
+                is_ours = self._closed or not loop.is_running()
+                if is_ours or isinstance(error, KeyboardInterrupt):
+                    raise
+                # A CancelledError is the function's own here. The caller logs the error in its own words.
                 failed(error)
 
-        task = asyncio.get_running_loop().create_task(run(), context=variables)
+        task = loop.create_task(run(), context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         """Cancel the tasks."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
 
@@ -118,7 +132,9 @@ class Reporter:
                 self.look_after(wait_for(found), failed, variables)
             else:
                 send(found)
-        except Exception as error:  # noqa: BLE001 - after any error of the agent's function the proxy gets an answer
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - after any error of the agent's function the proxy gets an answer
             failed(error)
 
     def _send_health(self, health: Health) -> None:

@@ -95,10 +95,7 @@ class Serving:
         self._asked: dict[Key, None] = {}
         self._idle: asyncio.Future[None] | None = None
         if not self.is_ready:
-            unready = {
-                kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
-            }
-            self._hook_of = self._hook_of | unready
+            self.serve_nothing()
             self._say_whether_ready()
 
     # --- frames from the proxy ---
@@ -122,7 +119,7 @@ class Serving:
         key = correlation_id if request_id is None else request_id
         if self._work and (work := self._work.get(key)) is not None:
             # The proxy matches the answers of one request by their order.
-            work.add(event, hook)
+            self._queue(work, Request(request_id, correlation_id), event, hook)
             return
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
@@ -137,6 +134,17 @@ class Serving:
             self._workers.begin(key, Work(request, event, hook))
         else:
             self._serve_plain(key, request, event, hook)
+
+    def _queue(self, work: Work, request: Request, event: Any, hook: Hook) -> None:
+        """Have an event served behind those of its name that have no answer yet."""
+        if type(event) is not RequestHeaders:
+            work.add(event, hook)
+            return
+        # Some proxies use a name that clients choose. What the hooks have kept is the earlier request's.
+        request.headers = event
+        if self._hooks.remembers:
+            self._memory.recall(request, event)
+        work.add(event, hook, request)
 
     def _control(
         self, frame_type: int, payload: bytes, request_id: int | None, correlation_id: str | None, event: object
@@ -321,6 +329,13 @@ class Serving:
         """Whether the agent has the configuration that it requires."""
         return self._agent.configuring.is_configured or not self._agent.require_configuration
 
+    def serve_nothing(self) -> None:
+        """Answer all events with the failure, until the configuration that the agent requires is there."""
+        unready = {
+            kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
+        }
+        self._hook_of = self._hook_of | unready
+
     def _ready(self) -> None:
         if self._agent.require_configuration:
             self._hook_of = self._hooks.by_event | {Configure: self._hook_of[Configure]}
@@ -351,7 +366,7 @@ class Serving:
         """Cancel all requests in flight and answer them with the failure, because no time is left."""
         for work in list(self._work.values()):
             self._workers.drop(key_of(work.request))
-            for event in (work.event, *(event for event, _ in work.later or ())):
+            for event in (work.event, *(event for event, _, _ in work.later or ())):
                 self._failed(work.request, event, "the agent ends: the decision", TimeoutError("no time is left"))
 
     def close(self) -> None:
@@ -390,7 +405,7 @@ def _raise(error: BaseException, *_: object) -> None:
 
 
 def _not_configured(*_: object) -> Decision:
-    raise LocalProtocolError("the agent requires a configuration, and has none yet")
+    raise LocalProtocolError("the agent has not got its configuration yet")
 
 
 def _forgotten(*_: object) -> Decision:

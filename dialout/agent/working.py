@@ -32,22 +32,23 @@ class Work:
         self.hook = hook
         # The awaitable that a plain hook has returned.
         self.given: Awaitable[Any] | None = None
-        self.later: deque[tuple[Any, Hook]] | None = None
+        self.later: deque[tuple[Any, Hook, Request | None]] | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self.dropped = False
 
-    def add(self, event: Any, hook: Hook) -> None:
-        """Serve another event of the same request after the others."""
+    def add(self, event: Any, hook: Hook, request: Request | None = None) -> None:
+        """Serve another event of the same id after the others. With ``request`` another request begins with it."""
         if self.later is None:
             self.later = deque()
-        self.later.append((event, hook))
+        self.later.append((event, hook, request))
 
     def take_next(self) -> bool:
         """Go on to the next event; False if there is none."""
         if not self.later:
             return False
-        self.event, self.hook = self.later.popleft()
+        self.event, self.hook, request = self.later.popleft()
+        self.request = request or self.request
         return True
 
 
