@@ -8,7 +8,8 @@ A loop of our own, because uvloop's ``create_server`` closes surplus clients in 
 - EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, said once a second. With descriptors exhausted, a
   reserved one is given up to accept the head of the queue, and to turn it away with an answer.
 
-EMFILE should not happen: accepting stops short of the limit, and who comes then is turned away with an answer.
+EMFILE should not happen: accepting stops short of the limit. Refused connections and unfinished handshakes make room
+then; a newcomer is turned away, with an answer, where all descriptors are held by agents on their way into a pool.
 """
 
 import asyncio
@@ -24,11 +25,15 @@ from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from ipc.query_server import LOOKERS
 from supervisor.admin.http import MOST_CONNECTIONS
 from supervisor.farewell import Farewell
+from supervisor.handshakes import Handshakes
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
 
 BATCH = 64
 """Connections accepted from one listener in one turn of the loop."""
+
+MADE_AT_ONCE = 16
+"""Descriptors freed at a time when none is left: who is to go is looked for once."""
 
 MOST_UNDER_WAY = 8192
 """Newcomers between accept and commit beyond which accepting pauses; the rest wait in the listen queue."""
@@ -82,7 +87,7 @@ def _nothing() -> None:
 
 
 class Acceptor:
-    """Accepts from all listeners. *begin* gets each newcomer.
+    """Accepts from all listeners. *handshakes* gets each newcomer, and makes room where descriptors run out.
 
     *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
     being closed. *spare* descriptors are left to others in this process. *gather* is called before a batch is accepted
@@ -92,7 +97,7 @@ class Acceptor:
     def __init__(
         self,
         listeners: list[Listener],
-        begin: Callable[[Newcomer], None],
+        handshakes: Handshakes,
         farewell: Farewell,
         under_way: Callable[[], int],
         held: Callable[[], int],
@@ -108,7 +113,7 @@ class Acceptor:
         self._listeners = listeners
         self._former: list[Listener] = []
         self._is_on = False
-        self._begin = begin
+        self._handshakes, self._begin = handshakes, handshakes.begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
         self._shards = shards
@@ -136,8 +141,8 @@ class Acceptor:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a descriptor for one more agent."""
-        return self.room > 0
+        """Whether there is a descriptor for one more agent, or can be."""
+        return self.room + self._handshakes.yielding > 0
 
     @property
     def room(self) -> int:
@@ -190,6 +195,9 @@ class Acceptor:
             self._pause()
             return
         room = self.room
+        if room <= 0:
+            self._handshakes.make_room(MADE_AT_ONCE)
+            room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
             # Half of the reserve may go to refused agents that have yet to read their answer.

@@ -8,11 +8,15 @@ there), and one queue ordered by age for all deadlines, since every handshake ha
 is turned away, not the newcomer: peers that connect and say nothing can then not keep out one that talks at
 once, and an agent is pushed out only by as many newer silent ones as the cap has places. Before that it gets a
 last read.
+
+**Descriptors.** When they run out (`make_room`), those that were refused go first, which have their answer, and then
+the oldest unfinished handshakes of the peer that has most of them.
 """
 
 import asyncio
 import os
 from collections.abc import Callable
+from itertools import islice
 from time import monotonic
 
 from dialout import (
@@ -85,6 +89,20 @@ class Handshakes:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    @property
+    def yielding(self) -> int:
+        """Descriptors that `make_room` can free."""
+        return len(self._waiting) + len(self._farewell)
+
+    def make_room(self, places: int) -> None:
+        """Free so many descriptors, or fewer where the peer that has most unfinished handshakes has not so many."""
+        places -= self._farewell.make_room(places)
+        if places > 0 and self._by_peer:
+            of_peer = max(self._by_peer.values(), key=len)
+            for oldest in list(islice(of_peer.values(), places)):
+                if oldest.fd in self._waiting:
+                    self._push_out(oldest, linger=False)
 
     def _read(self, newcomer: Newcomer) -> None:
         """Read what is there and go on with it."""
@@ -169,8 +187,8 @@ class Handshakes:
             del self._by_peer[newcomer.waits_as]
         self._readiness.forget(newcomer.fd)
 
-    def _push_out(self, oldest: Newcomer) -> None:
-        """Free the place of *oldest*, unless its frame turns out to have arrived."""
+    def _push_out(self, oldest: Newcomer, *, linger: bool = True) -> None:
+        """Free the place of *oldest*, unless its frame turns out to have arrived; without *linger* its descriptor."""
         self._read(oldest)
         if oldest.fd in self._waiting:
             self._reject(
@@ -178,13 +196,21 @@ class Handshakes:
                 ErrorCode.OVERLOADED,
                 "too many handshakes in progress; send the registration right after connecting",
                 retry_after_ms=1000,
+                linger=linger,
             )
 
-    def _reject(self, newcomer: Newcomer, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
+    def _reject(
+        self,
+        newcomer: Newcomer,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_ms: int | None = None,
+        linger: bool = True,
+    ) -> None:
         self._forget(newcomer)
-        self._farewell.reject(
-            newcomer, Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
-        )
+        rejection = Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
+        self._farewell.reject(newcomer, rejection, linger=linger)
 
     def _expire(self) -> None:
         self._timer = None
