@@ -4,7 +4,9 @@ Connections: a number in all and for one peer (`Limits`). A newcomer at the limi
 ranks lowest (`LimitedConnection.rank`), at the peer's own limit among that peer's connections, else among those of the
 peers that have most. A newcomer is always let in, so that no number of connections that hold on keeps others out.
 
-Processor: accepting, reading and answering happen in `Turns`, one connection in a turn of the loop.
+Processor: connections begin, are read and answered in `Turns`, one in a turn of the loop. Accepting has no such limit:
+one peer would fill the listen queue, and all others would wait behind it. `Limits` says how many accepted connections
+may wait for their turn. At that limit the oldest one of the peer that has most of them is closed.
 
 Memory: a read has a size, and what has not been sent is bounded in all; the connection with most of it goes first.
 
@@ -19,7 +21,9 @@ import asyncio
 import contextlib
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from ipc import peers
@@ -28,15 +32,24 @@ from ipc.turns import Turns
 PAUSE = 0.1
 """Seconds without accepting after descriptors or memory ran out."""
 
+BATCH = 2
+"""Connections accepted in one turn of the loop: twice as many as can begin. That is 40,000 a second."""
+
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Limits(NamedTuple):
-    """Connections in all and of one peer, and bytes in all that wait for peers to read them."""
+    """Connections in all and of one peer, *pending* ones beside them, and bytes in all that wait for peers to read."""
 
     connections: int
     each: int
     unsent: int
+    pending: int
+
+    @property
+    def descriptors(self) -> int:
+        """Descriptors that all of them take."""
+        return self.connections + self.pending
 
 
 class LimitedListener:
@@ -56,16 +69,19 @@ class LimitedListener:
         self.connections: dict[LimitedConnection, None] = {}
         self._sock, self._make, self._limits = sock, make, limits
         self._resume: asyncio.TimerHandle | None = None
-        self._is_closed = False
+        self._pending: dict[Hashable, deque[socket.socket]] = {}
         sock.setblocking(False)
         self._watch()
 
     def close(self) -> None:
         """Accept no more, and close every connection."""
-        self._is_closed = True
         if self._resume is not None:
             self._resume.cancel()
         self.loop.remove_reader(self._sock.fileno())
+        for waiting in self._pending.values():
+            for sock in waiting:
+                sock.close()
+        self._pending.clear()
         for connection in list(self.connections):
             connection.close()
 
@@ -83,29 +99,51 @@ class LimitedListener:
         self.loop.add_reader(self._sock.fileno(), self._acceptable)
 
     def _acceptable(self) -> None:
-        self.loop.remove_reader(self._sock.fileno())
-        self.turns.take(self, self._accept)
+        for _ in range(BATCH):
+            try:
+                sock, _ = self._sock.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self.loop.remove_reader(self._sock.fileno())
+                    self._resume = self.loop.call_later(PAUSE, self._watch)
+                # Else the queue is empty, or that peer has gone.
+                return
+            try:
+                peer = peer_of(sock)
+            except OSError:
+                sock.close()
+                continue
+            self._put(sock, peer)
 
-    def _accept(self) -> None:
-        if self._is_closed:
-            return
-        try:
-            sock, _ = self._sock.accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                self._resume = self.loop.call_later(PAUSE, self._watch)
-            else:
-                # The queue is empty, or that peer has gone.
-                self._watch()
-            return
-        # Accepting has a turn again behind what others wait for.
-        self.turns.take(self, self._accept)
+    def _put(self, sock: socket.socket, peer: Hashable) -> None:
+        """Let *sock* wait for its turn to begin, in place of an older one where too many wait."""
+        pending = self._pending
+        if sum(map(len, pending.values())) >= self._limits().pending:
+            largest = max(pending, key=lambda one: (len(pending[one]), one == peer))
+            if len(pending[largest]) == 1:
+                sock.close()
+                return
+            pending[largest].popleft().close()
+        if peer in pending:
+            pending[peer].append(sock)
+        else:
+            pending[peer] = deque([sock])
+            self._take_turn(peer)
+
+    def _take_turn(self, peer: Hashable) -> None:
+        # Beside the turns of what has begun: with all of that at work a newcomer would wait for each of them.
+        self.turns.take((self, peer), partial(self._begin, peer))
+
+    def _begin(self, peer: Hashable) -> None:
+        waiting = self._pending.get(peer)
+        if waiting is None:
+            return  # The listener was closed.
+        sock = waiting.popleft()
+        if waiting:
+            self._take_turn(peer)
+        else:
+            del self._pending[peer]
         sock.setblocking(False)
-        try:
-            peer = peer_of(sock)
-        except OSError:
-            sock.close()
-            return
         if (lowest := self._in_the_way(peer)) is not None:
             lowest.close()
         connection = self._make(self, sock, peer)

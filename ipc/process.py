@@ -103,7 +103,7 @@ class DescriptorBudget:
 
     The reserve is no comfort: libzmq 4.3.5 aborts the process when accepting a peer of an ``ipc://`` socket fails with
     EMFILE (an assertion in ipc_listener.cpp), so one shard that connects to the bus at the limit would cost every agent
-    its connection. Operators' queries take up to 32 descriptors of the reserve.
+    its connection. Operators' queries take up to 48 descriptors of the reserve.
     *expected* are descriptors that the process will yet open for itself.
     """
 

@@ -23,7 +23,7 @@ from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from ipc.query_server import LOOKERS
-from supervisor.admin.http import MOST_CONNECTIONS
+from supervisor.admin.http import admin_limits
 from supervisor.farewell import Farewell
 from supervisor.handshakes import Handshakes
 from supervisor.listeners import Listener, tune_tcp
@@ -63,7 +63,7 @@ class TooFewDescriptors(Exception):
 
 def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
     """Descriptors of the supervisor for connections of those who only look."""
-    return (MOST_CONNECTIONS if has_admin else 0) + (LOOKERS.limits.connections if has_status_dir else 0)
+    return has_admin * admin_limits().descriptors + has_status_dir * LOOKERS.limits.descriptors
 
 
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:

@@ -32,6 +32,9 @@ MOST_CONNECTIONS = 32
 MOST_OF_A_PEER = 24
 """Open connections of one address, or of one user of a Unix socket."""
 
+MOST_PENDING = 64
+"""Connections that wait for their turn to begin: more than one client has that asks for as much as it can."""
+
 MOST_UNREAD = 1 << 20
 """Bytes of a stream that may wait for a client which does not read."""
 
@@ -112,7 +115,7 @@ class HttpServer:
 
     def accept_on(self, sock: socket.socket) -> None:
         """Accept on a listening socket, and on no other one from now on."""
-        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, _limits, self._turns)]
+        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, admin_limits, self._turns)]
         for listener in old:
             listener.close()
 
@@ -313,5 +316,6 @@ class HttpConnection(LimitedConnection):
         return not self.is_closed
 
 
-def _limits() -> Limits:
-    return Limits(MOST_CONNECTIONS, MOST_OF_A_PEER, MOST_UNREAD_IN_ALL)
+def admin_limits() -> Limits:
+    """What all clients together may take."""
+    return Limits(MOST_CONNECTIONS, MOST_OF_A_PEER, MOST_UNREAD_IN_ALL, MOST_PENDING)
