@@ -34,7 +34,7 @@ MOST_REPEATS = 10
 MOST_LINES = 300
 """Lines of one kind in a second, whatever they are about: a disk must not fill up with what strangers do.
 
-A line has 200 to 400 bytes: agents with made-up ids write 100 kB a second at most, where 20,000 lines were 8 MB.
+A line has 200 to 400 bytes: agents with made-up ids make each process write 100 kB a second at most, not 8 MB.
 """
 
 
