@@ -1,8 +1,8 @@
 """The command ``shardgate``; ``python -m shardgate`` is the same.
 
-It makes sure that the packages around it are ours: the import name ``supervisor`` belongs to supervisord as well, and
-in a shared environment either may lie on top of the other. The names ``ipc``, ``shards`` and ``dialout`` are as short.
-Then, before anything that takes time is imported, it opens standard streams that are closed, and decides about signals.
+It first checks that the packages beside it belong to shardgate. supervisord has the import name ``supervisor`` too, and
+in a shared environment either may overwrite the other. The names ``ipc``, ``shards`` and ``dialout`` are as short. Then
+it opens closed standard streams and, for ``run``, sets the signal handlers. Slow imports come after that.
 """
 
 import importlib
@@ -22,13 +22,13 @@ def _why_not_ours() -> str | None:
             # A folder without __init__.py is a package without a file.
             where = getattr(package, "__file__", None) or ", ".join(getattr(package, "__path__", ["an unknown place"]))
             return _not_its_own(name, where)
-    # Not imported, which would take longer than most commands do.
+    # dialout is not imported: the import takes longer than most commands.
     spec = importlib.util.find_spec("dialout")
     if spec is None:
         return "its package 'dialout' cannot be imported (there is none)"
     get_source = getattr(spec.loader, "get_source", None)
     source = get_source("dialout") if get_source is not None else ""
-    # Where only compiled files are installed there is no source to look at.
+    # An installation of compiled files only has no source to check.
     if source is not None and 'PROJECT = "shardgate"' not in source:
         return _not_its_own(
             "dialout", spec.origin or ", ".join(spec.submodule_search_locations or ["an unknown place"])
@@ -42,7 +42,7 @@ def _not_its_own(name: str, where: str) -> str:
 
 
 def main() -> int:
-    """Run the command line and return its exit code; 1 with one sentence when a package is not ours."""
+    """Run the command line and return its exit code. When a package is not ours, print one sentence and return 1."""
     try:
         reason = _why_not_ours()
         if reason is not None:
@@ -62,7 +62,7 @@ def main() -> int:
         print(f"shardgate cannot start: {error}; install it again, with what it depends on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        # Before the command line was there to take it.
+        # Ctrl-C came before the command line could handle it.
         return 130
 
 

@@ -1,4 +1,7 @@
-"""Both ends of Agent Protocol v2 reverse connections, without any I/O of its own choosing."""
+"""Agent Protocol v2 reverse connections: the codec, the agent's end and the proxy's client.
+
+The codec does no I/O. The classes that need asyncio are imported on first use.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -142,7 +145,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PROJECT = "shardgate"
-"""Whose package this is: a listener refuses to start with another package of this name."""
+"""The project that this package belongs to. A listener refuses to start with another package of the same name."""
 
 __all__ = [
     "ALLOW",
@@ -276,7 +279,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The only names with a loop behind them: whoever needs none does not pay for asyncio (70 ms).
+    # Only these names need an event loop. A program that uses none of them does not import asyncio (70 ms).
     home: object
     if name in {"Exchange", "PoolClient", "Response"}:
         from dialout.proxy import pool_client as home

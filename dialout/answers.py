@@ -1,8 +1,8 @@
-"""The answer to a registration: one JSON text for every dialect, written by the listener, read by the agent.
+"""The answer to a registration. The listener writes it, the agent reads it; the JSON is the same for all dialects.
 
-The SDK reads ``accepted``, ``assigned_id``, ``config`` and ``error``; the Rust crate insists on ``success``,
-``proxy_id``, ``proxy_version`` and ``connection_id``. An answer carries both sets, so only its type byte depends
-on the dialect. A refusal has ``error_code`` and ``retry_after_ms`` besides, which older agents ignore.
+The SDK reads ``accepted``, ``assigned_id``, ``config`` and ``error``. The Rust crate requires ``success``,
+``proxy_id``, ``proxy_version`` and ``connection_id``. An answer carries both sets, so only its type byte depends on the
+dialect. A refusal also has ``error_code`` and ``retry_after_ms``, which older agents ignore.
 """
 
 import re
@@ -33,11 +33,11 @@ def acceptance_frame(
     proxy_version: str,
     config: bytes | None = None,
 ) -> bytes:
-    """The whole frame that accepts a registration.
+    """Build the whole frame that accepts a registration.
 
-    ``assigned_id`` is unique among the listener's connections. ``config`` is the text of a JSON object, or None; any
-    other JSON value would make the whole answer unreadable to SDK agents, so it is a LocalProtocolError.
-    Written for every accepted connection: the JSON is a template where the id needs no escaping.
+    ``assigned_id`` must be unique among the listener's connections. ``config`` is the text of a JSON object, or None.
+    Raises LocalProtocolError for another JSON value, because SDK agents could not read the answer. It runs for every
+    accepted connection, so the JSON is a template if the id needs no escaping.
     """
     quoted = f'"{assigned_id}"'.encode() if _needs_no_escape(assigned_id) else _quote(assigned_id)
     middle = _acceptance_middle(proxy_id, proxy_version)
@@ -59,7 +59,7 @@ def _acceptance_middle(proxy_id: str, proxy_version: str) -> bytes:
 
 
 def _quote(text: str) -> bytes:
-    """JSON string; a lone surrogate, which UTF-8 cannot carry, becomes a question mark."""
+    """Encode a JSON string. A lone surrogate, which UTF-8 cannot carry, becomes a question mark."""
     try:
         return _encode(text)
     except UnicodeEncodeError:
@@ -75,9 +75,9 @@ def rejection_frame(
     proxy_version: str,
     retry_after_ms: int | None = None,
 ) -> bytes:
-    """The whole frame that refuses a registration; send it before any close that comes before acceptance.
+    """Build the whole frame that refuses a registration. Send it before any close that comes before acceptance.
 
-    ``error`` is for people, ``error_code`` for programs; ``retry_after_ms`` only where waiting helps.
+    ``error`` is for people, ``error_code`` for programs. Give ``retry_after_ms`` only where waiting helps.
     """
     wait = b"" if retry_after_ms is None else b',"retry_after_ms":%d' % retry_after_ms
     payload = (
@@ -91,10 +91,10 @@ def rejection_frame(
 
 
 class RegistrationResponse(Struct, frozen=True, kw_only=True):
-    """What the listener answered. Texts come from the peer: escape them before they reach a terminal.
+    """The answer of the listener. Texts come from the peer, so escape them before they reach a terminal.
 
-    ``error_code`` is None when the listener gave none, or one that this version does not know; ``error``
-    says it in words. ``retry_after_ms`` is None when there is no use in waiting, or no word about it.
+    ``error_code`` is None when the listener gave none, or one that this version does not know. ``error`` gives the
+    reason as text. ``retry_after_ms`` is None when waiting does not help, or the listener did not say.
     """
 
     accepted: bool
@@ -126,11 +126,10 @@ _ERROR_CODES: Final = {code.value: code for code in ErrorCode}
 
 
 def parse_registration_response(frame_type: int, payload: bytes) -> RegistrationResponse:
-    """Read the first frame that a listener sends: ours, an SDK-style one or a crate-style one.
+    """Read the first frame of a listener: one of this package, of the SDK's or of the crate's format.
 
-    An answer that says neither ``accepted`` nor ``success`` is a refusal, as it is to the SDK. Raises
-    RemoteProtocolError when the frame is no answer (type other than 0x02 and 0x04), does not parse, or
-    contradicts itself.
+    An answer with neither ``accepted`` nor ``success`` is a refusal, as it is to the SDK. Raises RemoteProtocolError
+    when the frame is not an answer (its type is neither 0x02 nor 0x04), does not parse, or contradicts itself.
     """
     if frame_type not in {0x02, 0x04}:
         raise RemoteProtocolError(f"the listener answered with type 0x{frame_type:02x}, not 0x02 or 0x04")

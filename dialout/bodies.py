@@ -1,4 +1,4 @@
-"""Whether a message has a body, by its headers alone."""
+"""Tell from its headers alone whether a message has a body."""
 
 from dialout.events import Headers
 
@@ -8,14 +8,14 @@ _LENGTH, _CODING = "content-length", "transfer-encoding"
 
 
 def body_by_headers(headers: Headers) -> bool | None:
-    """Whether the headers say that a body follows; None where they say nothing, or nothing that makes sense.
+    """Whether the headers announce a body. None when they do not tell, or make no sense.
 
-    Any Transfer-Encoding does, and a Content-Length above 0; a Content-Length of 0 says that there is none (RFC 9112,
-    section 6.3). Their absence says nothing: HTTP/2 messages need neither. Names are taken in any case.
+    Any Transfer-Encoding announces one, and so does a Content-Length above 0. A Content-Length of 0 denies it
+    (RFC 9112, section 6.3). Their absence means nothing: HTTP/2 messages need neither. The case of names is ignored.
     """
     found: bool | None = None
     for name, values in headers.items():
-        # By their length first: to lower every name would take as long as to decode the frame.
+        # The length is compared first. Lowering every name would take as long as decoding the frame.
         if len(name) == len(_CODING) and name.lower() == _CODING:
             return True
         if len(name) == len(_LENGTH) and name.lower() == _LENGTH:

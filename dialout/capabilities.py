@@ -1,8 +1,8 @@
-"""What an agent can do: one form for the two schemas that agents send.
+"""The capabilities of an agent: one form for the two schemas that agents send.
 
-SDK and docs agents send flags (``handles_request_headers`` …), core agents a list of event numbers with
-``features`` and ``limits``. Unknown keys are ignored, a known key with a value of the wrong type is an error,
-and null counts as absent, as in the agents' own parsers.
+SDK and docs agents send flags (``handles_request_headers`` …). Core agents send a list of event numbers with
+``features`` and ``limits``. Unknown keys are ignored. A known key with a value of the wrong type is an error. null
+counts as absent, as in the agents' own parsers.
 """
 
 from enum import IntFlag
@@ -16,14 +16,14 @@ __all__ = ["Capabilities", "Event", "read_core", "read_flags", "write_core", "wr
 _U64_SAFE: Final = 2**63 - 1
 
 MAX_EVENTS: Final = 256
-"""Entries in a list of supported events. There are 17 numbers; each entry costs a look-up."""
+"""The most entries in a list of supported events. There are 17 numbers. Each entry costs a look-up."""
 
 _MAX_ID_TEXT: Final = 1024
-"""Bytes of JSON text in which an agent id fits. What is longer is none, and is not decoded."""
+"""The most bytes of JSON text that an agent id can take. A longer text is no agent id and is not decoded."""
 
 
 class Event(IntFlag):
-    """Bit mask of the events that an agent wants; event number n of the core dialect is bit n - 1."""
+    """Bit mask of the events that an agent wants. Event number n of the core dialect is bit n - 1."""
 
     REQUEST_HEADERS = 1 << 0
     REQUEST_BODY_CHUNK = 1 << 1
@@ -40,22 +40,22 @@ _REQUEST_BODY: Final = int(Event.REQUEST_BODY_CHUNK)
 _RESPONSE_HEADERS: Final = int(Event.RESPONSE_HEADERS)
 _RESPONSE_BODY: Final = int(Event.RESPONSE_BODY_CHUNK)
 
-# 1-8 are the event numbers. 0 is Configure where the crate reads, 8 where it writes. 0x10-0x17 are frame
-# types: the crate's own integration tests list those instead, and so do the agents copied from them.
+# 1-8 are the event numbers. The crate reads Configure as 0 and writes it as 8. 0x10-0x17 are frame types. The crate's
+# own integration tests list frame types instead of event numbers, and so do agents copied from them.
 _EVENT_BY_NUMBER: Final = (
     {0: int(Event.CONFIGURE)} | {n: 1 << (n - 1) for n in range(1, 9)} | {0x10 + n: 1 << n for n in range(8)}
 )
 
 
 class Capabilities(Struct, frozen=True, array_like=True, gc=False):
-    """What one agent declared, normalised. Absent numbers are 0, except for ``max_concurrent``.
+    """The capabilities that one agent declared, normalised. Absent numbers are 0, except for ``max_concurrent``.
 
-    ``events`` is an ``Event`` mask. It is the declaration alone: the core dialect's ``streaming_body``,
-    ``websocket``, ``guardrails`` and ``config_push`` are further conditions for the frames they name, and
-    are not folded into it. ``max_concurrent`` is the number of requests that may be in flight on one
-    connection; None means that the agent named no limit, and so does a 0 on the wire, since an agent that
-    takes no request at all has no reason to register. ``metrics_export`` and ``health_reporting`` speak of
-    unasked reports, which only core agents send; SDK agents are asked instead.
+    ``events`` is an ``Event`` mask of the declared events alone. The core dialect's ``streaming_body``,
+    ``websocket``, ``guardrails`` and ``config_push`` are further conditions for the frames that they name; the mask
+    does not include them. ``max_concurrent`` is the number of requests that may be in flight on one connection. None
+    means that the agent set no limit. A 0 on the wire means the same: an agent that takes no requests has no reason to
+    register. ``metrics_export`` and ``health_reporting`` announce unsolicited reports. Only core agents send them; the
+    proxy asks SDK agents for theirs.
     """
 
     events: int = _REQUEST_HEADERS
@@ -119,10 +119,10 @@ _NO_LIMITS: Final = _Limits()
 
 
 def read_flags(raw: bytes | Raw) -> tuple[Capabilities, bool]:
-    """Read the flag schema; the second value says whether any ``handles_*`` flag was there.
+    """Read the flag schema. The second value says whether any ``handles_*`` flag was present.
 
-    Without one (null, an empty object) the agent gets request headers only, which is the SDK's default.
-    Raises msgspec.ValidationError for a wrong type, with a message that names the key and quotes nothing.
+    Without such a flag (null, an empty object) the agent gets request headers only, which is the SDK's default.
+    Raises msgspec.ValidationError for a wrong type; its message names the key and quotes no value.
     """
     flags = _decode_flags(raw)
     if flags is None:
@@ -148,15 +148,15 @@ def read_flags(raw: bytes | Raw) -> tuple[Capabilities, bool]:
 
 
 def read_core(raw: bytes | Raw) -> tuple[Capabilities, str | None] | None:
-    """Read the core schema, with the ``agent_id`` inside it as the second value.
+    """Read the core schema. The second value is the ``agent_id`` inside it.
 
-    That is None when absent, and empty when it is no string.
+    The id is None when absent, and empty when it is not a string.
 
-    None when the object has neither ``supported_events`` nor ``features``, so is not of this schema. The
-    crate's own reader insists on every key of features and limits; here an absent one is false or 0, and
-    without any ``features`` cancellation is taken for granted and body chunks may stream if asked for.
-    Without a list of events the agent gets request headers only. The lower of the two concurrency limits
-    counts. Raises msgspec.ValidationError as ``read_flags`` does.
+    Returns None for an object that is not of this schema: it has neither ``supported_events`` nor ``features``. The
+    crate's own reader requires every key of features and limits. Here an absent key is false or 0. Without any
+    ``features`` the agent is assumed to support cancellation and the features that its events need. Without a list of
+    events the agent gets request headers only. The lower of the two concurrency limits counts. Raises
+    msgspec.ValidationError as ``read_flags`` does.
     """
     core = _decode_core(raw)
     if core is None or (core.supported_events is None and core.features is None):
@@ -187,7 +187,7 @@ def read_core(raw: bytes | Raw) -> tuple[Capabilities, str | None] | None:
 
 
 def _inner_id(raw: Raw) -> str | None:
-    """The agent id inside capabilities: None when absent, empty when it is something else than a string."""
+    """The agent id inside capabilities: None when absent, empty when it is not a string."""
     text = bytes(raw)
     if text == b"null":
         return None
@@ -205,7 +205,7 @@ def _implied_features(events: int) -> _Features:
 
 
 def write_flags(capabilities: Capabilities) -> dict[str, object]:
-    """The flag schema, keys in the SDK's order. Events 5 to 8 cannot be said in it and are left out."""
+    """Build the flag schema, with keys in the SDK's order. It has no keys for events 5 to 8 and leaves them out."""
     events = capabilities.events
     flags: dict[str, object] = {
         "handles_request_headers": bool(events & _REQUEST_HEADERS),
@@ -221,7 +221,7 @@ def write_flags(capabilities: Capabilities) -> dict[str, object]:
 
 
 def write_core(capabilities: Capabilities, agent_id: str, name: str, version: str) -> dict[str, object]:
-    """The core schema, keys in the crate's order, every key present; no limit is 0, Configure is 8."""
+    """Build the core schema, with every key, in the crate's order. No limit is written as 0, Configure as 8."""
     return {
         "agent_id": agent_id,
         "name": name,

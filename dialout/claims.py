@@ -1,9 +1,9 @@
-"""What a registration claims: version, agent id and token, found without reading anything else.
+"""Read the claim of a registration: version, agent id and token, and nothing else.
 
-Whether an agent may register depends on these alone. Until that is decided nothing else is decoded, because decoding
-is what an attacker without a token could make dear: 65 kB of numbers like ``1e308`` take 30 to 100 ms, since each
-needs arithmetic with hundreds of digits. msgspec skips a value that it need not build in time linear in its length,
-measured at 1 to 2 ns a byte, and gives up on deep nesting.
+Whether an agent may register depends on these alone. Nothing else is decoded before that decision, because an attacker
+without a token could make decoding expensive. 65 kB of numbers like ``1e308`` take 30 to 100 ms, since each needs
+arithmetic with hundreds of digits. msgspec skips a value that it need not build in time linear in its length, measured
+at 1 to 2 ns a byte. It gives up on deep nesting.
 """
 
 import re
@@ -22,9 +22,11 @@ AGENT_ID_RULE: Final = "1 to 128 characters of A-Z a-z 0-9 . _ : @ -"
 
 _VERSION: Final = str(PROTOCOL_VERSION).encode()
 _MAX_ID_TEXT: Final = 2 + 6 * 128
-"""Bytes of the longest agent id in JSON: each character may be written as ``\\u0061``."""
+"""Bytes of the longest agent id in JSON. Each character may be written as ``\\u0061``."""
 
 _agent_id_matches = re.compile(r"[A-Za-z0-9._:@-]{1,128}").fullmatch
+# As nearly all agents write it, without escapes.
+_plain_id = re.compile(rb'"([A-Za-z0-9._:@-]{1,128})"').fullmatch
 _is_u32 = re.compile(rb"0|[1-9][0-9]{0,9}").fullmatch
 
 
@@ -34,10 +36,10 @@ def is_agent_id(text: str) -> bool:
 
 
 class Claim(Struct, frozen=True, gc=False):
-    """A frame that may be a registration, read as far as it takes to decide whether its agent may register.
+    """The part of a registration that decides whether its agent may register.
 
-    ``auth_token`` is None when absent, null or empty, and never shows in repr. ``capabilities`` and ``metadata`` are
-    JSON text that nobody has looked at, ``null`` when absent.
+    ``auth_token`` is None when absent, null or empty. It never shows in repr. ``capabilities`` and ``metadata`` are
+    JSON text that has not been read yet, ``null`` when absent.
     """
 
     frame_type: int
@@ -55,15 +57,18 @@ class Claim(Struct, frozen=True, gc=False):
         return f"Claim(frame_type={self.frame_type!r}, agent_id={self.agent_id!r})"
 
 
+# Empty: no JSON value is.
+_ABSENT = Raw()
+
+
 class _Payload(Struct, gc=False):
-    # Empty is absent: no JSON value is.
-    protocol_version: Raw = Raw()
-    agent_id: Raw = Raw()
+    protocol_version: Raw = _ABSENT
+    agent_id: Raw = _ABSENT
     capabilities: Raw = Raw(b"null")
-    auth_token: Raw = Raw()
+    auth_token: Raw = _ABSENT
     metadata: Raw = Raw(b"null")
-    supported_versions: Raw = Raw()
-    client_name: Raw = Raw()
+    supported_versions: Raw = _ABSENT
+    client_name: Raw = _ABSENT
 
 
 _decode_payload = msgspec.json.Decoder(_Payload).decode
@@ -71,10 +76,10 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 
 def read_claim(frame_type: int, payload: bytes) -> Claim:
-    """Read the first frame of a connection, as far as a registration must be read to be refused.
+    """Read the claim out of the first frame of a connection.
 
-    Takes time linear in the length of the payload, whatever that holds. Raises Rejection, ready to be answered with:
-    version_mismatch unless ``protocol_version`` is the integer 2, bad_registration for everything else.
+    Takes time linear in the length of the payload, for any payload. Raises Rejection, which the caller can answer
+    with: version_mismatch unless ``protocol_version`` is the integer 2, bad_registration for every other fault.
     """
     answer_type = answer_type_for(frame_type)
     if frame_type not in {0x01, 0x03}:
@@ -82,15 +87,17 @@ def read_claim(frame_type: int, payload: bytes) -> Claim:
         raise bad_registration(message, answer_type)
     try:
         if not payload.isascii():
-            payload.decode()  # msgspec does not look inside the values that it skips.
+            payload.decode()  # msgspec does not check the text of values that it skips.
         fields = _decode_payload(payload)
-        _check_version(fields, frame_type, answer_type)
-        agent_id = _read_agent_id(bytes(fields.agent_id), answer_type)
-        token = _read_token(bytes(fields.auth_token), answer_type)
+        plain = _plain_id(bytes(fields.agent_id))
+        if plain is None or bytes(fields.protocol_version) != _VERSION:
+            _check_version(fields, frame_type, answer_type)
+        agent_id = _read_agent_id(bytes(fields.agent_id), answer_type) if plain is None else plain[1].decode()
+        token = None if fields.auth_token is _ABSENT else _read_token(bytes(fields.auth_token), answer_type)
     except UnicodeDecodeError as error:
         message = f"the registration is not valid UTF-8 at byte {error.start}"
     except msgspec.ValidationError as error:
-        # Its message names keys of our own structs and types, never a value.
+        # The message names keys and types of the structs in this module, never a value.
         message = f"the registration does not fit: {error}"
     except msgspec.DecodeError as error:
         message = f"the registration is not valid JSON: {error}"
@@ -102,18 +109,18 @@ def read_claim(frame_type: int, payload: bytes) -> Claim:
 
 
 def bad_registration(message: str, answer_type: int) -> Rejection:
-    """The rejection of a frame that is no registration."""
+    """Build the rejection of a frame that is not a valid registration."""
     return Rejection(ErrorCode.BAD_REGISTRATION, message, answer_type)
 
 
 def _check_version(fields: _Payload, frame_type: int, answer_type: int) -> None:
     version = bytes(fields.protocol_version)
-    # A proxy says hello with the same type byte, and in one of its two forms without a version.
+    # A proxy's handshake has the same type byte. One of its two forms has no version.
     if frame_type == 0x01 and bytes(fields.agent_id) in (b"", b"null"):
         proxy_says_hello = bytes(fields.supported_versions) or bytes(fields.client_name)
         if proxy_says_hello:
             raise bad_registration("this is a proxy's handshake; here agents register", answer_type)
-    # 2.0 == 2, and true is an int in Python: only the integer counts, and it has one spelling.
+    # Compared as text: in Python 2.0 equals 2 and true is an int. Only the integer counts, and it has one spelling.
     if version != _VERSION:
         if version in (b"", b"null"):
             got = "none"

@@ -1,11 +1,12 @@
-"""What an agent answers: one model, whatever dialect it came in.
+"""The answers of an agent: one model for all dialects.
 
-An allow with nothing else is the answer to nearly every event, so it exists once (``ALLOWED``), and so does
-the audit that says nothing (``NO_AUDIT``). Treat the dictionaries in here as read-only: they may be shared.
+A bare allow is the answer to nearly every event, so there is one shared object for it (``ALLOWED``). The empty audit
+(``NO_AUDIT``) is shared too. Treat the dictionaries in these values as read-only, since they may be shared.
 
-Names, values and texts are the agent's own; escape texts before they reach a log or a terminal. What is constructed
-here has the types that it says (TypeError), and header names and values, and redirects, that an HTTP message can hold
-(ValueError): both raise where the mistake is written. Ranges are checked when an answer is encoded.
+Names, values and texts come from the agent. Escape texts before they reach a log or a terminal. Constructors check
+the types of their arguments (TypeError). They also check that an HTTP message can hold the header names, header values,
+redirects, challenges and routing metadata (ValueError). So the error is raised where the mistake is made. Ranges are
+checked when an answer is encoded.
 """
 
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dialout.header_syntax import why_bad_header, why_bad_word
+from dialout.header_syntax import BadHeader, why_bad_header, why_bad_texts, why_bad_word
 from dialout.wrong_types import (
     is_body,
     is_integer,
@@ -44,7 +45,7 @@ __all__ = [
 
 
 class Allow(Struct, frozen=True, gc=False, tag="allow"):
-    """Let it pass."""
+    """Let the message pass."""
 
 
 class Block(Struct, frozen=True, gc=False, tag="block"):
@@ -64,11 +65,11 @@ class Block(Struct, frozen=True, gc=False, tag="block"):
                 raise wrong_type("the headers of a block", "a dict of texts", self.headers)
             for name, value in self.headers.items():
                 if why := why_bad_header(name, value):
-                    raise ValueError(why)
+                    raise BadHeader(why)
 
 
 class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
-    """Send the client elsewhere; ``status`` is 100 to 599."""
+    """Redirect the client to ``url``. ``status`` is 100 to 599."""
 
     url: str
     status: int = 302
@@ -79,11 +80,11 @@ class Redirect(Struct, frozen=True, gc=False, tag="redirect"):
         if not is_integer(self.status):
             raise wrong_type("the status of a redirect", "a number", self.status)
         if why := why_bad_word("the URL of a redirect", self.url):
-            raise ValueError(why)
+            raise BadHeader(why)
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
-    """Make the client prove something. ``params`` holds any JSON; for core agents strings only."""
+    """Send the client a challenge. ``params`` holds any JSON; for core agents strings only."""
 
     challenge_type: str
     params: dict[str, Any] = {}
@@ -94,7 +95,9 @@ class Challenge(Struct, frozen=True, tag="challenge"):
         if not isinstance(self.params, dict):
             raise wrong_type("the params of a challenge", "a dict", self.params)
         if why := why_bad_word("the type of a challenge", self.challenge_type):
-            raise ValueError(why)
+            raise BadHeader(why)
+        if self.params and (why := why_bad_texts("a param of a challenge", self.params)):
+            raise BadHeader(why)
 
 
 Verdict: TypeAlias = Allow | Block | Redirect | Challenge
@@ -105,7 +108,7 @@ _OPERATIONS: Final = frozenset({"set", "add", "remove"})
 
 
 class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
-    """One change to the headers; ``value`` is None for a removal, and only then."""
+    """One change to the headers. ``value`` is None for a removal, and only for a removal."""
 
     operation: Literal["set", "add", "remove"]
     name: str
@@ -120,28 +123,28 @@ class HeaderOp(Struct, frozen=True, gc=False, omit_defaults=True):
         if type(value) is not str and not is_text_or_none(value):
             raise wrong_type("a header value", "a text", value)
         if why := why_bad_header(name, value):
-            raise ValueError(why)
+            raise BadHeader(why)
 
     @classmethod
     def set(cls, name: str, value: str) -> Self:
-        """Replace every value of ``name`` by this one."""
+        """Replace all values of ``name`` by this one."""
         return cls("set", name, value)
 
     @classmethod
     def add(cls, name: str, value: str) -> Self:
-        """Add a value beside those that ``name`` has."""
+        """Add a value to the present ones of ``name``."""
         return cls("add", name, value)
 
     @classmethod
     def remove(cls, name: str) -> Self:
-        """Take every value of ``name`` away."""
+        """Remove all values of ``name``."""
         return cls("remove", name)
 
 
 class BodyMutation(Struct, frozen=True, gc=False):
-    """What becomes of a chunk: ``data`` None passes it through, ``b""`` drops it, the rest replaces it.
+    """A change to a body chunk. ``data`` None passes the chunk through, ``b""`` drops it, other bytes replace it.
 
-    ``chunk_index`` None is the chunk at hand: ``dialout.agent`` writes its index, and the codec refuses it.
+    ``chunk_index`` None means the chunk of the event. ``dialout.agent`` fills in the index; the codec refuses None.
     """
 
     data: bytes | None = None
@@ -171,7 +174,10 @@ WebSocketDecision: TypeAlias = Literal["allow", "drop"] | WebSocketClose
 
 
 class Audit(Struct, frozen=True):
-    """Why, for the log: free tags, rule ids and reason codes, a confidence (0 to 1), any JSON in ``custom``."""
+    """The reasons of a decision, for the log.
+
+    Tags, rule ids and reason codes are free texts. The confidence is 0 to 1. ``custom`` holds any JSON.
+    """
 
     tags: tuple[str, ...] = ()
     rule_ids: tuple[str, ...] = ()
@@ -195,15 +201,15 @@ _FRAME_DECISIONS: Final = (None, "allow", "drop")
 
 
 class Decision(Struct, frozen=True):
-    """What an agent answers an event with: a verdict, and what goes with it.
+    """The answer of an agent to one event: a verdict, changes to the message, and an audit.
 
-    ``verdict`` is None only when ``needs_more`` is true: there is none yet. On a header event ``needs_more`` asks
-    for the body, on a chunk for the next one; on the last chunk it means that no verdict will come. Some agents
-    write an allow beside it, which is a placeholder and reads as None.
+    ``verdict`` is None only when ``needs_more`` is true, which means that there is no verdict yet. On a header event
+    ``needs_more`` asks for the body, on a chunk for the next chunk. On the last chunk it means that no verdict will
+    come. Some agents write an allow beside ``needs_more``. It is a placeholder and reads as None.
 
-    Agents make one with ``allow``, ``block``, ``redirect``, ``challenge`` or ``more``, and add to it: each method
-    returns another decision. What a dialect cannot carry (sdk agents change no bodies) is refused when it is
-    written, as NotInDialect.
+    Agents make a decision with ``allow``, ``block``, ``redirect``, ``challenge`` or ``more``. The other methods add to
+    it; each returns a new decision. The encoder raises NotInDialect for parts that the dialect cannot carry (sdk agents
+    cannot change bodies).
     """
 
     verdict: Verdict | None
@@ -217,7 +223,7 @@ class Decision(Struct, frozen=True):
     needs_more: bool = False
 
     def __post_init__(self) -> None:
-        # What nearly every decision is, in one expression; the rest is looked at piece by piece.
+        # One expression covers nearly every decision. _check looks at the others field by field.
         if not (
             type(self.verdict) in _VERDICTS
             and type(self.request_headers) is tuple
@@ -249,12 +255,14 @@ class Decision(Struct, frozen=True):
             raise wrong_type("the audit of a decision", "an Audit", self.audit)
         if not is_mapping_of_text(self.routing_metadata):
             raise wrong_type("routing metadata", "a dict of texts", self.routing_metadata)
+        if why := why_bad_texts("routing metadata", self.routing_metadata):
+            raise BadHeader(why)
         if not isinstance(self.needs_more, bool):
             raise wrong_type("needs_more", "True or False", self.needs_more)
 
     @staticmethod
     def allow() -> "Decision":
-        """Let it pass."""
+        """Let the message pass."""
         return ALLOWED
 
     @staticmethod
@@ -264,17 +272,17 @@ class Decision(Struct, frozen=True):
 
     @staticmethod
     def redirect(url: str, status: int = 302) -> "Decision":
-        """Send the client elsewhere."""
+        """Redirect the client to ``url``."""
         return Decision(Redirect(url, status))
 
     @staticmethod
     def challenge(challenge_type: str, params: dict[str, Any] | None = None) -> "Decision":
-        """Make the client prove something; core agents can send strings only as ``params``."""
+        """Send the client a challenge. In core agents ``params`` may hold strings only."""
         return Decision(Challenge(challenge_type, {} if params is None else params))
 
     @staticmethod
     def more() -> "Decision":
-        """Ask for the body, or for its next chunk, before there is a verdict."""
+        """Ask for the body, or for its next chunk, before giving a verdict."""
         return Decision(None, needs_more=True)
 
     def set_request_header(self, name: str, value: str) -> Self:
@@ -286,7 +294,7 @@ class Decision(Struct, frozen=True):
         return replace(self, request_headers=(*self.request_headers, HeaderOp.add(name, value)))
 
     def remove_request_header(self, name: str) -> Self:
-        """Take a header away on its way to the upstream."""
+        """Remove a header on its way to the upstream."""
         return replace(self, request_headers=(*self.request_headers, HeaderOp.remove(name)))
 
     def set_response_header(self, name: str, value: str) -> Self:
@@ -298,22 +306,22 @@ class Decision(Struct, frozen=True):
         return replace(self, response_headers=(*self.response_headers, HeaderOp.add(name, value)))
 
     def remove_response_header(self, name: str) -> Self:
-        """Take a header away on its way to the client."""
+        """Remove a header on its way to the client."""
         return replace(self, response_headers=(*self.response_headers, HeaderOp.remove(name)))
 
     def replace_request_chunk(self, data: bytes, chunk_index: int | None = None) -> Self:
-        """Pass this on instead of the chunk that was asked about; ``b""`` drops it.
+        """Replace the chunk of the event by these bytes; ``b""`` drops it.
 
-        A hook need not name the chunk; with a codec alone ``chunk_index`` is the event's.
+        A hook need not give ``chunk_index``. A caller of the codec must pass the index of the event.
         """
         return replace(self, request_body_mutation=BodyMutation(data, chunk_index))
 
     def replace_response_chunk(self, data: bytes, chunk_index: int | None = None) -> Self:
-        """Pass this on instead of the chunk that was asked about; see ``replace_request_chunk``."""
+        """Replace the chunk of the event by these bytes; see ``replace_request_chunk``."""
         return replace(self, response_body_mutation=BodyMutation(data, chunk_index))
 
     def with_audit(self, **fields: Any) -> Self:
-        """Say why, for the log, with the fields of ``Audit``; those not given stay as they are."""
+        """Set fields of the ``Audit``, the reasons for the log. Other fields keep their values."""
         return replace(self, audit=replace(self.audit, **fields))
 
 
@@ -322,9 +330,9 @@ ALLOWED: Final = Decision(ALLOW)
 
 
 def to_json_value(verdict: Verdict | None) -> str | dict[str, Any]:
-    """The verdict for programs to read: ``"allow"``, or an object whose one key names the verdict.
+    """Return the verdict as JSON for programs: ``"allow"``, or an object with one key, the name of the verdict.
 
-    Absent fields are left out. None, an answer that needs more, is ``{"needs_more": True}``.
+    Absent fields are left out. None stands for an answer that needs more and becomes ``{"needs_more": True}``.
     """
     match verdict:
         case None:

@@ -1,10 +1,10 @@
-"""The three dialects of Agent Protocol v2, and what follows from a dialect alone.
+"""The three dialects of Agent Protocol v2: their frame types, and their pings.
 
-All of them frame alike, but the same type byte can mean opposite things (0x30 is a cancel *to* an SDK agent
-and a health report *from* a core one), so a connection keeps the dialect that its registration showed.
+All dialects use the same framing, but the same type byte can mean opposite things. 0x30 is a cancel *to* an SDK agent
+and a health report *from* a core agent. So a connection keeps the dialect of its registration.
 
 ======  ======================================  ============  ========  ===========
-value   who                                     registration  answer    ping, pong
+value   agents                                  registration  answer    ping, pong
 ======  ======================================  ============  ========  ===========
 sdk     agents built on the Go SDK              0x03          0x04      0xF0, 0xF1
 core    agents built on the Rust crate          0x01          0x02      0x41, 0x42
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class SdkFrame(IntEnum):
-    """Frame types of the sdk and docs dialects (docs peers know none of 0xE0 to 0xE3)."""
+    """Frame types of the sdk and docs dialects. Docs peers do not know 0xE0 to 0xE3."""
 
     HANDSHAKE_REQUEST = 0x01
     HANDSHAKE_RESPONSE = 0x02
@@ -56,7 +56,7 @@ class SdkFrame(IntEnum):
 
 
 class CoreFrame(IntEnum):
-    """Frame types of the core dialect; on a reverse connection 0x01 is the agent's registration."""
+    """Frame types of the core dialect. On a reverse connection 0x01 is the agent's registration."""
 
     REGISTRATION = 0x01
     REGISTRATION_RESPONSE = 0x02
@@ -79,7 +79,7 @@ class CoreFrame(IntEnum):
 
 
 class Dialect(StrEnum):
-    """What an agent speaks; decided once, by its registration (see the table of this module)."""
+    """The dialect of an agent. Its registration decides it once; see the table of this module."""
 
     SDK = "sdk"
     CORE = "core"
@@ -111,22 +111,22 @@ _CORE: Final = Dialect.CORE
 
 
 def answer_type_for(first_type: int | None) -> int:
-    """Type byte of the answer to a connection whose first frame has this type; None when it is unknown yet.
+    """Return the type byte of the answer to a first frame of this type. None means that the type is not known yet.
 
-    0x02 answers 0x01. Everything else gets 0x04: SDK agents must read that one, or they crash, and to a
-    core agent it is no worse than any other failed read.
+    0x02 answers 0x01. Any other type gets 0x04. An SDK agent crashes if it reads another type. To a core agent 0x04 is
+    no worse than any other failed read.
     """
     return 0x02 if first_type == 0x01 else 0x04
 
 
 MAX_PING: Final = 1024
-"""Bytes in the payload of a ping. Known ones have up to 50."""
+"""The most bytes in the payload of a ping. Known pings have up to 50."""
 
 _Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class _Ping(Struct, gc=False):
-    """What pings hold that a peer looks for in the pong: ``timestamp`` (sdk, docs), the others (core)."""
+    """The fields of a ping that the pong must repeat: ``timestamp`` (sdk, docs), the other two (core)."""
 
     timestamp: _Number = 0
     sequence: _Number | None = None
@@ -137,25 +137,25 @@ _decode_ping: Final = Decoder(_Ping).decode
 
 
 def with_draining(ping: bytes) -> bytes:
-    """A ping's whole frame, which also says that the agent wants no further requests and closes when it is idle.
+    """Add to the whole frame of a ping that the agent drains: it wants no new requests and closes when it is idle.
 
-    No dialect but core has a word for that. A further key is one that every reader of a ping skips, so a listener that
-    does not know it sees an ordinary ping.
+    Only core has a message for that. Every reader of a ping skips unknown keys. So a listener that does not know the
+    key sees an ordinary ping.
     """
     return encode_frame(ping[4], ping[5:-1] + b',"draining":true}')
 
 
 def says_draining(payload: bytes) -> bool:
-    """Whether the payload of a ping is one of ``with_draining``; for every ping, so it decodes nothing."""
+    """Whether ``with_draining`` made this payload of a ping. It runs for every ping, so it decodes nothing."""
     return payload.endswith(b',"draining":true}')
 
 
 def pong_for(dialect: Dialect, frame_type: int, payload: bytes) -> bytes | None:
-    """The whole frame that answers an inbound frame, if that is a ping of this dialect, else None.
+    """Build the whole frame of the pong if the inbound frame is a ping of this dialect. Otherwise return None.
 
-    A pong says the numbers of its ping again, so that the peer can tell its pings apart, and nothing else of it. A ping
-    without them, or one that cannot be read, gets what a real peer answers with: a timestamp of 0 (sdk, docs) or an
-    empty object (core). One of more than ``MAX_PING`` bytes gets none.
+    A pong repeats only the numbers of its ping, by which the peer tells its pings apart. For a ping without numbers, or
+    an unreadable one, the pong has a timestamp of 0 (sdk, docs) or an empty object (core). Real peers answer the same.
+    A ping of more than ``MAX_PING`` bytes gets no pong.
     """
     if frame_type != dialect.ping_type or len(payload) > MAX_PING:
         return None

@@ -4,18 +4,18 @@
 
     Exception
     └── DialoutError
-        ├── LocalProtocolError        our caller asked for something that must not go on the wire
-        │   └── NotInDialect          something that this agent's dialect has no words for
-        └── RemoteProtocolError       the peer sent something that must not be on the wire
-            ├── FrameError            the stream is out of step for good: close it
+        ├── LocalProtocolError        the caller asked for a message that must not go on the wire
+        │   └── NotInDialect          a message that this agent's dialect does not have
+        └── RemoteProtocolError       the peer sent a message that must not be on the wire
+            ├── FrameError            no more frames can be read from the stream: close it
             │   ├── ZeroLengthFrame   a length field of 0
             │   ├── OversizedFrame    a length field above the limit
             │   └── TruncatedFrame    end of stream inside a frame
-            ├── NotAgentProtocol      HTTP or TLS: close it, answer nothing
+            ├── NotAgentProtocol      HTTP or TLS: close the connection without an answer
             ├── UnreadableEvent       an event (read by an agent) to answer with a failure, or not at all
             └── Rejection             a registration to refuse: answer with a rejection frame
 
-Messages never quote what the peer sent (other than integers), so they are safe to log and to send back.
+Messages never quote the peer, except for integers. They are safe to log and to send back.
 """
 
 from enum import StrEnum
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class ErrorCode(StrEnum):
-    """Why a registration was refused: the stable value of ``error_code`` in a rejection frame."""
+    """The reason why a registration was refused. It is the value of ``error_code`` in a rejection frame, and stable."""
 
     VERSION_MISMATCH = "version_mismatch"
     AUTH_FAILED = "auth_failed"
@@ -58,14 +58,14 @@ class DialoutError(Exception):
 
 
 class LocalProtocolError(DialoutError):
-    """Our own caller asked for something the protocol forbids; nothing was sent and no state changed."""
+    """The caller asked for a message that the protocol forbids. Nothing was sent and no state changed."""
 
 
 class NotInDialect(LocalProtocolError):
-    """The dialect of this agent cannot say that, so no frame was made.
+    """The dialect of this agent has no such message, so no frame was made.
 
-    It must not be sent in another way: an sdk agent answers every frame that it does not know with an
-    "allow" for request 0, and a core agent hangs up.
+    The message must not be sent in another form. An sdk agent answers every unknown frame with an "allow" for
+    request 0. A core agent closes the connection.
     """
 
 
@@ -74,10 +74,10 @@ class RemoteProtocolError(DialoutError):
 
 
 class FrameError(RemoteProtocolError):
-    """The byte stream can no longer be cut into frames: nothing after this point can be read.
+    """The byte stream can no longer be cut into frames. Nothing after this point can be read.
 
-    ``frames`` holds the (type, payload) frames that were complete before the bad one in the same feed;
-    they arrived in order and are to be handled before the connection is closed.
+    ``frames`` holds the (type, payload) frames that came before the bad one in the same feed. They are in order. Handle
+    them before closing the connection.
     """
 
     def __init__(self, message: str, frames: "Sequence[tuple[int, bytes]]" = ()) -> None:
@@ -86,13 +86,13 @@ class FrameError(RemoteProtocolError):
 
 
 class ZeroLengthFrame(FrameError):
-    """A length field of 0; the smallest legal length is 1, the type byte alone."""
+    """A length field of 0. The smallest legal length is 1, the type byte alone."""
 
 
 class OversizedFrame(FrameError):
     """A length field above the limit, refused from its four bytes alone.
 
-    ``length`` is what was announced, ``limit`` what is allowed; both count the type byte.
+    ``length`` is the announced length, ``limit`` the largest legal one. Both count the type byte.
     """
 
     def __init__(self, length: int, limit: int, frames: "Sequence[tuple[int, bytes]]" = ()) -> None:
@@ -117,7 +117,7 @@ class NotAgentProtocol(RemoteProtocolError):
 
 
 class UnreadableEvent(RemoteProtocolError):
-    """A frame from the proxy that an agent cannot read; the ids are those of its request, where known."""
+    """A frame from the proxy that an agent cannot read. The ids are the ids of its request, where known."""
 
     def __init__(self, message: str, request_id: int | None = None, correlation_id: str | None = None) -> None:
         super().__init__(message)
@@ -126,11 +126,11 @@ class UnreadableEvent(RemoteProtocolError):
 
 
 class Rejection(RemoteProtocolError):
-    """A registration that must be refused, with everything its rejection frame needs.
+    """A registration that must be refused. It holds the fields of the rejection frame.
 
     ``answer_type`` is the type byte of that frame: 0x02 when the agent began with 0x01, otherwise 0x04.
-    ``retry_after_ms`` is None where waiting would not help. A bare close instead of the frame makes
-    Go agents crash (they take a clean end of stream here for a message).
+    ``retry_after_ms`` is None where waiting would not help. Always send the frame before closing. A bare close makes
+    Go agents crash, because they take a clean end of stream here for a message.
     """
 
     def __init__(

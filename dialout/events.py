@@ -1,9 +1,9 @@
-"""What a proxy tells an agent: one model, whatever dialect the agent speaks.
+"""The events that a proxy sends to an agent: one model for all dialects.
 
-Values only; ``dialout.codec`` turns them into frames and back. Bodies are bytes here and base64 on the wire.
-What a dialect has no room for is left out of its frames (``tls_cipher`` for sdk agents), and an event it has
-no frame for is refused. A field of a wrong type raises TypeError where the event is made. Texts must be free of
-lone surrogates: decode header values from the network as Latin-1 or with ``errors="replace"``, not with
+This module has values only. ``dialout.codec`` turns them into frames and back. Bodies are bytes here and base64 on the
+wire. The codec leaves out fields that a dialect does not have (``tls_cipher`` for sdk agents). It refuses an event that
+has no frame in the dialect. A field of a wrong type raises TypeError when the event is constructed. Texts must not
+contain lone surrogates. Decode header values from the network as Latin-1 or with ``errors="replace"``, not with
 ``surrogateescape``.
 """
 
@@ -37,17 +37,17 @@ __all__ = [
     "headers_from_pairs",
 ]
 
-# Checked where events are read; where they are written, the codec checks what an agent would choke on.
+# msgspec checks these where events are read. Where events are written, the codec checks the ranges.
 _U16: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 _U32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _U64: TypeAlias = Annotated[int, Meta(ge=0)]
 
 Headers: TypeAlias = dict[str, list[str]]
-"""Header fields: name to its values, in order. Agents get them as they are, so spell each name one way."""
+"""Header fields: each name with its values, in order. They reach agents unchanged, so spell each name one way."""
 
 
 def headers_from_pairs(pairs: Iterable[tuple[str, str]]) -> Headers:
-    """Headers out of (name, value) pairs; values of the same name (case matters) keep their order."""
+    """Build headers from (name, value) pairs. Values of the same name (case matters) keep their order."""
     headers: Headers = {}
     for name, value in pairs:
         headers.setdefault(name, []).append(value)
@@ -55,10 +55,10 @@ def headers_from_pairs(pairs: Iterable[tuple[str, str]]) -> Headers:
 
 
 class RequestMetadata(Struct, frozen=True, kw_only=True, gc=False):
-    """Where a request came from. Everything has a default that every agent in the field can parse.
+    """The origin of a request. Every field has a default that all known agents can parse.
 
-    ``correlation_id`` is for reading: on the wire stands the one given to ``Codec.encode_event``. An empty
-    ``request_id`` becomes the correlation id, and an empty ``timestamp`` (RFC 3339) the encoder's ``now``.
+    The encoder ignores ``correlation_id`` and writes the one given to ``Codec.encode_event``. An empty ``request_id``
+    becomes the correlation id. An empty ``timestamp`` (RFC 3339) becomes the encoder's ``now``.
     """
 
     correlation_id: str = ""
@@ -79,7 +79,7 @@ _NO_METADATA: Final = RequestMetadata()
 
 
 def _explain(event: Struct, **checks: Callable[[object], bool]) -> None:
-    """Raise TypeError for the field that has a wrong type; a subclass of the right one is right."""
+    """Raise TypeError for the first field of a wrong type. Subclasses of the right type are accepted."""
     for name, is_right in checks.items():
         value = getattr(event, name)
         if not is_right(value):
@@ -111,10 +111,11 @@ _WANTED: Final[dict[Callable[[object], bool], str]] = {
 
 
 class RequestHeaders(Struct, frozen=True, gc=False):
-    """A request has begun. ``has_body`` says whether body chunks follow; None is an agent's that cannot know.
+    """A request has begun. ``has_body`` says whether body chunks follow; None means that this is not known.
 
-    Core frames carry it as a further key, and those of stock proxies not at all. Then an agent goes by the headers
-    (``dialout.bodies``), and where these do not tell either, there may be a body: only False says that there is none.
+    In core frames it is an additional key, which stock proxies do not send. Without it an agent derives the value from
+    the headers (``dialout.bodies``). If they do not tell, the value is None and a body may follow. Only False says that
+    there is no body.
     """
 
     method: str
@@ -127,15 +128,15 @@ class RequestHeaders(Struct, frozen=True, gc=False):
     frame_type: ClassVar[int] = 0x10
 
     def __post_init__(self) -> None:
-        # One expression, since every request passes here; _explain finds out what is wrong, if anything is.
+        # One expression, since every request passes here. _explain finds the wrong field, if there is one.
         if not (type(self.method) is str is type(self.uri) and type(self.headers) is dict):
             _explain(self, method=is_text, uri=is_text, headers=_is_dict)
 
 
 class RequestBodyChunk(Struct, frozen=True, gc=False):
-    """A piece of a request body. ``chunk_index`` counts from 0; every chunk gets an answer of its own.
+    """A chunk of a request body. ``chunk_index`` counts from 0. Every chunk gets an answer of its own.
 
-    A frame of 16 MiB holds not quite 12 MiB of ``data``; more is a LocalProtocolError of the encoder.
+    A frame of 16 MiB holds slightly less than 12 MiB of ``data``. For more the encoder raises LocalProtocolError.
     ``total_size`` (bytes, None when unknown) and ``bytes_received`` (bytes so far) are not in sdk frames.
     """
 
@@ -154,7 +155,7 @@ class RequestBodyChunk(Struct, frozen=True, gc=False):
 
 
 class ResponseHeaders(Struct, frozen=True, gc=False):
-    """The upstream has answered. ``has_body`` as in ``RequestHeaders``."""
+    """The upstream has answered. ``has_body`` means the same as in ``RequestHeaders``."""
 
     status: _U16
     headers: Headers
@@ -169,7 +170,7 @@ class ResponseHeaders(Struct, frozen=True, gc=False):
 
 
 class ResponseBodyChunk(Struct, frozen=True, gc=False):
-    """A piece of a response body; see ``RequestBodyChunk``."""
+    """A chunk of a response body; see ``RequestBodyChunk``."""
 
     chunk_index: _U32
     data: bytes
@@ -225,7 +226,7 @@ Inspection: TypeAlias = Literal["prompt_injection", "pii_detection"]
 
 
 class GuardrailInspect(Struct, frozen=True):
-    """Text to inspect. The stock agent of the Rust crate never answers this: always set a timeout."""
+    """A text to inspect. The stock agent of the Rust crate never answers this event, so always set a timeout."""
 
     inspection_type: Inspection
     content: str
@@ -243,7 +244,7 @@ class GuardrailInspect(Struct, frozen=True):
 
 
 class Configure(Struct, frozen=True):
-    """Configuration for the agent: any JSON value. An agent that refuses it answers with a block."""
+    """A configuration for the agent: any JSON value. An agent refuses it by answering with a block."""
 
     config: Any = None
     config_version: str | None = None
@@ -262,14 +263,14 @@ AgentEvent: TypeAlias = (
     | GuardrailInspect
     | Configure
 )
-"""Any event. Each class knows its ``flag`` (the bit in ``Capabilities.events``) and its ``frame_type``."""
+"""Any event. Each class has its ``flag`` (the bit in ``Capabilities.events``) and its ``frame_type``."""
 
 
-# --- what else a proxy sends --------------------------------------------------------------------------
+# --- other messages of a proxy ------------------------------------------------------------------------
 
 
 class CancelReason(IntEnum):
-    """Why a request was cancelled. Core frames carry the number, the others the name in lower case."""
+    """The reason of a cancel. Core frames carry the number, the other dialects the name in lower case."""
 
     CLIENT_DISCONNECT = 0
     TIMEOUT = 1
@@ -280,7 +281,7 @@ class CancelReason(IntEnum):
 
 
 class Cancel(Struct, frozen=True, gc=False):
-    """Stop working on one request; ``reason`` is None when none was given, or one we do not know."""
+    """Stop working on one request. ``reason`` is None when the proxy gave none, or an unknown one."""
 
     reason: CancelReason | None = None
 
@@ -292,12 +293,12 @@ class CancelAll(Struct, frozen=True, gc=False):
 
 
 class HealthRequest(Struct, frozen=True, gc=False):
-    """Say how you are (``Codec.encode_health``)."""
+    """The proxy asks for a health report (``Codec.encode_health``)."""
 
 
 class MetricsRequest(Struct, frozen=True, gc=False):
-    """Say what you counted (``Codec.encode_metrics``)."""
+    """The proxy asks for a metrics report (``Codec.encode_metrics``)."""
 
 
 FromProxy: TypeAlias = AgentEvent | Cancel | CancelAll | HealthRequest | MetricsRequest
-"""All that ``Codec.decode_event`` returns, besides ``Ping``, ``Pong`` and ``Ignored``."""
+"""All messages that ``Codec.decode_event`` returns, besides ``Ping``, ``Pong`` and ``Ignored``."""

@@ -1,7 +1,7 @@
 """Cut a byte stream into frames, and build frames.
 
-A frame is a big-endian u32 length, one type byte, and a JSON payload. The length counts the type byte and
-the payload, not itself; it is 1 to 16 MiB. Both dialects of the protocol frame alike.
+A frame is a big-endian u32 length, one type byte, and a JSON payload. The length counts the type byte and the payload,
+not itself. It is 1 to 16 MiB. All dialects of the protocol use the same framing.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from dialout.errors import LocalProtocolError, OversizedFrame, TruncatedFrame, Z
 __all__ = ["MAX_FRAME_LENGTH", "FrameDecoder", "encode_frame"]
 
 MAX_FRAME_LENGTH: Final = 16 * 1024 * 1024
-"""Largest legal length field, so the largest payload is one byte less."""
+"""The largest legal length field. The largest payload is one byte less."""
 
 HEADER: Final = Struct(">IB")
 _LENGTH: Final = Struct(">I")
 
 
 def encode_frame(frame_type: int, payload: bytes = b"{}") -> bytes:
-    """One whole frame; an empty payload becomes ``{}``, which every agent in the field can parse.
+    """Build one whole frame. An empty payload becomes ``{}``, which all known agents can parse.
 
-    Raises LocalProtocolError when the payload is above ``MAX_FRAME_LENGTH - 1`` bytes or the type is not
-    a byte: every reader would drop the connection.
+    Raises LocalProtocolError when the payload is above ``MAX_FRAME_LENGTH - 1`` bytes or the type is not a byte. A
+    reader of such a frame would drop the connection.
     """
     if not payload:
         payload = b"{}"
@@ -36,12 +36,12 @@ def encode_frame(frame_type: int, payload: bytes = b"{}") -> bytes:
 
 
 class FrameDecoder:
-    """Turns the reads of one connection into complete frames, however the stream was cut.
+    """Assemble complete frames from the reads of one connection.
 
-    Between frames it holds no buffer at all, and one that a large frame needed is let go with that frame.
-    Inside a frame it holds what has arrived, never what was announced: a length field reserves nothing.
-    ``limit`` is the largest length field that is legal from now on; a frame whose length is known keeps its own.
-    ``wanted`` is the size at which what is held can be gone on with: 0 between frames, below it after a FrameError.
+    Between frames it holds no buffer. The buffer of a large frame is freed with the frame. Inside a frame it holds only
+    the bytes that have arrived; a length field reserves no memory. ``limit`` is the largest length field that is legal
+    from now on. A new limit does not apply to a frame with a length that is already known. ``wanted`` is the size that
+    the buffer must reach before the decoder can continue. It is 0 between frames and -1 after a FrameError.
     """
 
     __slots__ = ("_buffer", "limit", "wanted")
@@ -50,27 +50,27 @@ class FrameDecoder:
         self.limit = max_length
         # The bytes of an incomplete frame, its length field included.
         self._buffer: bytearray | None = None
-        # Size that _buffer must reach before there is anything to do: 4 until the length is known.
+        # The size that _buffer must reach before the decoder continues: 4 until the length is known.
         # 0 between frames, -1 after a FrameError.
         self.wanted = 0
 
     @property
     def buffered(self) -> int:
-        """Bytes held of a frame that is not complete yet; 0 between frames."""
+        """Bytes held of an incomplete frame; 0 between frames."""
         return 0 if self._buffer is None else len(self._buffer)
 
     @property
     def incomplete(self) -> bytes:
-        """A copy of what is held of an incomplete frame: fed to another decoder, it goes on where this one stopped."""
+        """A copy of the held bytes of an incomplete frame. Another decoder fed with them continues the frame."""
         return b"" if self._buffer is None else bytes(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[int, bytes]]:
         """Take one read and return the (type, payload) frames that it completes, in order.
 
-        The payloads are copies: a receive buffer behind ``data`` may be reused at once. Raises
-        ZeroLengthFrame or OversizedFrame as soon as a bad length field is complete, with the frames that
-        came before it in this same feed as ``error.frames``; after that, feeding again is a
-        LocalProtocolError, since the stream is out of step for good.
+        The payloads are copies, so the caller may reuse the receive buffer behind ``data`` at once. Raises
+        ZeroLengthFrame or OversizedFrame as soon as a bad length field is complete. ``error.frames`` holds the frames
+        that came before it in the same feed. Any later feed raises LocalProtocolError, since the frame boundaries are
+        lost.
         """
         frames: list[tuple[int, bytes]] = []
         position = 0
@@ -79,8 +79,8 @@ class FrameDecoder:
             if self.wanted:
                 return frames
         if type(data) is not bytes:
-            # Slicing bytes makes one object per payload, slicing a view makes two: with small frames
-            # one plain copy up front costs less than the second object of each.
+            # A slice of bytes makes one object for each payload, a slice of a view makes two. With small frames, one
+            # copy of the whole read costs less than the second objects.
             data, position = bytes(memoryview(data)[position:]), 0
         end = len(data)
         limit = self.limit
@@ -97,13 +97,13 @@ class FrameDecoder:
         return frames
 
     def feed_eof(self) -> None:
-        """Say that the stream has ended. Raises TruncatedFrame when it ended inside a frame."""
+        """Note the end of the stream. Raises TruncatedFrame when it ended inside a frame."""
         if self._buffer is not None:
             held, self._buffer, self.wanted = len(self._buffer), None, -1
             raise TruncatedFrame(f"the stream ended inside a frame, {held} bytes after it began")
 
     def _resume(self, data: bytes | bytearray | memoryview, frames: list[tuple[int, bytes]]) -> int:
-        """Complete the frame that is held and append it; return how much of ``data`` that took."""
+        """Continue the incomplete frame, and append it if it is complete. Returns the bytes taken from ``data``."""
         buffer = self._buffer
         if buffer is None:
             raise LocalProtocolError("the stream is out of step after a FrameError: close the connection")
@@ -124,7 +124,7 @@ class FrameDecoder:
         return stop
 
     def _keep(self, data: bytes | bytearray | memoryview, position: int, frames: list[tuple[int, bytes]]) -> None:
-        """Hold the incomplete frame at ``position``, if its length is legal as far as it is known."""
+        """Hold the incomplete frame at ``position``. Raises FrameError if its length is known and not legal."""
         if len(data) - position >= 4:
             self.wanted = 4 + self._checked(_LENGTH.unpack_from(data, position)[0], frames)
         else:

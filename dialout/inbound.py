@@ -1,10 +1,10 @@
-"""What an agent sent, after its registration: the values that ``Codec.decode`` returns.
+"""The messages of an agent after its registration: the values that ``Codec.decode`` returns.
 
-An answer belongs to a request, and must not be lost: ``Answer`` and ``MutationAnswer`` are good ones,
-``Unreadable`` and ``NotUnderstood`` are bad ones, for which some request must be failed at once. Everything
-else is news about the agent itself, and a piece of news that cannot be read is ``Ignored``.
+An answer belongs to a request and must not be lost. ``Answer`` and ``MutationAnswer`` are usable answers.
+``Unreadable`` and ``NotUnderstood`` are not usable; the caller must fail a request for each of them at once. All other
+messages are reports about the agent itself. A report that cannot be read is ``Ignored``.
 
-Every text in here is the agent's own, except ``reason``, which quotes nothing that the agent sent.
+All texts come from the agent, except ``reason``, which quotes nothing from the agent.
 """
 
 from enum import StrEnum
@@ -40,8 +40,8 @@ __all__ = [
 class Answer(Struct, frozen=True, gc=False):
     """A response to the oldest unanswered event of one request.
 
-    At least one of the ids is there: sdk agents know a request by ``request_id`` (never 0 here), core agents
-    by ``correlation_id``, docs agents by either.
+    At least one of the ids is present. sdk agents identify a request by ``request_id`` (never 0 here), core agents by
+    ``correlation_id``, docs agents by either. Where both are present, both have to be ids of that request.
     """
 
     request_id: int | None
@@ -50,9 +50,9 @@ class Answer(Struct, frozen=True, gc=False):
 
 
 class MutationAnswer(Struct, frozen=True, gc=False):
-    """A body mutation in a frame of its own (0x21): answers the oldest unanswered chunk of its request.
+    """A body mutation in a frame of its own (0x21). It answers the oldest unanswered chunk of its request.
 
-    No decision comes with it: the chunk passes, changed as the mutation says.
+    It has no decision: the chunk passes, changed by the mutation.
     """
 
     request_id: int
@@ -62,42 +62,46 @@ class MutationAnswer(Struct, frozen=True, gc=False):
 class NotUnderstood(Struct, frozen=True, gc=False):
     """The agent could not parse a frame, or does not know its type (an sdk agent's answer for request 0).
 
-    It says "allow", and must never be taken for one: apply the failure policy to the *oldest outstanding*
+    The answer says "allow", but must never be treated as an allow. Apply the failure policy to the *oldest outstanding*
     frame of the connection, since these agents answer in order.
     """
 
 
 class Unreadable(Struct, frozen=True, gc=False):
-    """An answer that cannot be used: bad JSON, no decision, an unknown one, a status that is none.
+    """An answer that cannot be used: bad JSON, no decision, an unknown decision, or a bad status.
 
-    Fail the request that the ids name, under the failure policy. Without ids, treat it as ``NotUnderstood``.
-    The ids are dug out of whatever could be read; they count only if they name a request in flight.
+    Fail the request that the ids name, under the failure policy. Without ids, treat it as ``NotUnderstood``. The ids
+    come from the readable parts of the frame. They count only if they name a request in flight.
+
+    ``is_echo`` says that only a text is wrong, which no HTTP message may hold. An agent may repeat there what a client
+    sent, so such an answer does not count against the agent.
     """
 
     frame_type: int
     reason: str
     request_id: int | None = None
     correlation_id: str | None = None
+    is_echo: bool = False
 
 
-# --- news about the agent ----------------------------------------------------------------------------
+# --- reports about the agent -------------------------------------------------------------------------
 
 
 class Ping(Struct, frozen=True, gc=False):
-    """The agent wants a pong: ``pong_for`` builds it."""
+    """A ping of the agent. ``pong_for`` builds its answer."""
 
     payload: bytes
 
 
 class Pong(Struct, frozen=True, gc=False):
-    """The answer to a ping; ``mark`` is what ``Codec.ping_mark`` said it would be, or None if unreadable."""
+    """The answer to a ping. ``mark`` is the value of ``Codec.ping_mark`` for that ping, or None if unreadable."""
 
     mark: int | None
     payload: bytes
 
 
 class HealthState(StrEnum):
-    """How an agent says it is. Only core agents can say that they are draining."""
+    """The state that an agent reports. Only core agents can report that they are draining."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -106,10 +110,10 @@ class HealthState(StrEnum):
 
 
 class Health(Struct, frozen=True, gc=False):
-    """How the agent is; ``message`` is its own words (of an unhealthy core agent, the reason).
+    """The health of the agent. ``message`` is the agent's text; for an unhealthy core agent it is the reason.
 
-    ``eta_ms`` is how long a draining agent expects to need. An sdk agent that answers with null is up and
-    says no more: that is healthy, without a message.
+    ``eta_ms`` is the time that a draining agent expects to need. An sdk agent that answers with null is healthy and
+    has no message.
     """
 
     state: HealthState
@@ -118,7 +122,7 @@ class Health(Struct, frozen=True, gc=False):
 
 
 class Sample(Struct, frozen=True):
-    """One number that the agent counted or measured."""
+    """One number that the agent has counted or measured."""
 
     name: str
     value: float
@@ -126,7 +130,7 @@ class Sample(Struct, frozen=True):
 
 
 class Histogram(Struct, frozen=True):
-    """A distribution: ``buckets`` are (upper bound, cumulative count), the last bound may be infinite."""
+    """A distribution. ``buckets`` are (upper bound, cumulative count). The last bound may be infinite."""
 
     name: str
     sum: float
@@ -136,7 +140,7 @@ class Histogram(Struct, frozen=True):
 
 
 class Metrics(Struct, frozen=True):
-    """What the agent counted. Of an sdk agent's free ``custom`` object, the numbers, as gauges."""
+    """The metrics of the agent. Numbers in an sdk agent's free ``custom`` object become gauges."""
 
     counters: tuple[Sample, ...] = ()
     gauges: tuple[Sample, ...] = ()
@@ -149,9 +153,9 @@ ConfigUpdateKind: TypeAlias = Literal[
 
 
 class ConfigUpdate(Struct, frozen=True):
-    """A core agent speaks about its configuration; there is no frame to answer it with.
+    """A message of a core agent about its configuration. There is no frame to answer it with.
 
-    ``fields`` is what came beside the kind, as JSON values, unchecked.
+    ``fields`` holds the other keys beside the kind, as unchecked JSON values.
     """
 
     kind: ConfigUpdateKind
@@ -160,7 +164,7 @@ class ConfigUpdate(Struct, frozen=True):
 
 
 class FlowAction(StrEnum):
-    """What a core agent asks of the flow of events; a pause is for new requests only."""
+    """The flow control action that a core agent asks for. A pause applies to new requests only."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -168,7 +172,7 @@ class FlowAction(StrEnum):
 
 
 class FlowControl(Struct, frozen=True, gc=False):
-    """A core agent wants less, or more; for one request, or (``correlation_id`` None) the connection."""
+    """A flow control message of a core agent, for one request or (``correlation_id`` None) for the connection."""
 
     action: FlowAction
     correlation_id: str | None = None
@@ -176,7 +180,7 @@ class FlowControl(Struct, frozen=True, gc=False):
 
 
 class Ignored(Struct, frozen=True, gc=False):
-    """A frame that changes nothing: a type of no interest (``reason`` empty), or news that cannot be read."""
+    """A frame without effect: a type of no interest (``reason`` empty), or a report that cannot be read."""
 
     frame_type: int
     reason: str = ""

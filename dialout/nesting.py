@@ -1,4 +1,4 @@
-"""How deep a JSON value is nested: what msgspec could read, another reader may not."""
+"""Measure how deep a JSON value is nested. msgspec reads deeper values than some other readers."""
 
 from itertools import chain
 from typing import Any, Final
@@ -6,11 +6,11 @@ from typing import Any, Final
 __all__ = ["MAX_DEPTH", "is_too_deep"]
 
 MAX_DEPTH: Final = 64
-"""Levels of nesting in a value that we pass on; serde_json gives up at 128, Python at its recursion limit."""
+"""The most levels of nesting in a forwarded value. serde_json gives up at 128, Python at its recursion limit."""
 
 
 def is_too_deep(text: bytes, *values: Any) -> bool:
-    """Whether one of ``values``, which were read out of ``text``, has more than ``MAX_DEPTH`` levels."""
+    """Whether one of ``values`` has more than ``MAX_DEPTH`` levels. They were decoded from ``text``."""
     if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
         return False
     level = list(values)

@@ -1,7 +1,7 @@
-"""Read what a proxy sends to an agent: the agent's half of ``dialout.codec``.
+"""Read the frames that a proxy sends to an agent: the agent's half of ``dialout.codec``.
 
-One reader for every dialect. It is lenient where proxies differ (headers as an object of arrays or as a list
-of pairs, ``status`` or ``status_code``), and it raises only what ``READ_ERRORS`` of ``dialout.responses`` names.
+There is one reader for all dialects. It accepts all forms that proxies write. Headers are an object of arrays or a list
+of pairs. The status is ``status`` or ``status_code``. It raises only the ``READ_ERRORS`` of ``dialout.responses``.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ __all__ = ["SCANNED_ABOVE", "WireIds", "read_event", "read_ids", "read_request"]
 
 
 class WireIds(Struct, gc=False):
-    """What may say which request a frame is about, and why it is cancelled; of any type."""
+    """The fields that may name the request of a frame and the reason of a cancel. Each may be of any type."""
 
     request_id: Any = None
     correlation_id: Any = None
@@ -41,7 +41,7 @@ class WireIds(Struct, gc=False):
 
     @property
     def cancel_reason(self) -> CancelReason | None:
-        """The reason of a cancel: a name (sdk, docs) or a number (core); None for anything else."""
+        """The reason of a cancel, from a name (sdk, docs) or a number (core). None for any other value."""
         reason = self.reason
         if type(reason) is int and 0 <= reason < len(CancelReason):
             return CancelReason(reason)
@@ -74,13 +74,13 @@ def _headers(wire: _WireHeaders) -> Headers:
 
 
 SCANNED_ABOVE: Final = 2048
-"""Bytes of an event above which it is looked at before it is decoded. Most requests are shorter."""
+"""Size in bytes above which an event is scanned before it is decoded. Most requests are shorter."""
 
 _decode_ids = Decoder(WireIds).decode
 _decode_request_headers = Decoder(_RequestHeaders).decode
 _decode_response_headers = Decoder(_ResponseHeaders).decode
 _NO_METADATA: Final = RequestMetadata()
-# The other events are written with the names and types that they have in the model.
+# On the wire the other events have the same names and types as in the model.
 _DECODERS: Final[dict[int, Callable[[bytes], AgentEvent]]] = {
     RequestBodyChunk.frame_type: Decoder(RequestBodyChunk).decode,
     ResponseBodyChunk.frame_type: Decoder(ResponseBodyChunk).decode,
@@ -92,14 +92,14 @@ _DECODERS: Final[dict[int, Callable[[bytes], AgentEvent]]] = {
 
 
 def read_ids(payload: bytes) -> WireIds:
-    """The ids in a frame of any type, and the reason in one that cancels."""
+    """Read the ids in a frame of any type, and the reason if it is a cancel."""
     if len(payload) > SCANNED_ABOVE:
         refuse_costly(payload, SCANNED_ABOVE)
     return _decode_ids(payload)
 
 
 def read_request(payload: bytes) -> tuple[WireIds, RequestHeaders]:
-    """The event in a frame of type 0x10, and its ids: both in one pass, for the frame that every request has."""
+    """Read the event in a frame of type 0x10 and its ids, in one pass. Every request has such a frame."""
     if len(payload) > SCANNED_ABOVE:
         refuse_costly(payload, SCANNED_ABOVE)
     wire = _decode_request_headers(payload)
@@ -110,7 +110,7 @@ def read_request(payload: bytes) -> tuple[WireIds, RequestHeaders]:
 
 
 def read_event(frame_type: int, payload: bytes) -> AgentEvent:
-    """The event in a frame of type 0x10 to 0x17, without its ids."""
+    """Read the event in a frame of type 0x10 to 0x17, without its ids."""
     if frame_type == RequestHeaders.frame_type:
         return read_request(payload)[1]
     if frame_type == ResponseHeaders.frame_type:

@@ -1,18 +1,16 @@
-"""The registration: the first frame of a connection, from both ends.
+"""The registration: the first frame of a connection, for both ends.
 
-The listener cuts it out of the stream (``scan_first_frame``) and reads it (``parse_registration``); the agent
-builds it (``RegistrationRequest``). The answer to it is in ``dialout.answers``, whose names are importable
-from here too.
+The listener cuts it out of the stream (``scan_first_frame``) and reads it (``parse_registration``). The agent builds
+it (``RegistrationRequest``). Its answer is in ``dialout.answers``; the names of that module can be imported from here
+too.
 
-What is checked here, in this order: framing, JSON object, protocol version, agent id syntax, auth_token
-and metadata types, dialect and capabilities. Who may register (token, allowlist, limits) is the
-listener's business. Nothing here raises anything but ``Rejection`` and ``NotAgentProtocol``, whatever the
-bytes.
+The listener's functions check, in this order: framing, JSON object, protocol version, agent id syntax, type of
+auth_token, dialect and capabilities, metadata. The listener itself decides on tokens, allowlists and limits. For any
+bytes from a peer these functions raise only ``Rejection`` and ``NotAgentProtocol``.
 
-How lenient the reader is, after what real agents write: unknown keys are ignored; keys match exactly (the
-agents' *parsers* ignore case, their writers do not vary it); the last of duplicate keys counts; null is the
-same as absent. Strict it is on UTF-8, on trailing bytes, on types, and on metadata that other JSON readers
-could not read back.
+The reader is as lenient as real agents require. Unknown keys are ignored. Keys match exactly: the agents' *parsers*
+ignore case, but their writers do not vary it. The last of duplicate keys counts. null is the same as absent. The reader
+is strict on UTF-8, on trailing bytes, on types, and on metadata that other JSON readers could not read back.
 """
 
 from functools import lru_cache
@@ -61,40 +59,40 @@ __all__ = [
 ]
 
 MAX_METADATA_DEPTH: Final = MAX_DEPTH
-"""Levels of nesting in metadata; serde_json gives up at 128, Python's readers at their recursion limit."""
+"""The most levels of nesting in metadata. serde_json gives up at 128, Python's readers at their recursion limit."""
 
 MAX_CAPABILITIES: Final = 4096
-"""Bytes of capabilities. Agents write up to 700; unknown keys are ignored, but not for nothing."""
+"""The most bytes of capabilities. Agents write up to 700. Unknown keys are ignored, but reading them takes time."""
 
 _COSTS_LITTLE: Final = 1024
-"""Bytes of capabilities that are decoded as they are: 30 µs at most. The look at what they hold takes 1 µs."""
+"""Bytes of capabilities that are decoded without a scan. Decoding takes 30 µs at most; the scan would take 1 µs."""
 
 _FLAT: Final = 2 * MAX_METADATA_DEPTH
-"""Bytes of metadata that cannot be nested too deeply, and hold no more than 20 numbers."""
+"""Bytes of metadata that need no scan. They cannot be nested too deeply, and hold at most 20 expensive numbers."""
 
 _SDK, _CORE, _DOCS = Dialect.SDK, Dialect.CORE, Dialect.DOCS
 _LENGTH: Final = Packing(">I")
-_V1_TYPE: Final = 0x7B  # "{": v1 frames have no type byte, their JSON follows the length at once
+_V1_TYPE: Final = 0x7B  # "{": v1 frames have no type byte; their JSON follows the length directly
 _HTTP_STARTS: Final = frozenset(
     (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI ", b"HTTP")
 )
 
 _PROXY_STARTS: Final = ((b"PROXY ", 1), (b"\r\n\r\n\x00\r\nQUIT\n", 2))
-"""How a header of the PROXY protocol begins (haproxy.org, proxy-protocol.txt, 2.1 and 2.2)."""
+"""The first bytes of a PROXY protocol header, with its version (haproxy.org, proxy-protocol.txt, 2.1 and 2.2)."""
 
 # --- the first frame ---------------------------------------------------------------------------------
 
 
 def scan_first_frame(data: bytes, max_bytes: int) -> int | tuple[int, bytes, bytes]:
-    """Look at all that has been read of a connection so far, and cut out its first frame.
+    """Cut the first frame out of all bytes that were read from a connection so far.
 
-    Returns (frame type, payload, residue), where residue is what the agent pipelined behind the frame, or
-    the number of bytes (> 0) that are still needed before asking again makes sense. ``max_bytes`` bounds
-    the length field, type byte included, and may not exceed ``MAX_FRAME_LENGTH``.
+    Returns (frame type, payload, residue). The residue is the bytes behind the frame. If the frame is incomplete,
+    returns the number of bytes (> 0) that must arrive before the next call. ``max_bytes`` limits the length field,
+    type byte included. It may not exceed ``MAX_FRAME_LENGTH``.
 
-    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a header of the PROXY protocol, and for a length of
-    0 or above ``max_bytes``, from the four bytes alone, and for v1 framing, from the fifth. After either, unread bytes
-    may still be in the socket.
+    Raises NotAgentProtocol for HTTP and TLS. Raises Rejection for a PROXY protocol header. Raises it as well for a
+    length of 0 or above ``max_bytes``, from the four bytes alone, and for v1 framing, from the fifth. After either
+    error, unread bytes may still be in the socket.
     """
     have = len(data)
     if have < 4:
@@ -111,12 +109,12 @@ def scan_first_frame(data: bytes, max_bytes: int) -> int | tuple[int, bytes, byt
 
 
 def answer_type_so_far(data: bytes) -> int:
-    """Type byte of a rejection that must be sent after these bytes of the first frame (a timeout, an EOF)."""
+    """Return the type byte of a rejection that follows these bytes of an incomplete first frame (timeout, EOF)."""
     return answer_type_for(data[4] if len(data) > 4 else None)
 
 
 def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | Rejection:
-    # HTTP and TLS first: read as a length, their first bytes are above any limit we accept.
+    # HTTP and TLS come first. Read as a length, their first bytes are above every legal limit.
     if max_bytes > MAX_FRAME_LENGTH:
         raise LocalProtocolError(f"max_bytes is {max_bytes}, no frame is longer than {MAX_FRAME_LENGTH}")
     if data[:2] == b"\x16\x03":
@@ -131,7 +129,7 @@ def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | R
             )
             return bad_registration(message, answer_type_for(None))
     if length == 0:
-        # A fifth byte would belong to the next frame, so it cannot choose the answer.
+        # A fifth byte would belong to the next frame, so it must not choose the type of the answer.
         return bad_registration("a frame of length 0 is not a registration", answer_type_for(None))
     if len(data) > 4 and data[4] == _V1_TYPE:
         message = "protocol version mismatch: expected 2, got v1 framing (no type byte)"
@@ -144,12 +142,11 @@ def _bad_start(data: bytes, length: int, max_bytes: int) -> NotAgentProtocol | R
 
 
 class Registration(Struct, frozen=True, gc=False):
-    """A registration that is well-formed; whether it is welcome is not decided yet.
+    """A well-formed registration. Whether its agent may register is not decided yet.
 
-    ``auth_token`` is None when absent, null or empty, and never shows in repr. ``metadata`` is the raw JSON
-    text, proven readable and at most ``MAX_METADATA_DEPTH`` deep, or ``b""`` when absent or null: an object,
-    except that core agents may send any JSON value. ``warnings`` are for the operator's log and quote
-    nothing the agent sent.
+    ``auth_token`` is None when absent, null or empty. It never shows in repr. ``metadata`` is raw JSON text, at most
+    ``MAX_METADATA_DEPTH`` levels deep, or ``b""`` when absent or null. It is an object; only core agents may send other
+    JSON values. ``warnings`` are for the operator's log and quote nothing from the agent.
     """
 
     dialect: Dialect
@@ -178,9 +175,9 @@ _decode_any = msgspec.json.Decoder().decode
 def parse_registration(frame_type: int, payload: bytes) -> Registration:
     """Read the first frame of a connection as a registration.
 
-    A listener that checks tokens does so between the two halves of this, ``read_claim`` and ``read_registration``.
-    Raises Rejection, ready to be answered with: version_mismatch unless ``protocol_version`` is the integer
-    2, bad_registration for everything else.
+    It has two steps, ``read_claim`` and ``read_registration``. A listener that checks tokens does so between them.
+    Raises Rejection, which the caller can answer with: version_mismatch unless ``protocol_version`` is the integer 2,
+    bad_registration for every other fault.
     """
     registration = read_registration(read_claim(frame_type, payload))
     try:
@@ -192,10 +189,10 @@ def parse_registration(frame_type: int, payload: bytes) -> Registration:
 
 
 def read_registration(claim: Claim) -> Registration:
-    """Read the rest of a registration whose claim was found good. Raises Rejection: bad_registration.
+    """Read the rest of a registration after its claim was accepted. Raises Rejection: bad_registration.
 
-    Metadata is not decoded. It is JSON that costs its reader little for each byte; a number in it may be too large for
-    some readers, as 1e999 is, which ``parse_registration`` refuses.
+    Metadata is checked but not decoded. It is JSON that is cheap to read for each byte. A number in it may be too large
+    for some readers, as 1e999 is. ``parse_registration`` refuses such numbers.
     """
     answer_type = claim.answer_type
     try:
@@ -222,8 +219,8 @@ def _read_capabilities(claim: Claim, answer_type: int) -> tuple[Dialect, Capabil
             raise bad_registration(f"capabilities have {reason}", answer_type)
     try:
         if claim.frame_type == 0x03:
-            # Agents of one kind declare the same, byte for byte, and there are few kinds. Never so for whole
-            # registrations: they hold tokens.
+            # Agents of one kind declare the same bytes, and there are few kinds, so a cache helps. Whole registrations
+            # must not be cached: they hold tokens.
             read = _read_flags_again if len(raw) <= _COSTS_LITTLE else read_flags
             return _SDK, read(raw)[0], ()
         core = read_core(raw)
@@ -242,7 +239,7 @@ def _read_capabilities(claim: Claim, answer_type: int) -> tuple[Dialect, Capabil
 
 
 def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None:
-    """Prove that the raw text costs little to read; that it is JSON, skipping over it has proved."""
+    """Check the type of the metadata, and that its text is cheap to read. ``read_claim`` has found that it is JSON."""
     if dialect is not _CORE and metadata[:1] != b"{":
         raise bad_registration("metadata must be an object", answer_type)
     if len(metadata) <= _FLAT:
@@ -256,10 +253,10 @@ def _check_metadata(metadata: bytes, dialect: Dialect, answer_type: int) -> None
 
 
 class RegistrationRequest(Struct, frozen=True, kw_only=True):
-    """What an agent says about itself, with the field names of the protocol's document.
+    """The registration that an agent sends, with the field names of the protocol's document.
 
-    ``name`` (default: the agent id) and ``version`` describe the agent's software and go into core frames
-    only. ``auth_token`` never shows in repr; an empty one is none.
+    ``name`` (default: the agent id) and ``version`` describe the agent's software. Only core frames carry them.
+    ``auth_token`` never shows in repr. An empty token counts as none.
     """
 
     protocol_version: int = PROTOCOL_VERSION
@@ -271,10 +268,10 @@ class RegistrationRequest(Struct, frozen=True, kw_only=True):
     version: str = ""
 
     def encode(self, dialect: Dialect) -> bytes:
-        """The whole registration frame in one dialect, byte for byte as agents of that dialect write it.
+        """Build the whole registration frame in one dialect, byte for byte as agents of that dialect write it.
 
-        The flag schema of sdk and docs cannot say everything that Capabilities can; what it cannot is left
-        out. Raises LocalProtocolError when the agent id is not legal, or metadata is not JSON.
+        The flag schema of sdk and docs lacks some fields of Capabilities; they are left out. Raises LocalProtocolError
+        when the agent id is not legal, or metadata cannot be written as JSON.
         """
         if not is_agent_id(self.agent_id):
             raise LocalProtocolError(f"agent_id must be {AGENT_ID_RULE}, not {self.agent_id!r}")

@@ -1,8 +1,8 @@
-"""Read and build what agents say about themselves: health, metrics, configuration, flow control.
+"""Read and build the reports of agents about themselves: health, metrics, configuration, flow control.
 
-Readers return None for what cannot be read, or is of no known kind: such news changes nothing. What agents
-of one crate write is not always what its own reader looks for (health as an object, a string or a number),
-so every form is read.
+Readers return None for a report of an unknown kind, and raise for one that cannot be read. Such reports have no effect.
+The crate's agents do not always write the form that its own reader expects. So the readers accept every form: health is
+an object, a string or a number.
 """
 
 import math
@@ -45,7 +45,7 @@ _U64 = Annotated[int, Meta(ge=0)]
 
 
 def rfc3339(timestamp_ms: int) -> str:
-    """A Unix time in milliseconds as RFC 3339, in UTC."""
+    """Format a Unix time in milliseconds as RFC 3339, in UTC."""
     try:
         moment = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
     except (OverflowError, OSError, ValueError) as error:
@@ -79,7 +79,7 @@ _STATE_BY_NUMBER: Final = dict(enumerate(HealthState, start=1))
 
 
 def read_sdk_health(payload: bytes) -> Health | None:
-    """The payload of 0xE1; ``null`` comes from an agent that is up and has nothing to report."""
+    """Read the payload of 0xE1. ``null`` comes from an agent that is up and has nothing to report."""
     wire = _decode_sdk_health(payload)
     if wire is None:
         return Health(HealthState.HEALTHY)
@@ -88,7 +88,7 @@ def read_sdk_health(payload: bytes) -> Health | None:
 
 
 def read_core_health(payload: bytes) -> Health | None:
-    """The payload of 0x30: the state as a tagged object, as a string, or as a number from 1 to 4."""
+    """Read the payload of 0x30. The state is a tagged object, a string, or a number from 1 to 4."""
     wire = _decode_core_health(payload)
     if isinstance(wire.state, int):
         state = _STATE_BY_NUMBER.get(wire.state)
@@ -104,7 +104,7 @@ def read_core_health(payload: bytes) -> Health | None:
 
 
 def sdk_health(health: Health, timestamp_ms: int) -> dict[str, Any]:
-    """The payload of 0xE1. Raises NotInDialect for a draining agent."""
+    """Build the payload of 0xE1. Raises NotInDialect for a draining agent."""
     if health.state is HealthState.DRAINING:
         raise NotInDialect("sdk agents cannot say that they are draining")
     message = {} if health.message is None else {"message": health.message}
@@ -112,7 +112,7 @@ def sdk_health(health: Health, timestamp_ms: int) -> dict[str, Any]:
 
 
 def core_health(health: Health, agent_id: str, timestamp_ms: int) -> dict[str, Any]:
-    """The payload of 0x30, in the crate's struct form."""
+    """Build the payload of 0x30, in the crate's struct form."""
     state: dict[str, Any] = {"status": health.state.value}
     if health.state is HealthState.DEGRADED:
         state |= {"disabled_features": [], "timeout_multiplier": 1.0}
@@ -180,7 +180,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_sdk_metrics(payload: bytes) -> Metrics:
-    """The payload of 0xE3; what is no number in it is left out."""
+    """Read the payload of 0xE3. Values that are not numbers are left out."""
     wire = _decode_object(payload)
     custom = wire.get("custom")
     measured = [name for name in _SDK_GAUGES if _is_number(wire.get(name))]
@@ -193,7 +193,7 @@ def read_sdk_metrics(payload: bytes) -> Metrics:
 
 
 def read_core_metrics(payload: bytes) -> Metrics:
-    """The payload of 0x31. Raises ValueError for a bucket bound that is no number."""
+    """Read the payload of 0x31. Raises ValueError for a bucket bound that is not a number."""
     wire = _decode_core_metrics(payload)
     return Metrics(
         tuple(Sample(one.name, one.value, one.labels or {}) for one in wire.counters or ()),
@@ -222,7 +222,7 @@ def _bound(text: float | str) -> float:
 
 
 def sdk_metrics(metrics: Metrics, timestamp_ms: int) -> dict[str, Any]:
-    """The payload of 0xE3: its own names at the top, other gauges under ``custom``.
+    """Build the payload of 0xE3. The SDK's own names stand at the top, other gauges under ``custom``.
 
     Raises NotInDialect for a counter of another name, for labels and for histograms.
     """
@@ -239,7 +239,7 @@ def sdk_metrics(metrics: Metrics, timestamp_ms: int) -> dict[str, Any]:
 
 
 def core_metrics(metrics: Metrics, agent_id: str, timestamp_ms: int, interval_ms: int) -> dict[str, Any]:
-    """The payload of 0x31."""
+    """Build the payload of 0x31."""
     return {
         "agent_id": agent_id,
         "timestamp_ms": timestamp_ms,
@@ -291,7 +291,7 @@ _ACTION_BY_NUMBER: Final = dict(enumerate(FlowAction, start=1))
 
 
 def read_config_update(payload: bytes) -> ConfigUpdate | None:
-    """The payload of 0x32."""
+    """Read the payload of 0x32."""
     wire = _decode_config_update(payload)
     tag = wire.update_type.pop("type", None)
     kind = _CONFIG_KINDS.get(tag) if type(tag) is str else None
@@ -301,13 +301,13 @@ def read_config_update(payload: bytes) -> ConfigUpdate | None:
 
 
 def core_config_error(error: str, timestamp_ms: int) -> dict[str, Any]:
-    """The payload of 0x32 that says that a configuration cannot be applied, in the crate's struct form."""
+    """Build the payload of 0x32 for a configuration that cannot be applied, in the crate's struct form."""
     update = {"type": "config_error", "error": error, "field": None}
     return {"request_id": f"config-error-{timestamp_ms}", "timestamp_ms": timestamp_ms, "update_type": update}
 
 
 def read_flow_control(payload: bytes) -> FlowControl | None:
-    """The payload of 0x33: the action as a tagged object, as a string, or as a number from 1 to 3."""
+    """Read the payload of 0x33. The action is a tagged object, a string, or a number from 1 to 3."""
     wire = _decode_flow_control(payload)
     available = None
     if isinstance(wire.action, int):
@@ -320,7 +320,7 @@ def read_flow_control(payload: bytes) -> FlowControl | None:
 
 
 def core_flow_control(flow: FlowControl, timestamp_ms: int) -> dict[str, Any]:
-    """The payload of 0x33, in the crate's struct form."""
+    """Build the payload of 0x33, in the crate's struct form."""
     action: dict[str, Any] = {"type": flow.action.value}
     if flow.action is FlowAction.UPDATE_CAPACITY:
         action["buffer_available"] = flow.buffer_available or 0

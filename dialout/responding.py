@@ -1,7 +1,8 @@
 r"""Write the payload of a 0x20 frame: the agent's half of ``dialout.responses``.
 
-Each dialect as its real agents write it, up to the ``\u003c`` that Go's encoder has for ``<``. What a dialect
-has no key for is refused, never dropped: a body mutation that gets lost is a body that should have changed.
+The output has the form that real agents of each dialect write, except for the ``\u003c`` that Go's encoder writes for
+``<``. A field that the dialect has no key for is refused, never dropped. A dropped body mutation would let a body pass
+unchanged.
 """
 
 from typing import Any, Final
@@ -28,7 +29,7 @@ __all__ = ["core_response", "docs_response", "sdk_response"]
 
 
 def _check(response: Decision) -> None:
-    """Refuse what no dialect can carry."""
+    """Refuse an answer that no dialect can carry."""
     decision = response.verdict
     if decision is None and not response.needs_more:
         raise LocalProtocolError("an answer without a decision must say that it needs more")
@@ -72,7 +73,7 @@ class _DocsDecision(_SdkDecision, omit_defaults=True, gc=False):
 
 
 def sdk_response(response: Decision, request_id: int) -> bytes:
-    """A Decision. ``needs_more`` is a decision here, so there is none beside it."""
+    """Write the SDK's Decision. ``needs_more`` is a decision of its own here, so no verdict stands beside it."""
     if response == ALLOWED:
         return b'{"request_id":%d,"decision":"allow"}' % request_id
     _check(response)
@@ -94,7 +95,7 @@ def sdk_response(response: Decision, request_id: int) -> bytes:
 
 
 def docs_response(response: Decision, request_id: int, correlation_id: str | None) -> bytes:
-    """The documents' Decision: ``needs_more`` beside the decision, body mutations inside the frame."""
+    """Write the documents' Decision. ``needs_more`` stands beside the decision, body mutations inside the frame."""
     _check(response)
     if response.websocket_decision:
         raise NotInDialect("docs agents know no WebSocket frames, so they decide on none")
@@ -115,7 +116,7 @@ def docs_response(response: Decision, request_id: int, correlation_id: str | Non
 
 
 def _sdk_decision(response: Decision) -> str | dict[str, Any]:
-    """The decision with its keys sorted and empty ones left out; "allow" holds the place of none."""
+    """The decision with its keys sorted and empty ones left out. "allow" stands for a missing verdict."""
     match response.verdict:
         case Block(status, body, headers):
             fields = {"body": body, "headers": headers, "status": status}
@@ -151,7 +152,7 @@ _CORE_ALLOW: Final = (
 
 
 def core_response(response: Decision, correlation_id: str) -> bytes:
-    """An AgentResponse, every key written; the id stands in ``audit.custom.correlation_id``."""
+    """Write an AgentResponse with every key. The id stands in ``audit.custom.correlation_id``."""
     if response == ALLOWED:
         return _CORE_ALLOW % encode_json(correlation_id)
     _check(response)

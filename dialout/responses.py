@@ -1,10 +1,10 @@
 """Read the payload of a 0x20 frame: a Decision (sdk, docs) or an AgentResponse (core), in one reader.
 
-Each dialect writes the same things in its own way, and neither way means anything else in the other, so both
-are read everywhere: header changes flat or tagged, ``needs_more`` beside the decision or inside it, body
-mutations wherever they are. null counts as absent, unknown keys of the answer are ignored, and the last of
-duplicate keys counts. Strict it is where a mistake could turn into an allow: a decision is exactly one of
-the known ones, and nothing but ``"allow"`` and ``{"allow":null}`` is an allow.
+The dialects write the same fields in different forms. No form has another meaning in another dialect, so all forms are
+read in every dialect. Header changes are flat or tagged, ``needs_more`` stands beside the decision or inside it, and
+body mutations may be present. null counts as absent. Unknown keys of the answer are ignored. The last of duplicate keys
+counts. The reader is strict where a mistake could turn into an allow. A decision is exactly one of the known ones. Only
+``"allow"`` and ``{"allow":null}`` are an allow.
 """
 
 import re
@@ -30,6 +30,7 @@ from dialout.decisions import (
     WebSocketDecision,
 )
 from dialout.errors import RemoteProtocolError
+from dialout.header_syntax import BadHeader
 from dialout.inbound import Unreadable
 from dialout.nesting import MAX_DEPTH, is_too_deep
 
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 READ_ERRORS: Final = (RemoteProtocolError, msgspec.DecodeError, ValueError, RecursionError)
-"""All that reading can raise; ValueError covers bad UTF-8 and integers of thousands of digits."""
+"""All errors that a reader can raise. ValueError covers bad UTF-8 and integers of thousands of digits."""
 
 _MAX_ID: Final = 2**64 - 1
 _U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
@@ -79,7 +80,7 @@ class _Audit(Struct, gc=False):
 
 
 class Mutation(Struct, gc=False):
-    """A body mutation as it is written; msgspec takes standard base64 only, with its padding."""
+    """A body mutation on the wire. msgspec accepts only standard base64 with its padding."""
 
     data: bytes | None = None
     chunk_index: _U32 | None = None
@@ -91,7 +92,7 @@ class _Close(Struct, gc=False):
 
 
 class WireResponse(Struct, gc=False):
-    """Every key of every dialect. The ids are of any type: each dialect looks at its own and ignores the other."""
+    """All keys of all dialects. The ids may be of any type. Each dialect checks its own id and ignores the other."""
 
     decision: str | dict[str, Raw] | None = None
     request_id: Any = None
@@ -106,7 +107,7 @@ class WireResponse(Struct, gc=False):
     websocket_decision: str | dict[str, _Close] | None = None
 
     def take_audit_id(self) -> object:
-        """Remove and return ``audit.custom.correlation_id``, where core agents say what they answer."""
+        """Remove and return ``audit.custom.correlation_id``, which names the request in answers of core agents."""
         audit = self.audit
         if audit is None or audit.custom is None:
             return None
@@ -136,14 +137,17 @@ _decode_challenge = Decoder(_Challenge).decode
 
 
 SCANNED_ABOVE: Final = 512
-"""Bytes of an answer above which it is looked at (`refuse_costly`) before it is decoded. Ordinary ones are shorter."""
+"""Size in bytes above which an answer is scanned (`refuse_costly`) before it is decoded. Most are shorter."""
 
 
 # --- the model ---------------------------------------------------------------------------------------
 
 
 def read_response(wire: WireResponse, payload: bytes) -> Decision:
-    """The model of what was decoded from ``payload``. Raises one of ``READ_ERRORS`` for what cannot be used."""
+    """Turn the decoded answer into the model. Raises one of ``READ_ERRORS`` for an answer that cannot be used.
+
+    ``wire`` was decoded from ``payload``.
+    """
     audit = _read_audit(wire.audit)
     if (
         wire.decision == "allow"
@@ -171,7 +175,7 @@ def read_response(wire: WireResponse, payload: bytes) -> Decision:
 
 
 def _read_decision(wire: str | dict[str, Raw] | None, needs_more: bool) -> tuple[Verdict | None, bool]:
-    """The decision, and whether more is needed; an allow beside that is a placeholder, so None."""
+    """The verdict, and whether more is needed. An allow beside needs_more is a placeholder and becomes None."""
     if wire == "allow":
         return None if needs_more else ALLOW, needs_more
     if wire is None:
@@ -246,13 +250,13 @@ def _read_websocket_decision(wire: str | dict[str, _Close] | None) -> WebSocketD
     raise RemoteProtocolError("the WebSocket decision is not one of the known ones")
 
 
-# --- what cannot be read -----------------------------------------------------------------------------
+# --- unreadable answers ------------------------------------------------------------------------------
 
 
-# Raw: what cannot be used may be dear to decode, too.
+# The fields are Raw, because an unusable answer may be expensive to decode, too.
 _NOTHING: Final = Raw(b"null")
 _MAX_ID_LENGTH: Final = 6 * 256
-"""Bytes of an id as it is written: 256 characters, each of them escaped."""
+"""The most bytes of an id on the wire: 256 characters, each of them escaped."""
 
 
 class _Ids(Struct):
@@ -274,26 +278,29 @@ _decode_ids_audit = Decoder(_IdsAudit).decode
 _decode_ids_custom = Decoder(_IdsCustom).decode
 _decode_text = Decoder(str).decode
 _UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
-# SDK agents write the id first, so it survives whatever is wrong behind it; further in, a number under this
-# key could be anybody's.
+# SDK agents write the id first, so it can be read despite a fault behind it. Further in, a number under this key could
+# belong to another object.
 _request_id_at_start = re.compile(rb'\s*\{\s*"request_id"\s*:\s*(0|[1-9][0-9]{0,19})\s*[,}]').match
-# Inside a string the quotes would be escaped, so this finds keys only.
+# Inside a string the quotes would be escaped, so this matches keys only.
 _correlation_ids = re.compile(rb'"correlation_id"\s*:\s*"([^"\\\x00-\x1f]{1,256})"').findall
 
 
 def why(error: Exception) -> str:
-    """What was wrong, quoting nothing: msgspec names our own keys and types, a codec error only a position."""
+    """Return the reason of a read error, without any text of the peer.
+
+    msgspec names keys and types of this package. A codec error names only a position.
+    """
     if isinstance(error, UnicodeDecodeError):
         return f"not valid UTF-8 at byte {error.start} of a string"
     if isinstance(error, RecursionError):
         return "nested too deeply"
     text = str(error)
-    # The one message of msgspec that repeats the value.
+    # This is the only message of msgspec that repeats the value.
     return "a value is none of those that are known" if text.startswith("Invalid enum value") else text
 
 
 def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:
-    """An answer that raised ``error`` when it was read, with all the ids that can be dug out of it."""
+    """Describe an answer that could not be read because of ``error``, with all ids that can be found in it."""
     request_id: int | None = None
     correlation_id: str | None = None
     try:
@@ -312,6 +319,7 @@ def unreadable(frame_type: int, payload: bytes, error: Exception) -> Unreadable:
         why(error),
         request_id if request_id is not None and 0 < request_id <= _MAX_ID else None,
         correlation_id or None,
+        isinstance(error, BadHeader),
     )
 
 
@@ -323,7 +331,7 @@ def _id_in_audit(audit: Raw) -> Raw:
 
 
 def _read_number(raw: Raw) -> int | None:
-    """A number without sign, point and exponent, of as many digits as an id may have."""
+    """Read a number without sign, point and exponent, of at most as many digits as an id may have."""
     digits = bytes(raw)
     return int(digits) if len(digits) <= 20 and digits.isdigit() else None
 

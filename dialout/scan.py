@@ -1,14 +1,14 @@
-"""See in one linear look what makes a JSON text dear or dangerous to decode, without decoding it.
+"""Find in one linear scan whether a JSON text is expensive or dangerous to decode, without decoding it.
 
-What is dear in msgspec 0.23, measured: a number from about 1e289 up costs 11 µs, and needs 6 bytes; a tie between two
-floats (1e23) 0.4 µs; an integer of 4,000 digits 66 µs. A container of 2 bytes holds 64 bytes of memory. Everything else
-costs less than 10 ns for each byte.
+Expensive values in msgspec 0.23, measured: a number from about 1e289 up costs 11 µs and needs 6 bytes. A tie between
+two floats (1e23) costs 0.4 µs. An integer of 4,000 digits costs 66 µs. A container of 2 bytes takes 64 bytes of memory.
+Everything else costs less than 10 ns for each byte.
 
-The look works on bytes that the interpreter's own C loops go over: no step is taken for each byte in Python. A text
-that holds little of what is looked for, wherever it stands, is let pass at once. From the others the strings are
-taken out first: what they hold costs nothing. 16 MiB take 160 ms at most, whatever they hold.
+The scan uses bytes methods that loop in C, so no Python code runs for each byte. A short text with few suspicious
+bytes, inside or outside of its strings, passes at once. From other texts the scan first removes the strings, because
+their contents cost nothing. 16 MiB of any content take 160 ms at most.
 
-The text need not be JSON. Decoders stop at the first fault, and all that stands before it is seen as it is.
+The text need not be JSON. Decoders stop at the first fault, and the scan sees all bytes before that fault.
 """
 
 from typing import Final
@@ -19,37 +19,43 @@ from dialout.nesting import MAX_DEPTH
 __all__ = ["MAX_DIGITS", "MAX_KEYS", "MAX_LEVELS", "refuse_costly", "why_costly"]
 
 MAX_LEVELS: Final = MAX_DEPTH + 3
-"""Levels of nesting in a whole text: values that we pass on have `MAX_DEPTH`, and stand up to three levels down."""
+"""The most levels of nesting in a whole text. Forwarded values have `MAX_DEPTH` and stand up to three levels down."""
 
 MAX_DIGITS: Final = 64
-"""Digits of a number in front of its exponent. The longest that programs write have 20 (integers) or 17 (floats)."""
+"""The most digits in a number before its exponent. Programs write up to 20 (integers) or 17 (floats)."""
 
 MAX_KEYS: Final = 10_000
-"""Keys, and containers: a report of 1,000 series has 4,000. As Python objects they are 2.4 MB at most."""
+"""The most keys, and the most containers. As Python objects they take 2.4 MB at most.
+
+A report of 1,000 series has 4,000 of them.
+"""
 
 MAX_STRINGS: Final = 100_000
-"""Strings, keys included. Python holds 50 bytes for each beside its text."""
+"""The most strings, keys included. Python needs 50 bytes for each beside its text."""
 
 MAX_EXPONENTS: Final = 1000
-"""Numbers whose exponent has two digits or more. A thousand of the dear kind (ties) cost 0.4 ms."""
+"""The most numbers with an exponent of two digits or more. A thousand expensive ones (ties) cost 0.4 ms."""
 
 MAX_LARGE_EXPONENTS: Final = 8
-"""Numbers whose exponent has three digits or more: eight cost 0.1 ms. Some programs write the largest float."""
+"""The most numbers with an exponent of three digits or more. Eight cost 0.1 ms.
+
+The limit is not 0 because some programs write the largest float.
+"""
 
 _SMALL: Final = 8192
-"""Bytes up to which a text is first looked at with its strings. Most of a larger one is strings: bodies, in base64."""
+"""Size in bytes up to which a text is first scanned with its strings. Larger ones are mostly strings (bodies)."""
 
 _LONG_NUMBER: Final = b"0" * (MAX_DIGITS + 1)
 _NOT_IN_OUTLINE: Final = b"+-."
-# Every digit becomes 0, so that runs of digits can be found; 1E+05 and 1e05 look the same.
+# Every digit becomes 0, so that runs of digits can be found. 1E+05 and 1e05 look the same.
 _OUTLINE: Final = bytes.maketrans(b"123456789E", b"000000000e")
 _NO_BRACKET: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
 
 def why_costly(payload: bytes, *, max_keys: int = MAX_KEYS, max_levels: int = MAX_LEVELS) -> str | None:
-    """The first reason why this JSON text must not be decoded, or None when decoding it costs little for each byte.
+    """Return the first reason why this JSON text must not be decoded, or None if it is cheap to decode.
 
-    The reason quotes nothing of the text, and reads well behind "the answer has" and the like.
+    The reason quotes nothing of the text. It completes a sentence such as "the answer has ...".
     """
     if len(payload) <= min(_SMALL, 4 * max_keys):
         containers = payload.count(b"[") + payload.count(b"{")
@@ -61,7 +67,7 @@ def why_costly(payload: bytes, *, max_keys: int = MAX_KEYS, max_levels: int = MA
     if outside.count(b":") > max_keys:
         return f"more than {max_keys} keys"
     brackets = outside.translate(None, _NO_BRACKET)
-    # As many as may be there, each with its end; the loop takes a step for each.
+    # The loop takes a step for each bracket, so it looks at no more than the legal number of them, with their ends.
     if _is_deep(brackets[: 2 * max_keys], max_levels):
         return f"more than {max_levels} levels of nesting"
     if brackets.count(b"[") + brackets.count(b"{") > max_keys:
@@ -70,16 +76,16 @@ def why_costly(payload: bytes, *, max_keys: int = MAX_KEYS, max_levels: int = MA
 
 
 def refuse_costly(payload: bytes, above: int) -> None:
-    """Raise RemoteProtocolError when the text has more than *above* bytes, and decoding it would be dear.
+    """Raise RemoteProtocolError if the text has more than *above* bytes and is expensive to decode.
 
-    Below that, the dearest text that there is costs 0.6 µs for each byte.
+    The most expensive text below that size costs 0.6 µs for each byte.
     """
     if len(payload) > above and (reason := why_costly(payload)) is not None:
         raise RemoteProtocolError(f"it is too costly to read: it has {reason}")
 
 
 def _why_numbers(text: bytes) -> str | None:
-    """What is wrong with the numbers of a text without strings; of one with strings, what may be."""
+    """Return the fault in the numbers of a text. If the text still has strings, the fault may be in a string."""
     outline = text.translate(_OUTLINE, _NOT_IN_OUTLINE)
     if _LONG_NUMBER in outline:
         return f"a number of more than {MAX_DIGITS} digits"
@@ -92,8 +98,9 @@ def _why_numbers(text: bytes) -> str | None:
 
 
 def _without_escapes(payload: bytes) -> bytes:
-    """The text without escaped backslashes and quotes, so that every quote in it begins or ends a string."""
-    # From left to right, as a reader takes them: what is left of a run of backslashes escapes what follows.
+    """Remove escaped backslashes and quotes, so that every quote in the text begins or ends a string."""
+    # Pairs of backslashes go first, from left to right, as a reader takes them. A backslash that is left over escapes
+    # the next character.
     return payload.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in payload else payload
 
 
@@ -102,14 +109,14 @@ def _quotes(payload: bytes) -> int:
 
 
 def _without_strings(payload: bytes) -> bytes:
-    """What stands outside of the strings, with a quote in place of each."""
+    """Return the text outside of the strings, with a quote in place of each string."""
     return b'"'.join(_without_escapes(payload).split(b'"')[::2])
 
 
 def _is_deep(brackets: bytes, max_levels: int) -> bool:
     depth = 0
     for bracket in brackets:
-        # Only what opens has this bit: 0x5b and 0x7b have it, 0x5d and 0x7d do not.
+        # Only opening brackets have this bit: 0x5b and 0x7b have it, 0x5d and 0x7d do not.
         depth += 1 if bracket & 2 else -1
         if depth > max_levels:
             return True

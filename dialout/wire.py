@@ -1,4 +1,4 @@
-"""What one dialect is made of: a table of functions that ``dialout.codec`` calls, one table for each."""
+"""The parts of one dialect: a table of functions that ``dialout.codec`` calls. Each dialect has its table."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -39,14 +39,14 @@ __all__ = [
 ]
 
 Writer: TypeAlias = Callable[[Any, int, str, str], Struct]
-"""(event, request id, correlation id, now) to the struct that is the payload."""
+"""Takes (event, request id, correlation id, now) and returns the struct that is the payload."""
 
 Reader: TypeAlias = Callable[[bytes], Inbound]
-"""A payload to what it says; never raises."""
+"""Takes a payload and returns its message. Never raises."""
 
 
 class Wire(Struct, frozen=True, kw_only=True):
-    """One dialect. None stands for a frame that it does not have."""
+    """One dialect. None means that it does not have the frame."""
 
     dialect: Dialect
 
@@ -77,7 +77,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_json(value: object) -> bytes:
-    """JSON text; LocalProtocolError for what has none (a lone surrogate, an object of our own)."""
+    """Encode as JSON. Raises LocalProtocolError for values without a JSON form (lone surrogates, unknown types)."""
     try:
         return _encode(value)
     except _WRITE_ERRORS as error:
@@ -85,32 +85,35 @@ def encode_json(value: object) -> bytes:
 
 
 def checked(name: str, value: int, bits: int) -> int:
-    """``value``, if it fits that many bits unsigned; agents refuse the whole frame otherwise."""
+    """Return ``value`` if it fits that many bits unsigned. Otherwise raise LocalProtocolError.
+
+    Agents refuse the whole frame for a value that does not fit.
+    """
     if 0 <= value < 1 << bits:
         return value
     raise LocalProtocolError(f"{name} is {value}, it must be 0 to {(1 << bits) - 1}")
 
 
 def checked_size(name: str, value: int | None) -> int | None:
-    """``checked`` for a number of bytes that may be unknown."""
+    """Do the same as ``checked`` for a number of bytes that may be None, which means unknown."""
     return None if value is None else checked(name, value, 64)
 
 
 MAX_REPORT: Final = 64 * 1024
-"""Bytes of a report: health, metrics, a word about configuration. A thousand series of metrics take about as many."""
+"""The most bytes of a report: health, metrics, configuration or flow control. 1,000 metric series need about that."""
 
 _SCANNED_ABOVE: Final = 256
 
 
 def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
-    """Whether to say that a body follows, for a dialect that has no word for "unknown"."""
+    """Whether to announce a body, for a dialect that cannot say "unknown". Most callers look at the event first."""
     return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
 
 
 def report_reader(frame_type: int, read: Callable[[bytes], Inbound | None]) -> Reader:
-    """A reader of news about the agent; what ``read`` cannot read, or finds unknown (None), is Ignored.
+    """Make a reader of reports about the agent. It returns Ignored if ``read`` fails, or returns None.
 
-    So is what has more than ``MAX_REPORT`` bytes, and what would be dear to decode.
+    It also ignores a report that has more than ``MAX_REPORT`` bytes, or that is expensive to decode.
     """
 
     def reader(payload: bytes) -> Inbound:

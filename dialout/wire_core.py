@@ -1,4 +1,4 @@
-"""The core dialect: requests are known by a text, and agents speak up on their own.
+"""The core dialect: a text identifies a request, and agents send reports unsolicited.
 
 Keys are sorted, as the Rust crate sends them. Sources of the rules: the crate's ``protocol.rs``, ``reverse.rs``,
 ``uds.rs`` and ``uds_server.rs``.
@@ -70,7 +70,7 @@ class _Metadata(Struct, kw_only=True, omit_defaults=True, gc=False):
 
 class _RequestHeaders(Struct, gc=False):
     correlation_id: str
-    # No key of the crate's, whose readers skip what they do not know.
+    # The crate does not have this key. Its readers skip unknown keys.
     has_body: bool | UnsetType
     headers: Headers
     metadata: _Metadata
@@ -141,7 +141,10 @@ class _Configure(Struct):
 
 
 def _has_body(event: RequestHeaders | ResponseHeaders) -> bool | UnsetType:
-    """What to say of a body: nothing where it is not known, and where the headers say it, or that there is one."""
+    """The value of ``has_body`` on the wire, or UNSET to leave it out.
+
+    It is left out if it is not known, if the headers already tell the same, or if they announce a body.
+    """
     told = body_by_headers(event.headers)
     return UNSET if event.has_body is None or told or told is event.has_body else event.has_body
 
@@ -261,7 +264,7 @@ def _read_pong(payload: bytes) -> Pong:
         return Pong(None, payload)
 
 
-# --- what else a proxy sends --------------------------------------------------------------------------
+# --- other frames from a proxy ------------------------------------------------------------------------
 
 
 def _check_ids(_: int, correlation_id: str) -> None:
@@ -295,7 +298,7 @@ def _receivable(capabilities: Capabilities) -> Event:
     return events
 
 
-# --- what an agent sends and reads --------------------------------------------------------------------
+# --- the agent's side ---------------------------------------------------------------------------------
 
 
 def _answer(response: Decision, _: int | None, correlation_id: str | None) -> bytes:

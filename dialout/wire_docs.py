@@ -1,7 +1,7 @@
-"""The docs dialect: the sdk's frames, with payloads that satisfy every parser known.
+"""The docs dialect: the sdk's frames, with payloads that every known parser accepts.
 
-The published documents contradict each other and the SDK in places, so events carry both ids and both
-spellings of a status, and answers may name their request by either id.
+The published documents contradict each other and the SDK in places. So events carry both ids and both spellings of a
+status, and answers may name their request by either id.
 """
 
 from typing import Final
@@ -98,7 +98,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        has_body(event),
+        has_body(event) if event.has_body is None else event.has_body,
         _Metadata(
             correlation_id=correlation_id,
             request_id=metadata.request_id or correlation_id,

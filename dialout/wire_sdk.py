@@ -1,4 +1,4 @@
-"""The sdk dialect: requests are known by a number, and answers come in the order of the events.
+"""The sdk dialect: a number identifies a request, and answers come in the order of the events.
 
 Sources of the rules: the Go SDK's ``v2/protocol.go`` and ``v2/handler.go``.
 """
@@ -86,7 +86,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        has_body(event),
+        has_body(event) if event.has_body is None else event.has_body,
         _Metadata(
             correlation_id=correlation_id,
             client_ip=metadata.client_ip,
@@ -139,7 +139,7 @@ def _read_decision(payload: bytes) -> Inbound:
 
 
 def _read_mutation(payload: bytes) -> Inbound:
-    """Read a 0x21, which the documents name without a schema: what it belongs to must be said in full."""
+    """Read a 0x21. The documents give no schema for it, so it must name both its request and its chunk."""
     try:
         refuse_costly(payload, SCANNED_ABOVE)
         wire = _decode_mutation(payload)
@@ -148,7 +148,7 @@ def _read_mutation(payload: bytes) -> Inbound:
             raise RemoteProtocolError("a body mutation must name its request_id and its chunk_index")
     except READ_ERRORS as error:
         found = unreadable(0x21, payload, error)
-        # One that names no request answers none.
+        # A mutation without a request id does not answer any request.
         return Ignored(0x21, found.reason) if found.request_id is None else found
     return MutationAnswer(request_id, BodyMutation(wire.data, index))
 
@@ -162,17 +162,17 @@ def _read_pong(payload: bytes) -> Pong:
         return Pong(None, payload)
 
 
-# --- what else a proxy sends --------------------------------------------------------------------------
+# --- other frames from a proxy ------------------------------------------------------------------------
 
 
 def check_ids(request_id: int, _: str) -> None:
-    """Refuse an id by which no answer could come back."""
+    """Refuse an id that no answer could carry back."""
     if not 0 < request_id <= _MAX_ID:
         raise LocalProtocolError("a request_id is 1 to 2**64 - 1; 0 is what agents answer when they cannot read")
 
 
 def forget_frame(request_id: int) -> bytes:
-    """The cancel that makes an sdk agent forget a request that is over; for every request, so without checks."""
+    """Build the cancel that makes an sdk agent forget a finished request. It runs for each one, so without checks."""
     payload = b'{"request_id":%d,"reason":"manual"}' % request_id
     return HEADER.pack(len(payload) + 1, 0x30) + payload
 
@@ -201,12 +201,12 @@ def _receivable(capabilities: Capabilities) -> Event:
     return Event(capabilities.events) & _FLAG_EVENTS
 
 
-# --- what an agent sends and reads --------------------------------------------------------------------
+# --- the agent's side ---------------------------------------------------------------------------------
 
 
 def _answer(response: Decision, request_id: int | None, _: str | None) -> bytes:
     if response is ALLOWED and request_id is not None and 0 < request_id <= _MAX_ID:
-        # The answer to nearly every event, so without the checks that it cannot fail.
+        # This is the answer to nearly every event. It skips the checks that it cannot fail.
         payload = b'{"request_id":%d,"decision":"allow"}' % request_id
         return HEADER.pack(len(payload) + 1, 0x20) + payload
     if request_id is None:

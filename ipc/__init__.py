@@ -1,4 +1,4 @@
-"""What shardgate's own processes share: descriptors, the bus, queries and the runtime directory."""
+"""Shared code of shardgate's processes: descriptor handoff, the bus, queries and the runtime directory."""
 
 PROJECT = "shardgate"
-"""Whose package this is: the name is short enough to be another's, too."""
+"""Identifies this package. Its name is short, so another package may have the same one."""

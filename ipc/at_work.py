@@ -1,7 +1,8 @@
-"""What a process works on at this moment, for others to see: they cannot ask it while it is busy.
+"""Shows other processes which connection a process works on. A busy process cannot answer a query.
 
-One number in shared memory. Writing it costs 30 ns; a reader opens the memory through ``/proc/<pid>/fd``, so that it
-need not be this process's parent, and nothing is left when the process has ended. Of our own processes, for our user.
+The number is in shared memory. Writing it costs 30 ns. A reader opens the memory through ``/proc/<pid>/fd``. So the
+reader need not be the parent, and the memory is freed when the process ends. Only processes of the same user can read
+it.
 """
 
 import contextlib
@@ -10,16 +11,16 @@ import os
 from pathlib import Path
 
 NOTHING = 0
-"""Connections are numbered from 1."""
+"""The process works on no connection. Connections are numbered from 1."""
 
 _NAME = "shardgate-at-work"
 _BYTES = 8
 
 
 def shared_note() -> memoryview:
-    """A cell of one number, which others can read with `read_note`; a private one where there is no such memory.
+    """A cell of one number that other processes can read with `read_note`. Without shared memory it is a private cell.
 
-    The memory is filled at once: writing to a hole of it later would be a SIGBUS when none is left.
+    The memory is written at once. A later first write would raise SIGBUS when the host is out of memory.
     """
     try:
         fd = os.memfd_create(_NAME)
@@ -27,7 +28,7 @@ def shared_note() -> memoryview:
         return private_note()
     try:
         os.write(fd, bytes(_BYTES))
-        # It has a descriptor of its own, by which the memory is found.
+        # mmap duplicates the descriptor, and readers find the memory by the duplicate.
         shared = mmap.mmap(fd, _BYTES)
     except OSError:
         return private_note()
@@ -37,20 +38,20 @@ def shared_note() -> memoryview:
 
 
 def private_note() -> memoryview:
-    """A cell that no other process reads, where a pool is part of another program."""
+    """A cell that no other process can read, for a pool embedded in another program."""
     return memoryview(bytearray(_BYTES)).cast("Q")
 
 
 def read_note(pid: int) -> int:
-    """The number that process *pid* has noted; `NOTHING` when there is none, or it cannot be read."""
+    """The number in the cell of process *pid*. `NOTHING` when there is no cell, or it cannot be read."""
     folder = Path(f"/proc/{pid}/fd")
     try:
         descriptors = sorted(int(entry.name) for entry in folder.iterdir())
     except OSError:
         return NOTHING
-    # It is opened early, and there may be tens of thousands behind it.
+    # The cell has a low number, because it is opened early. Tens of thousands of descriptors may follow.
     for entry in (folder / str(number) for number in descriptors):
-        with contextlib.suppress(OSError):  # Closed meanwhile.
+        with contextlib.suppress(OSError):  # It was closed meanwhile.
             if str(entry.readlink()).startswith(f"/memfd:{_NAME}"):
                 return int.from_bytes(entry.read_bytes()[:_BYTES], "little")
     return NOTHING

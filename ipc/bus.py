@@ -1,17 +1,17 @@
-"""ZeroMQ on the event loop, between our own processes of one user alone. No other module imports zmq.
+"""ZeroMQ on the event loop, only between shardgate processes of one user. No other module imports zmq.
 
-`Bus` is one socket with a callback for its messages. No peer of another trust level may connect to one: libzmq 4.3.5
+`Bus` is one socket with a callback for its messages. No peer of another trust level may connect to a bus: libzmq 4.3.5
 aborts its process when it accepts at the descriptor limit (ipc_listener.cpp), and its high water mark bounds messages,
-not bytes. Status queries have sockets of their own kind (`ipc.query_server`).
+not bytes. Status queries use another kind of socket (`ipc.query_server`).
 
-Three traps decide the shape of this file:
+The code avoids three traps:
 
-- The descriptor of a ZeroMQ socket is edge-triggered, and a send on the socket eats the edge of a message
-  that came in between (400 of 400 wake-ups were lost that way in a measurement). So the socket is drained until
-  it is empty, and its EVENTS are looked at again after every send.
+- The descriptor of a ZeroMQ socket is edge-triggered. A send on the socket consumes the edge of a message that
+  came in between. A measurement lost 400 of 400 wake-ups that way. So the socket is drained until it is empty,
+  and its EVENTS are checked again after every send.
 - ``await zmq.asyncio.Socket.recv()`` never yields while messages are queued: 100,000 queued messages kept
-  another task waiting for 1.6 s. Draining here stops at a budget and goes on in the loop's next turn.
-- ``bind("ipc://…")`` removes whatever lies at the path, so the caller holds the runtime directory's lock first.
+  another task waiting for 1.6 s. Here draining stops at a budget, and continues in the loop's next turn.
+- ``bind("ipc://…")`` removes any file at the path, so the caller must hold the runtime directory's lock.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from pathlib import Path
 import zmq
 
 DRAIN_BUDGET = 128
-"""Messages taken in one turn of the loop before others get theirs."""
+"""Messages read in one turn of the loop."""
 
 HIGH_WATER_MARK = 10_000
-"""Messages ZeroMQ queues for one peer; beyond it a send says so, and the sequence numbers show the gap."""
+"""Messages that ZeroMQ queues for one peer. Beyond it a send returns False, and the sequence numbers show the gap."""
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """A peer that sends a larger message is disconnected by ZeroMQ."""
@@ -55,15 +55,15 @@ def _endpoint(path: Path) -> str:
 
 _numbers = itertools.count()
 
-UNBIND_TIMEOUT_MS = 200
-"""For which a bus that listens again waits for its old socket to go; that takes less than one."""
+UNBIND_TIMEOUT_MS = 2000
+"""For which a bus that listens again waits for its old socket to go; that takes less than one on a quiet host."""
 
 
 class Bus:
     """One ZeroMQ socket, read by callback.
 
-    *on_message* gets the parts of each message. It runs on the loop and must not block; what it raises goes to
-    the loop's exception handler and the next message is served. Not thread-safe, like the socket inside.
+    *on_message* gets the parts of each message. It runs on the loop and must not block. Its exceptions go to the
+    loop's exception handler, and the next message is read. Not thread-safe, like the socket inside.
     """
 
     def __init__(self, kind: int, on_message: Callable[[list[bytes]], None] | None = None) -> None:
@@ -78,7 +78,7 @@ class Bus:
 
     @classmethod
     def router(cls, on_message: Callable[[list[bytes]], None]) -> "Bus":
-        """A socket that answers many peers; the first part of each message is the peer's identity."""
+        """A socket for many peers. The first part of each message is the peer's identity."""
         bus = cls(zmq.ROUTER, on_message)
         bus._socket.router_mandatory = True
         return bus
@@ -87,12 +87,12 @@ class Bus:
     def dealer(cls, identity: str, on_message: Callable[[list[bytes]], None]) -> "Bus":
         """A socket to one router. *identity* must be new for each life of a process.
 
-        A router never hears a second peer of the same identity, so that a restarted process that kept its name
-        would talk to nobody while the connection of its predecessor lingers.
+        A router ignores a second peer of the same identity. A restarted process with its old identity would get no
+        answer while the connection of its predecessor lingers.
         """
         bus = cls(zmq.DEALER, on_message)
         bus._socket.setsockopt_string(zmq.IDENTITY, identity)
-        # Without a peer a send fails at once: what waited for a supervisor that comes back would be stale.
+        # Without a peer a send fails at once. A message kept for the next supervisor would be stale.
         bus._socket.immediate = True
         bus._socket.reconnect_ivl = 50
         bus._socket.reconnect_ivl_max = 500
@@ -100,12 +100,12 @@ class Bus:
 
     @classmethod
     def publisher(cls) -> "Bus":
-        """A socket whose messages go to every subscriber, or nowhere."""
+        """A socket that sends its messages to every subscriber. Without subscribers it drops them."""
         return cls(zmq.PUB)
 
     @classmethod
     def subscriber(cls, on_message: Callable[[list[bytes]], None]) -> "Bus":
-        """A socket that hears a publisher from some moment on; what was published before that is lost to it."""
+        """A socket that receives the messages of a publisher. Messages sent before it has subscribed are lost."""
         bus = cls(zmq.SUB, on_message)
         bus._socket.subscribe(b"")
         bus._socket.reconnect_ivl = 50
@@ -113,13 +113,12 @@ class Bus:
         return bus
 
     def bind(self, path: Path, mode: int = 0o600) -> None:
-        """Listen at *path*, and there no more where it listened before; OSError when that is not possible.
+        """Listen at *path*, and stop listening at an earlier one. Raises OSError when that is not possible.
 
-        The caller holds the runtime directory's lock. Peers connect again by
-        themselves.
+        The caller must hold the runtime directory's lock. Peers connect again by themselves.
         """
         self._unbind()
-        # ZeroMQ takes the mode of the socket from the umask alone; the loop's thread is the only one here.
+        # ZeroMQ takes the mode of the socket only from the umask. No other Python thread runs in the process.
         previous = os.umask(0o777 & ~mode)
         try:
             self._socket.bind(_endpoint(path))
@@ -130,11 +129,11 @@ class Bus:
         self._watch()
 
     def _unbind(self) -> None:
-        """Give up the socket that listens, where there is one. ZeroMQ removes its file, in a thread of its own."""
+        """Stop listening, if the socket listens. ZeroMQ removes the file, in another thread."""
         endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         if not endpoint:
             return
-        # A file that is made before that thread is done would be removed instead.
+        # That thread would also remove a new file, so wait until it is done.
         address = f"inproc://unbind-{next(_numbers)}"
         self._socket.monitor(address, zmq.EVENT_CLOSED | zmq.EVENT_CLOSE_FAILED)
         monitor = _shared_context().socket(zmq.PAIR)
@@ -143,19 +142,19 @@ class Bus:
             self._socket.unbind(endpoint)
             monitor.poll(UNBIND_TIMEOUT_MS)
         except zmq.ZMQError:
-            # It was bound once, and is not any more.
+            # The endpoint was bound once, and is not bound any more.
             pass
         finally:
             self._socket.monitor(None, 0)
             monitor.close(linger=0)
 
     def connect(self, path: Path) -> None:
-        """Connect to *path*, now or whenever somebody listens there."""
+        """Connect to *path*, now or as soon as a process listens there."""
         self._socket.connect(_endpoint(path))
         self._watch()
 
     def send(self, *parts: bytes) -> bool:
-        """Send one message of *parts* without blocking; False when no peer can take it, or the socket is closed."""
+        """Send one message of *parts* without blocking. False when no peer can take it, or the socket is closed."""
         if self._socket.closed:
             return False
         try:
@@ -172,7 +171,7 @@ class Bus:
         return True
 
     def close(self) -> None:
-        """Close the socket; unsent messages are dropped."""
+        """Close the socket, and drop unsent messages."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
             self._on_message = None

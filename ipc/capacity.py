@@ -1,4 +1,4 @@
-"""How much there may be of what: numbers that supervisor, shards and command line have to agree on."""
+"""Limits and counts that the supervisor, the shards and the command line must agree on."""
 
 import math
 import os
@@ -9,32 +9,32 @@ SHARD_BITS = 6
 """Bits of a request's id that hold the number of its shard."""
 
 MAX_SHARDS = 1 << SHARD_BITS
-"""Shards that there may be, numbered from 0."""
+"""The largest number of shards. They are numbered from 0."""
 
 UNIX_PATH_MAX = 107
-"""Longest path of a Unix socket in bytes, without its final NUL: unix(7); libzmq has the same limit."""
+"""Longest path of a Unix socket in bytes, without its final NUL (unix(7)). libzmq has the same limit."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def default_shards() -> int:
-    """How many shards there are when the configuration does not say: one for each processor, up to `MAX_SHARDS`."""
+    """The number of shards without a configured one: one for each usable processor, up to `MAX_SHARDS`."""
     return min(usable_processors(), MAX_SHARDS)
 
 
 def usable_processors() -> int:
-    """How many processors' time this process gets: by its affinity, and by the quotas of its control groups."""
+    """The number of processors that this process may use, by its affinity and the quotas of its control groups."""
     allowed = len(os.sched_getaffinity(0))
     quota = processor_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def processor_quota(groups: str | None = None, root: Path = _CGROUPS) -> float | None:
-    """The processors that control groups grant at most, as ``docker run --cpus`` sets it; None without a quota.
+    """The processor quota of the control groups, as set by ``docker run --cpus``; None without a quota.
 
-    A group has no more than those above it, so the lowest counts. *groups* is the text of ``/proc/self/cgroup``,
-    *root* where the hierarchies are mounted: cgroups(7), and the kernel's cgroup-v2 (``cpu.max``) and sched-bwc
-    (``cpu.cfs_quota_us``).
+    A group gets no more than its parents, so the lowest quota counts. *groups* is the text of ``/proc/self/cgroup``.
+    *root* is the mount point of the hierarchies. See cgroups(7), and the kernel's documents cgroup-v2 (``cpu.max``) and
+    sched-bwc (``cpu.cfs_quota_us``).
     """
     if groups is None:
         try:
@@ -46,13 +46,13 @@ def processor_quota(groups: str | None = None, root: Path = _CGROUPS) -> float |
 
 
 def _folders(groups: str, root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that may have a quota, and of all groups above them."""
+    """The folders of this process's groups with a cpu controller, and of all groups above them."""
     for line in groups.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # A container with a namespace of its own sees its group as "/", one without as a path that it does not have.
+        # A container with a cgroup namespace sees its group as "/". Without one it sees a path outside its mounts.
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
         for mounted in (root / controllers, root / "cpu") if controllers else (root, root / "unified"):
             for depth in range(len(parts) + 1):
@@ -66,7 +66,7 @@ def _quota(folder: Path) -> float | None:
         else:
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
-        # "max", and -1 in version 1, stand for no quota.
+        # No quota is "max", or -1 in version 1.
         processors = int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None

@@ -1,6 +1,6 @@
-"""An accepted agent on its way from a listener into a pool, where one process has both.
+"""An accepted agent on its way from a listener into a pool of the same process.
 
-Between processes the same two things, an `Offer` and a descriptor, travel over the handoff channel (`ipc.handoff`).
+Between processes an `Offer` and a descriptor travel over the handoff channel (`ipc.handoff`) instead.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from dialout import ErrorCode
 from ipc.messages import Offer
 
 Probe = Callable[[str], object]
-"""Has a pool look at an agent's connections (agent id) and close those that are gone."""
+"""Takes an agent id. Makes the pool check that agent's connections and close the dead ones."""
 
 
 class ClientError(Exception):
@@ -19,31 +19,31 @@ class ClientError(Exception):
 
 
 class ClientGone(ClientError):
-    """The client is not there any more: it hung up, was refused, ran out of time, or is in a pool already."""
+    """The client is gone: it hung up, was refused, ran out of time, or is in a pool already."""
 
 
 class WrongAgent(ClientError):
-    """The client registered under another agent id than the one that it was to be added as."""
+    """The client registered under another agent id than the caller gave."""
 
 
 class Keeper(Protocol):
-    """Whoever accepted the client, and owns its descriptor until a pool takes it. Clients are known by number."""
+    """The listener that accepted clients, and owns their descriptors until a pool takes them. Clients have numbers."""
 
     def take(self, number: int, probe: Probe) -> tuple[int, Callable[[], None]]:
-        """Give the descriptor away, and what to call once it is closed; `ClientGone` when it is not there."""
+        """Give the descriptor away, with a function to call once it is closed. Raises `ClientGone`."""
 
     def refuse(self, number: int, code: ErrorCode, message: str) -> None:
-        """Answer with a rejection and close; does nothing when the client is not there any more."""
+        """Answer with a rejection and close. Does nothing when the client is gone."""
 
     def drop(self, number: int) -> None:
-        """Refuse a client that nobody has a reference to. Safe in any thread, and while anything else runs."""
+        """Refuse a client that has no references any more. Safe in any thread, and in the middle of any other call."""
 
 
 class AcceptedClient:
-    """An agent whose registration is valid, and which has had no answer yet.
+    """An agent with a valid registration that has had no answer yet.
 
-    Add it to a pool, whose first frame tells it that it is accepted; or `close` it, which refuses it. One that is
-    dropped is refused as well, and so is one that is in no pool when its handshake's time is up.
+    Add it to a pool, which sends the acceptance as its first frame. Or `close` it, which refuses the agent. An object
+    without references is refused as well. So is a client that is in no pool when the time of its handshake is up.
     """
 
     __slots__ = ("_keeper", "offer")
@@ -66,13 +66,13 @@ class AcceptedClient:
 
     @property
     def connection_id(self) -> str:
-        """What the agent will be told it is called."""
+        """The connection id that the acceptance gives to the agent."""
         return f"{self.offer.agent_id}-conn-{self.offer.number}"
 
     def take(self, probe: Probe) -> tuple[int, Callable[[], None]]:
-        """Give the descriptor to a pool, together with what the pool calls once it has closed it.
+        """Give the descriptor to a pool, with a function that the pool must call once it has closed the descriptor.
 
-        The pool writes the offer's acceptance, and serves its residue, before anything else. Raises `ClientGone`.
+        The pool first writes the offer's acceptance, then serves its residue. Raises `ClientGone`.
         """
         return self._keeper.take(self.offer.number, probe)
 

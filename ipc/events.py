@@ -1,8 +1,9 @@
-"""What supervisor and shards tell each other over the bus.
+"""The messages between supervisor and shards on the bus.
 
-Shards are DEALERs with the identity ``shard-<i>/<epoch>``, the supervisor is the ROUTER. An event carries the shard's
-sequence number, one higher for each: a hole means that something was lost (a full queue, a supervisor that was away),
-and is mended with a `Snapshot`, never guessed. Counts are exact because the ledger believes only these.
+Shards are DEALERs with the identity ``shard-<i>/<epoch>``; the supervisor is the ROUTER. Each event carries a sequence
+number of its shard, one higher than the last. A gap means that an event was lost (a full queue, a supervisor that was
+down). The supervisor then asks for a `Snapshot` and never guesses. Counts are exact because the ledger uses only these
+messages.
 """
 
 from enum import StrEnum
@@ -14,38 +15,41 @@ from ipc.status import RequestLatency, ShardReport
 
 
 class CloseCode(StrEnum):
-    """Why an agent's connection ended: the stable value of ``code`` in logs, events and ``why``."""
+    """The reason why an agent's connection ended: the stable value of ``code`` in logs, events and ``why``."""
 
     CLOSED_BY_AGENT = "closed_by_agent"
-    """The agent ended its stream, in good order."""
+    """The agent closed its stream in good order."""
 
     RESET_BY_AGENT = "reset_by_agent"
-    """The agent ended with something unread, a ping perhaps: its kernel says so with a reset (RFC 1122, 4.2.2.13)."""
+    """The agent closed with unread bytes, perhaps a ping, so its kernel sent a reset (RFC 1122, 4.2.2.13)."""
 
     CONNECTION_LOST = "connection_lost"
-    """The kernel gave up on it: keepalive, ``TCP_USER_TIMEOUT``, no route."""
+    """The kernel gave up the connection: keepalive, ``TCP_USER_TIMEOUT``, no route."""
 
     BAD_FRAME = "bad_frame"
-    """What the agent sent cannot be cut into frames, was not complete in time, or cost much and answered nothing."""
+    """The agent's bytes are not valid frames, or a frame was too late or too large.
+
+    It is also the code for frames that answer no request and cost too much time.
+    """
 
     NOT_READING = "not_reading"
-    """More waits for the agent than a connection may hold."""
+    """More bytes wait for the agent than a connection may hold."""
 
     PING_TIMEOUT = "ping_timeout"
     KICKED = "kicked"
     SHARD_DRAINED = "shard_drained"
     SHARD_STOPPED = "shard_stopped"
     SHARD_DIED = "shard_died"
-    """Said by the supervisor: the shard could not."""
+    """The supervisor reports it, because the shard could not."""
 
     LOST_SIGHT = "lost_sight"
-    """Said by the supervisor: a snapshot lacks it, and the message that told why was lost."""
+    """The supervisor reports it. A snapshot lacks the connection, and the event with the reason was lost."""
 
 
 class Gone(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A connection that is gone: its number, its agent, why, after how many seconds.
+    """A connection that is gone: its number, its agent, the reason, and its age in seconds.
 
-    *detail* is for people, and empty where *code* says all. A code of a newer version is taken as it is.
+    *detail* is a text for people. It is empty if *code* is sufficient. A code of a newer version is kept unchanged.
     """
 
     number: int
@@ -56,14 +60,14 @@ class Gone(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Closed(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """These connections are gone; their descriptors are closed."""
+    """These connections are gone. Their descriptors are closed."""
 
     sequence: int
     connections: list[Gone]
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """The shard's loop runs. The numbers in its report let the supervisor notice that its ledger is wrong."""
+    """The shard's loop runs. The supervisor compares the numbers in the report with its ledger."""
 
     sequence: int
     report: ShardReport
@@ -71,11 +75,11 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """All that the shard holds, in answer to request *request*. Pairs of number and agent id.
+    """All connections that the shard holds, in answer to request *request*, as pairs of number and agent id.
 
-    *prepared* are newcomers without their commit, *moving* members on their way to another shard, or from one.
-    Of the latter the shard has sent the descriptors: those are the numbers in *let_go*. *owned* says whose they all
-    are: for each rule and peer the numbers of their connections.
+    *prepared* are new connections without a commit yet. *moving* are connections on their way from one shard to
+    another; this shard is either of the two. *let_go* are the numbers of the moving connections that leave this shard.
+    *owned* lists the numbers of the connections for each rule and peer.
     """
 
     sequence: int
@@ -87,25 +91,25 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag=3):
     owned: list[tuple[str, str, list[int]]] = []
 
     def owners(self) -> dict[int, Owner]:
-        """Whose each connection is, by number; a shard of an older version does not tell."""
+        """The owner of each connection, by number. It is empty if the shard has an older version."""
         return {number: owner(rule, peer) for rule, peer, numbers in self.owned for number in numbers}
 
 
 class Probed(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """The probe *probe* is done; what it found gone was reported as `Closed` before this."""
+    """The probe *probe* is done. The dead connections that it found were reported as `Closed` before this."""
 
     sequence: int
     probe: int
 
 
 class DirectoryRequest(msgspec.Struct, array_like=True, frozen=True, tag=5):
-    """The shard has no directory, or one with a hole: send a full one."""
+    """The shard has no directory, or an incomplete one. The supervisor must send a full one."""
 
     sequence: int
 
 
 class AgentsPage(msgspec.Struct, array_like=True, frozen=True, tag=6):
-    """The answer to `ListAgents`: id, connections, in flight, healthy, by id."""
+    """The answer to `ListAgents`: id, connections, in flight and healthy of each agent, sorted by id."""
 
     sequence: int
     request: int
@@ -116,9 +120,9 @@ Event = Closed | Heartbeat | Snapshot | Probed | DirectoryRequest | AgentsPage
 
 
 class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
-    """Look at the connections of *agent_id* and report those that are gone, then answer `Probed`.
+    """Check the connections of *agent_id*, report the dead ones, then answer `Probed`.
 
-    Without an agent: report those of all agents that the kernel says are gone.
+    With an empty *agent_id*, report the connections of all agents that the kernel knows to be dead.
     """
 
     probe: int
@@ -126,33 +130,33 @@ class Probe(msgspec.Struct, array_like=True, frozen=True, tag=10):
 
 
 class SnapshotRequest(msgspec.Struct, array_like=True, frozen=True, tag=11):
-    """Tell all that you hold."""
+    """Answer with a `Snapshot`."""
 
     request: int
 
 
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag=12):
-    """Close all connections and end; *seconds* for what proxies have in flight, which no new request joins."""
+    """Close all connections and end. Requests of proxies that are in flight get *seconds* to finish."""
 
     seconds: float = 0.0
 
 
 class FullDirectory(msgspec.Struct, array_like=True, frozen=True, tag=13):
-    """Agent id → shard → live connections, as it was at the published change *at*."""
+    """Agent id → shard → number of live connections, as of the published change *at*."""
 
     at: int
     counts: dict[str, dict[int, int]]
 
 
 class PushConfig(msgspec.Struct, array_like=True, frozen=True, tag=14):
-    """Bring these agents their changed configuration, a JSON object, over each connection that can take it."""
+    """Send these agents their changed configuration, a JSON object, over each connection that can take it."""
 
     config: bytes
     agent_ids: list[str]
 
 
 class ListAgents(msgspec.Struct, array_like=True, frozen=True, tag=15):
-    """Tell at most *limit* agents with an id above *after*, in answer to request *request*."""
+    """List at most *limit* agents with an id above *after*. The answer names *request*."""
 
     request: int
     after: str
@@ -167,7 +171,7 @@ class Kick(msgspec.Struct, array_like=True, frozen=True, tag=20):
 
 
 class SetLogLevel(msgspec.Struct, array_like=True, frozen=True, tag=21):
-    """Log what is of this level or above from now on."""
+    """Log only messages of this level or above from now on."""
 
     level: str
 
@@ -176,10 +180,10 @@ Command = Probe | SnapshotRequest | Stop | FullDirectory | PushConfig | ListAgen
 
 
 class Counts(msgspec.Struct, array_like=True, frozen=True):
-    """What the supervisor publishes: the counts of agents that have changed, none for one that is gone.
+    """The counts of agents that have changed, published by the supervisor. An agent that is gone has no counts.
 
-    Published messages may be lost, so each has the number after the one before it; without changes an empty one goes
-    out now and then, so that a loss is noticed.
+    Published messages may be lost, so they are numbered. Without changes the supervisor sends an empty message now and
+    then, so that a loss is noticed.
     """
 
     sequence: int
@@ -195,7 +199,7 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def decode_event(data: bytes) -> Event:
-    """The event in *data*; msgspec.MsgspecError when it is none."""
+    """Decode the event in *data*. Raises msgspec.MsgspecError if it is not an event."""
     try:
         return _event_decoder.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -203,7 +207,7 @@ def decode_event(data: bytes) -> Event:
 
 
 def decode_command(data: bytes) -> Command:
-    """The command in *data*; msgspec.MsgspecError when it is none."""
+    """Decode the command in *data*. Raises msgspec.MsgspecError if it is not a command."""
     try:
         return _command_decoder.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -211,7 +215,7 @@ def decode_command(data: bytes) -> Command:
 
 
 def decode_counts(data: bytes) -> Counts:
-    """The published counts in *data*; msgspec.MsgspecError when it is none."""
+    """Decode the published counts in *data*. Raises msgspec.MsgspecError if it does not hold counts."""
     try:
         return _counts_decoder.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -219,12 +223,12 @@ def decode_counts(data: bytes) -> Counts:
 
 
 def identity(shard: int, epoch: str) -> str:
-    """A shard's name on the bus, new for each life of its process."""
+    """The name of a shard on the bus. Each process of the shard has a new one."""
     return f"shard-{shard}/{epoch}"
 
 
 def parse_identity(name: bytes) -> tuple[int, str] | None:
-    """Shard number and epoch in an identity; None when it is none."""
+    """Read shard number and epoch out of an identity. Returns None if *name* is not an identity."""
     role, _, epoch = name.decode("ascii", "replace").partition("/")
     kind, _, number = role.partition("-")
     return (int(number), epoch) if kind == "shard" and number.isdecimal() and epoch else None

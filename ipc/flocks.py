@@ -1,4 +1,4 @@
-"""Locks of files and folders (flock(2)) that others may hold: taken within a time, or their holders are named."""
+"""Takes locks of files and folders (flock(2)) within a time limit, and finds the processes that hold them."""
 
 import fcntl
 import os
@@ -11,14 +11,14 @@ PAUSE = 0.02
 
 
 class Holder(NamedTuple):
-    """A process that has a lock, and the user that it runs as; -1 when that is not known."""
+    """A process that holds a lock, and the uid that it runs as; -1 when the uid is not known."""
 
     pid: int
     uid: int
 
 
 def taken_within(fd: int, seconds: float) -> bool:
-    """Take the exclusive lock of *fd*, if that is possible within *seconds*."""
+    """Take the exclusive lock of *fd* within *seconds*. Returns False when another process still holds it."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -32,16 +32,16 @@ def taken_within(fd: int, seconds: float) -> bool:
 
 
 def holders(fd: int) -> list[Holder]:
-    """The processes that have a lock of what *fd* is; those of another pid namespace are not known. proc_locks(5)."""
+    """The processes that hold a lock of the file of *fd*, without other pid namespaces. See proc_locks(5)."""
     info = os.fstat(fd)
     wanted = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     try:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return []
-    # "1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234 0 EOF"; a process that waits has "->" behind the number.
+    # "1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234 0 EOF". A waiting process has "->" behind the number.
     locks = [fields for line in lines if len(fields := line.split()) > 5 and fields[1] == "FLOCK"]
-    # Some file systems have a device for stat(2) that is not the one of their locks (btrfs, overlayfs).
+    # Some file systems report one device to stat(2) and another one for their locks (btrfs, overlayfs).
     found = [fields for fields in locks if fields[5] == wanted] or [
         fields for fields in locks if fields[5].endswith(f":{info.st_ino}")
     ]

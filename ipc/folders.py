@@ -1,15 +1,16 @@
-"""Making folders whose modes do not depend on the umask of the program that made them."""
+"""Makes folders with fixed modes, independent of the umask of the process."""
 
 from pathlib import Path
 
 PARENTS_MODE = 0o755
-"""Others may pass through to what is below, which has a mode of its own; only the user may change it."""
+"""Other users may pass through the folder, and only its user may change it. Entries have their own modes."""
 
 
 def make_private(path: Path) -> None:
-    """Make a folder 0700, if it is not there, and those above it 0755. Raises OSError.
+    """Make a missing folder with mode 0700, and its missing parents with 0755. Raises OSError.
 
-    A umask of 0 would let every user rename what is below; one of 0077 would lock out the group of a status directory.
+    A umask of 0 would let every user rename the entries. A umask of 0077 would lock out the group of a status
+    directory.
     """
     missing = []
     parent = path.parent
@@ -23,7 +24,7 @@ def make_private(path: Path) -> None:
 
 def _make(path: Path, mode: int) -> None:
     try:
-        # 0700 first: no user puts anything into a folder before its mode is right.
+        # Begin with 0700, so that no other user can add a file before the mode is right.
         path.mkdir(mode=0o700)
     except FileExistsError:
         if not path.is_dir():

@@ -1,35 +1,35 @@
-"""Handing connections from the supervisor to a shard: messages and descriptors. No other module knows SCM_RIGHTS.
+"""Hand connections from the supervisor to a shard, as messages with descriptors. Only this module uses SCM_RIGHTS.
 
-One `AF_UNIX`/`SOCK_SEQPACKET` channel for each shard. The shard listens, the supervisor connects, so that the next
-supervisor can reach living shards. A handoff is prepare, then commit::
+Each shard has one `AF_UNIX`/`SOCK_SEQPACKET` channel. The shard listens and the supervisor connects, so that the next
+supervisor can reach living shards. A handoff has two steps, prepare and commit::
 
     supervisor                                   shard
       Prepare(batch, offers) + descriptors ──►   holds each one, reads and writes nothing
       ◄── Prepared(batch)
       Commit(numbers)                      ──►   pool, acceptance as first frame, begins to read
 
-Listening sockets go the same way: `Entrust` leaves copies with a shard, so that agents' connects wait while there is no
-supervisor, and the next one gets them with `TakeBack`.
+Listening sockets use the same channel. `Entrust` leaves copies of them with a shard, so that agents' connects wait
+while there is no supervisor. The next supervisor gets them back with `TakeBack`.
 
-A supervisor listens in the same way for the one that is to take its place, see `messages.TakeOver`.
+A supervisor listens in the same way for its successor, see `messages.TakeOver`.
 
-The supervisor keeps its own copy of a descriptor until its commit has left, so that a shard which dies, hangs or has
-no descriptor to spare costs no agent its connection: `Revoke` the offer, make it to another shard.
+The supervisor keeps its own copy of a descriptor until the commit is sent. If a shard dies, hangs or is out of
+descriptors, the supervisor revokes the offer and makes it to another shard. No connection is lost.
 
-A connection moves to another shard by way of the supervisor, through the same two steps. The shard that has it goes on
-holding it, *as if it were prepared there*, until the supervisor says who serves it::
+A connection moves to another shard through the supervisor, in the same two steps. The old shard holds it *as if it were
+prepared there* until the supervisor decides which shard serves it::
 
     supervisor                                   shard that has it
-      MoveOut(numbers, seconds)            ──►   chooses them no more, waits until nothing is in flight
+      MoveOut(numbers, seconds)            ──►   sends them no new requests, waits until nothing is in flight
       ◄── Moving(offers) + descriptors           reads and writes nothing from here on
     Prepare, Prepared, Commit with another shard
-      Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: they stay, serve them on)
+      Revoke(numbers)                      ──►   moved: closes its copy     (or Commit: not moved, serves them again)
 
-Who gets the Commit takes the ticket that lies in the connection. When the supervisor is lost in between, the shard that
-has the connection takes the ticket if it is still there, and goes on (`ipc.tickets`).
+The shard that gets the Commit takes the ticket that lies in the connection. If the supervisor is lost in between, each
+shard that holds the connection tries to take the ticket. Only the one that succeeds serves it (`ipc.tickets`).
 
-The messages themselves are in `ipc.messages`. One that hands descriptors over carries as many as it names. Sequenced
-packets keep the two together, where a stream may merge the bytes of two messages around a descriptor.
+The messages are defined in `ipc.messages`. A message that hands over descriptors carries as many as it names. Sequenced
+packets keep a message and its descriptors together. A stream may merge the bytes of two messages around a descriptor.
 """
 
 import array
@@ -61,27 +61,27 @@ from ipc.messages import (
 from ipc.sockets import bind_private
 
 RECEIVE_BUDGET = 64
-"""Messages taken in one turn of the loop."""
+"""The most messages that are received in one turn of the loop."""
 
 ANCILLARY_SPACE = socket.CMSG_SPACE(MAX_BATCH * array.array("i").itemsize)
 
-# Plain integers: the socket module's are enum members, and each operation on one runs 1 µs of Python.
+# Plain integers. The socket module has enum members instead, and each operation on one runs 1 µs of Python.
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _TRUNCATED, _DESCRIPTORS_LOST = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 
 BACK_PRESSURE = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
-"""A send that fails with one of these is tried again later.
+"""A send that fails with one of these errors is tried again later.
 
-ETOOMANYREFS says that more descriptors of this *user* are in flight than RLIMIT_NOFILE (unix(7)); root never sees it.
+ETOOMANYREFS means that this *user* has more descriptors in flight than RLIMIT_NOFILE (unix(7)). Root never gets it.
 """
 
 
 class HandoffChannel:
     """One end of a handoff channel on the event loop.
 
-    *on_message* gets each message with its descriptors, which it owns from then on. *on_lost* is called once when the
-    other end is gone or makes no sense; the channel is closed then.
+    *on_message* gets each message with its descriptors and owns them from then on. *on_lost* is called once if the
+    other end is gone or sends invalid messages. The channel is closed before that call.
     """
 
     def __init__(
@@ -107,14 +107,13 @@ class HandoffChannel:
 
     @property
     def closed(self) -> bool:
-        """Whether the channel is closed, by either side."""
+        """Whether the channel is closed, by `close` or after a loss."""
         return self._socket.fileno() < 0
 
     def try_send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
-        """Send *message* now; False when the other end is full. What was sent has left, descriptors included.
+        """Send *message* and its descriptors now. Returns False if they could not be sent.
 
-        A False asks for `when_writable`. When the other end is gone the channel closes, and *on_lost* is called
-        from the loop.
+        After a False use `when_writable`. If the other end is gone, the loop closes the channel and calls *on_lost*.
         """
         if self.closed:
             return False
@@ -125,19 +124,19 @@ class HandoffChannel:
             if error.errno not in BACK_PRESSURE:
                 self._loop.call_soon(self._lose_after_reading, f"cannot send: {error.strerror}")
             elif error.errno != errno.EAGAIN:
-                # The socket is writable all the time then, so writability would spin.
+                # With these errors the socket stays writable, so waiting for writability would spin.
                 self._retry = self._retry or self._loop.call_later(0.02, self._writable)
             return False
         return True
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call *callback* once, as soon as another send is worth trying."""
+        """Call *callback* once, as soon as another send may succeed."""
         self._when_writable = callback
         if self._retry is None and not self.closed:
             self._loop.add_writer(self._socket.fileno(), self._writable)
 
     def close(self) -> None:
-        """Close the channel; *on_lost* is not called."""
+        """Close the channel. *on_lost* is not called."""
         if self.closed:
             return
         self._when_writable = None
@@ -163,19 +162,19 @@ class HandoffChannel:
             self._on_lost(reason)
 
     def _lose_after_reading(self, reason: str) -> None:
-        # What the other end sent before it died still counts.
+        # Messages that the other end sent before it died still count.
         if self._receive():
             self._loop.call_soon(self._lose_after_reading, reason)
         else:
             self._lose(reason)
 
     def take_the_rest(self) -> None:
-        """Take every message that has arrived, before the channel is closed for another one."""
+        """Receive every message that has arrived. Call it before the channel is closed or replaced."""
         while self._receive():
             pass
 
     def _receive(self) -> bool:
-        """Take what is there, up to the budget; whether there may be more."""
+        """Receive the waiting messages, up to the budget. Returns whether there may be more."""
         for _ in range(RECEIVE_BUDGET):
             if self.closed:
                 return False
@@ -184,9 +183,9 @@ class HandoffChannel:
             except BlockingIOError:
                 return False
             except ConnectionResetError:
-                # The other end died with messages unread. The kernel says so once, and before it gives out what the
-                # other end had sent: offers and commits that would be lost with the channel. libuv watches no socket
-                # any more that had an error, so the rest is not left to the reader.
+                # The other end died with unread messages. The kernel reports that once, before it delivers the messages
+                # of the other end. These offers and commits must not be lost with the channel. libuv stops watching a
+                # socket that had an error, so the loop must be asked to read the rest.
                 self._loop.call_soon(self._lose_after_reading, "closed by the other end")
                 continue
             except OSError as error:
@@ -210,22 +209,27 @@ class HandoffChannel:
         return True
 
     def _checked(self, message: Message, descriptors: list[int], flags: int) -> Message | None:
-        """*message* when all of it arrived; None when its descriptors did not, which has been answered then."""
+        """Return *message* if it is complete, or a form of it without its descriptors if they did not arrive.
+
+        Returns None for a `Prepare` without descriptors, after declining it. Raises `ChannelError` for a message that
+        cannot be used without its descriptors.
+        """
         if flags & _TRUNCATED:
             raise ChannelError(f"handoff message of more than {MAX_MESSAGE} bytes")
         expected = descriptors_expected(message)
         if len(descriptors) == expected and not flags & _DESCRIPTORS_LOST:
             return message
-        # A receiver at its descriptor limit gets the message, some or none of the descriptors, MSG_CTRUNC and no error.
+        # A receiver at its descriptor limit gets the message, some or none of its descriptors, MSG_CTRUNC and no error.
         close_all(descriptors)
         descriptors.clear()
-        # Nothing is better kept than a part of it: what is kept and not wanted any more would swallow connects.
+        # Keep none of the listening sockets rather than some. A kept socket that is no longer wanted would swallow
+        # connects.
         if isinstance(message, Entrust):
             return Entrust([], message.orphan_timeout, adds=message.adds)
         if isinstance(message, Kept):
             return Kept([], more=message.more)
         if isinstance(message, Moving):
-            return message  # Without any descriptor: whoever gets it sends the connections back.
+            return message  # It has no descriptors now, so the supervisor leaves the connections with their shard.
         if isinstance(message, Unregistered | Inheritance):
             raise ChannelError("out of descriptors")
         if not isinstance(message, Prepare):
@@ -243,21 +247,21 @@ def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
 
 
 def close_all(descriptors: Sequence[int]) -> None:
-    """Close *descriptors*, whatever state they are in."""
+    """Close *descriptors* and ignore errors."""
     for fd in descriptors:
         with contextlib.suppress(OSError):
             os.close(fd)
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening handoff socket at *path*; see `ipc.sockets.bind_private`."""
+    """Make a listening handoff socket at *path*; see `ipc.sockets.bind_private`."""
     sock = bind_private(path, socket.SOCK_SEQPACKET)
     sock.listen(8)
     return sock
 
 
 def connect(path: Path) -> socket.socket:
-    """A socket connected to the process that listens at *path*; OSError when none does."""
+    """Connect to the process that listens at *path*. Raises OSError if there is none."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(os.fspath(path))

@@ -1,19 +1,21 @@
-"""A listener for peers of another trust level: everything that a peer can take from the process has a limit.
+"""A listener for peers of another trust level. Every resource that a peer can take from the process has a limit.
 
-Connections: a number in all and for one peer (`Limits`). A newcomer at the limit takes the place of the connection that
-ranks lowest (`LimitedConnection.rank`), at the peer's own limit among that peer's connections, else among those of the
-peers that have most. A newcomer is always let in, so that no number of connections that hold on keeps others out.
+Connections: there is a limit in all and for one peer (`Limits`). At the limit a new connection takes the place of the
+one with the lowest rank (`LimitedConnection.rank`). The candidates are the peer's own connections at its own limit.
+Otherwise they are the connections of the peers with most connections. A new connection is always accepted. So no number
+of open connections can keep other peers out.
 
-Processor: connections begin, are read and answered in `Turns`, one in a turn of the loop. Accepting has no such limit:
-one peer would fill the listen queue, and all others would wait behind it. `Limits` says how many accepted connections
-may wait for their turn. At that limit the oldest one of the peer that has most of them is closed.
+Processor: beginning, reading and answering happen in `Turns`, with one connection in a turn of the loop. Accepting does
+not: one peer would fill the listen queue, and all others would wait behind it. `Limits` says how many accepted
+connections may wait for their turn. At that limit the oldest one of the peer with most of them is closed.
 
-Memory: a read has a size, and what has not been sent is bounded in all; the connection with most of it goes first.
+Memory: a read has a largest size, and the unsent bytes are bounded in all. Above the limit the connection with most of
+them is closed first.
 
 Time: each connection has a deadline, which its subclass sets.
 
-Descriptors: when they run out accepting pauses (accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM), and newcomers wait in the
-listen queue. No peer is ever accepted by ZeroMQ here, which aborts the process at EMFILE (libzmq 4.3.5,
+Descriptors: when they run out, accepting pauses (accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM), and new connections wait
+in the listen queue. ZeroMQ must not accept these peers, because it aborts the process at EMFILE (libzmq 4.3.5,
 ipc_listener.cpp).
 """
 
@@ -30,7 +32,7 @@ from ipc import peers
 from ipc.turns import Turns
 
 PAUSE = 0.1
-"""Seconds without accepting after descriptors or memory ran out."""
+"""Seconds without accepting, after descriptors or memory ran out."""
 
 BATCH = 2
 """Connections accepted in one turn of the loop: twice as many as can begin. That is 40,000 a second."""
@@ -39,7 +41,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Limits(NamedTuple):
-    """Connections in all and of one peer, *pending* ones beside them, and bytes in all that wait for peers to read."""
+    """The most connections in all, the most of one peer, the most unsent bytes in all, and the most *pending* ones.
+
+    Pending connections are accepted and wait for their turn to begin. They count beside the others.
+    """
 
     connections: int
     each: int
@@ -53,9 +58,10 @@ class Limits(NamedTuple):
 
 
 class LimitedListener:
-    """Accepts on *sock*, which stays its owner's; *make* makes a connection of a socket and the name of its peer.
+    """Accepts connections on *sock*, which the caller still owns.
 
-    Wants a running loop. *limits* is asked at each use.
+    *make* makes a connection from a socket and the key of its peer. *limits* is called at each use. Needs a running
+    loop.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class LimitedListener:
         self._watch()
 
     def close(self) -> None:
-        """Accept no more, and close every connection."""
+        """Stop accepting, and close every connection."""
         if self._resume is not None:
             self._resume.cancel()
         self.loop.remove_reader(self._sock.fileno())
@@ -86,7 +92,7 @@ class LimitedListener:
             connection.close()
 
     def limit_unsent(self) -> None:
-        """Close connections while there is more to be sent than the limit, those with most of it first."""
+        """Close connections until the unsent bytes are below the limit. The connection with most of them goes first."""
         waiting = {connection: connection.unsent for connection in self.connections if connection.unsent}
         excess = sum(waiting.values()) - self._limits().unsent
         while excess > 0:
@@ -156,7 +162,7 @@ class LimitedListener:
 
 
 class LimitedConnection:
-    """One connection of a `LimitedListener`. Subclasses say what is read and written, and how long that may take."""
+    """One connection of a `LimitedListener`. Subclasses define its protocol and its deadlines."""
 
     READ_BYTES = 16384
 
@@ -169,44 +175,44 @@ class LimitedConnection:
         self._timer: asyncio.TimerHandle | None = None
         self._is_watched = False
 
-    # For subclasses to say.
+    # Subclasses override these.
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What decides which connection makes room for a newcomer: the lowest one."""
+        """The connection with the lowest rank makes room for a new one."""
         raise NotImplementedError
 
     def received(self, data: bytes) -> None:
-        """Take what has been read. Nothing more is read until `read` is called again."""
+        """Take the bytes that were read. No more bytes are read until `read` is called again."""
         raise NotImplementedError
 
     def sent(self) -> None:
-        """All that was written has been sent."""
+        """Called when all written bytes have been sent."""
 
     def lost(self) -> None:
-        """The connection is closed."""
+        """Called when the connection was closed."""
 
-    # For subclasses to use.
+    # Subclasses call these.
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait until the peer reads."""
+        """Bytes that wait for the peer to read."""
         return len(self._unsent)
 
     def begin(self) -> None:
-        """Read what is there already, in the turn that accepted."""
+        """Read the bytes that are there already, in the turn that accepted the connection."""
         self._or_close(self._read_now)
 
     def read(self) -> None:
-        """Read once, as soon as there is something, in a turn of this peer's; `received` gets it."""
+        """Read once, as soon as bytes arrive, in a turn of this peer. `received` gets the bytes."""
         if not self.is_closed and not self._is_watched:
             self._is_watched = True
             self._loop.add_reader(self._fd, self._readable)
 
     def turn(self, work: Callable[[], None]) -> None:
-        """Run *work* in a turn of this peer's, unless the connection is closed by then.
+        """Run *work* in a turn of this peer, unless the connection is closed by then.
 
-        A defect closes the connection: it would be served no more, and hold its place.
+        An exception closes the connection. Otherwise it would keep its place, but get no service.
         """
 
         def guarded() -> None:
@@ -216,7 +222,7 @@ class LimitedConnection:
         self._turns.take(self.peer, guarded)
 
     def write(self, data: bytes) -> None:
-        """Send *data*; `sent` is called when all has left, which may be at once."""
+        """Send *data*. `sent` is called when all bytes have been sent, which may be at once."""
         if self.is_closed:
             return
         if self._unsent:
@@ -229,13 +235,13 @@ class LimitedConnection:
             self.sent()
 
     def expire_in(self, seconds: float | None) -> None:
-        """Close the connection after *seconds*, in place of what was said before; None is never."""
+        """Close the connection after *seconds*, in place of an earlier deadline. None means never."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None or self.is_closed else self._loop.call_later(seconds, self.close)
 
     def end(self) -> None:
-        """Say that nothing more will be written."""
+        """Shut down the sending side of the connection."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -283,7 +289,7 @@ class LimitedConnection:
             self.close()
 
     def _send(self, data: bytes) -> bool:
-        """Send as much as the peer takes now, and the rest when it takes more; False when it is gone."""
+        """Send as many bytes as the peer takes now, and the rest later. Returns False when the peer is gone."""
         try:
             count = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
@@ -306,7 +312,7 @@ class LimitedConnection:
 def makes_room(
     connections: Iterable[LimitedConnection], peer: Hashable, *, most: int, most_each: int
 ) -> LimitedConnection | None:
-    """The connection that must go before one more of *peer* has a place; None when there is a place. Pure."""
+    """The connection to close before *peer* gets one more; None when there is a free place. Pure."""
     by_peer: dict[Hashable, list[LimitedConnection]] = {}
     for connection in connections:
         by_peer.setdefault(connection.peer, []).append(connection)
@@ -320,7 +326,7 @@ def makes_room(
 
 
 def peer_of(sock: socket.socket) -> str:
-    """What the connections of a peer are counted by, see `ipc.peers`. Raises OSError when the peer has gone."""
+    """The key for counting the connections of a peer, see `ipc.peers`. Raises OSError when the peer has gone."""
     if sock.family == socket.AF_UNIX:
         return peers.key_of_uid(peers.credentials(sock.fileno())[1])
     return peers.key_of(peers.address(sock.fileno())[0])

@@ -1,11 +1,11 @@
-"""Standard error, written to without ever waiting for its reader.
+"""Writes log lines to standard error, without ever waiting for the reader.
 
-A pipe whose reader has stopped (a stuck log shipper, a terminal after Ctrl-S) would stop the loop, and with it every
-agent. So each write is one that cannot wait (`ipc.log_streams`). What is not taken waits, up to `MOST_WAITING`; beyond
-that lines are dropped, and the next one that gets through says how many.
+A pipe with a stopped reader (a stuck log shipper, a terminal after Ctrl-S) would stop the loop, and with it every
+agent. So each write is one that cannot block (`ipc.log_streams`). Lines that the reader does not take wait in a buffer
+of `MOST_WAITING` bytes. Beyond that lines are dropped, and the next written line gives their number.
 
-A full disk takes a part of a line, and then nothing. The part is taken back, where the file ends with it; otherwise its
-rest is kept, and written as soon as there is room.
+A full disk may take a part of a line, and then nothing. The part is cut off, if it is still the end of the file.
+Otherwise the rest of the line is kept, and written as soon as there is room.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from typing import TextIO
 from ipc.log_streams import writer_for
 
 GATHER_SECONDS = 0.02
-"""For how long lines that are many may gather before they leave together."""
+"""Seconds for which lines given to `LogOutput.put` gather before they leave in one write."""
 
 MOST_WAITING = 1024 * 1024
-"""Bytes that wait for a reader."""
+"""The most bytes that wait for a reader."""
 
 TRY_AGAIN = 0.1
 
@@ -34,10 +34,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LogOutput:
-    """One stream of lines. Without a file under it (a test's own ``sys.stderr``) lines go to it directly.
+    """One stream of lines. Lines go directly to a stream without a descriptor, such as the ``sys.stderr`` of a test.
 
-    *dropped* makes the line that says how many were dropped. A signal handler may write while a write is under way: its
-    line comes next.
+    *dropped* makes the line with the number of dropped lines. A signal handler may write during another write. Its line
+    comes next.
     """
 
     def __init__(self, stream: TextIO | None, dropped: Callable[[int], str]) -> None:
@@ -47,9 +47,9 @@ class LogOutput:
         self._waiting = bytearray()
         self._dropped = 0
         self._told = 0
-        """How many dropped lines the lines that wait stand for, beside themselves."""
+        """Dropped lines that the waiting reports stand for, without the reports themselves."""
         self._begun = 0
-        """Bytes of a line that are out while its rest still waits."""
+        """Bytes of a line that are written while its rest still waits."""
         self._is_writing = False
         self._timer: asyncio.TimerHandle | None = None
         self._fd = -1
@@ -62,7 +62,7 @@ class LogOutput:
             self._fd = fd
 
     def put(self, line: str) -> None:
-        """Write a line soon, with others."""
+        """Write a line soon, together with other lines."""
         self._lines.append(line)
         if self._timer is None:
             try:
@@ -71,14 +71,14 @@ class LogOutput:
                 self.flush()
 
     def write(self, line: str) -> None:
-        """Write a line now, behind those that have gathered."""
+        """Write a line now, behind the gathered lines."""
         self._lines.append(line)
         self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered, as far as it is taken."""
+        """Write the gathered lines, as far as the reader takes them."""
         if self._is_writing:
-            return  # A signal handler has interrupted this, and what it appended is written below.
+            return  # A signal handler interrupted a flush. The loop below writes its line.
         self._is_writing = True
         try:
             self._flush()
@@ -114,7 +114,7 @@ class LogOutput:
 
     def _send(self) -> None:
         while self._waiting:
-            # Whole lines where they fit: other processes write into the same file, between two writes of ours.
+            # Write whole lines where they fit. Other processes may write to the same file between two writes.
             chunk = self._waiting[: self._chunk]
             end = chunk.rfind(b"\n") + 1
             if end:
@@ -135,7 +135,7 @@ class LogOutput:
         self._told = 0
 
     def _failed(self, error: OSError) -> None:
-        """Drop what waits: the disk is full, or the reader is gone for good (EPIPE)."""
+        """Drop the waiting lines: the disk is full, or the reader is gone for good (EPIPE)."""
         rest = 0
         if self._begun and error.errno in _FULL:
             if self._take_back():
@@ -151,7 +151,7 @@ class LogOutput:
             self._again(ROOM_AGAIN)
 
     def _take_back(self) -> bool:
-        """Cut off the part of a line with which the file ends; False where something else came behind it."""
+        """Cut off the part of a line at the end of the file. Returns False when other text has come behind it."""
         if not self._is_file:
             return False
         try:
@@ -159,7 +159,7 @@ class LogOutput:
             if os.fstat(self._fd).st_size != end:
                 return False
             os.ftruncate(self._fd, end - self._begun)
-            # Without O_APPEND the next write, of any process that shares the file, would leave a hole.
+            # Otherwise the next write without O_APPEND, of any process that shares the file, would leave a hole.
             os.lseek(self._fd, end - self._begun, os.SEEK_SET)
         except OSError:
             return False
@@ -172,7 +172,7 @@ class LogOutput:
 
 
 class StandardError(io.TextIOBase):
-    """Stands in for ``sys.stderr``, so that warnings and tracebacks of the interpreter wait for no reader either."""
+    """Replaces ``sys.stderr``, so that warnings and tracebacks of the interpreter never wait for a reader."""
 
     def __init__(self, stream: TextIO, output: LogOutput) -> None:
         self._stream = stream
@@ -180,29 +180,29 @@ class StandardError(io.TextIOBase):
         self._begun = ""
 
     def write(self, text: str) -> int:
-        """Write the lines that are complete; the rest waits for its end."""
+        """Write the complete lines. The last part waits for the end of its line."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             self._output.write(line)
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits, as far as it is taken; a line that has begun still waits for its end."""
+        """Write the waiting lines, as far as the reader takes them. An incomplete line still waits for its end."""
         self._output.flush()
 
     def fileno(self) -> int:
-        """The descriptor, 2."""
+        """The descriptor of the stream, usually 2."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Whether the stream is a terminal."""
         return self._stream.isatty()
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream."""
+        """The encoding of the stream."""
         return self._stream.encoding

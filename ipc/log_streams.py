@@ -1,15 +1,15 @@
-"""Writing to standard error without ever waiting for its reader, whatever standard error is.
+"""Writes to standard error without ever waiting for its reader, for every kind of file.
 
-O_NONBLOCK on the descriptor that we were given is no way out: it holds for all processes that share the pipe or the
-terminal. To ask the kernel first whether it takes a write (poll(2)) is none either: another process that shares the
-pipe may fill it in between, and the write waits then. So each kind of file gets a write that cannot wait:
+Setting O_NONBLOCK on the inherited descriptor is wrong: it applies to all processes that share the pipe or the
+terminal. Asking the kernel first (poll(2)) is not enough. Another process may fill the shared pipe in between, and then
+the write blocks. So each kind of file gets a write that cannot block:
 
 =====================  ================================================================================================
 regular file           write(2): the disk may be slow, and no reader can stop it
 socket                 send(2) with MSG_DONTWAIT
 pipe                   pwritev2(2) with RWF_NOWAIT; pipes know it since Linux 6.4
 terminal, older pipe   write(2) on an open file description of our own, opened through ``/proc/self/fd``
-what is left           write(2) after poll(2): a pipe of another user, on an old kernel or without /proc
+any other              write(2) after poll(2): a pipe of another user, on an old kernel or without /proc
 =====================  ================================================================================================
 """
 
@@ -23,21 +23,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 CHUNK = select.PIPE_BUF
-"""Bytes of one write: what a pipe takes whole or not at all (pipe(7))."""
+"""Bytes of one write. A pipe takes a write of this size whole or not at all (pipe(7))."""
 
 _NOT_KNOWN = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ESPIPE})
-"""What pwritev2 says of a flag or an offset that the kernel or this kind of file does not have."""
+"""Errors of pwritev2 for a flag or an offset that the kernel or this kind of file does not support."""
 
 
 class Writer(Protocol):
-    """Writes some of its bytes; returns how many. BlockingIOError, or 0, when nothing is taken at the moment."""
+    """Writes some of *data*, and returns the number of bytes. Where it would wait: returns 0, or BlockingIOError."""
 
     def __call__(self, data: bytes | bytearray, /) -> int:
-        """Write what is taken now."""
+        """Write as many bytes as the file takes now."""
 
 
 def writer_for(fd: int) -> tuple[Writer, int]:
-    """A writer to *fd* that never waits for a reader, and how many bytes it takes at most; OSError for no file."""
+    """A writer to *fd* that never waits for a reader, and its largest write. Raises OSError for a closed descriptor."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return (lambda data: os.write(fd, data)), 1 << 20
@@ -48,7 +48,7 @@ def writer_for(fd: int) -> tuple[Writer, int]:
 
 class _SocketWriter:
     def __init__(self, fd: int) -> None:
-        # Of a copy of the descriptor: this object closes it when it goes. A socket of the journal is one of these.
+        # The socket owns a copy of the descriptor, and closes it at its end. The journal gives a socket to a service.
         self._socket = socket.socket(fileno=os.dup(fd))
         weakref.finalize(self, self._socket.close)
 
@@ -57,7 +57,7 @@ class _SocketWriter:
 
 
 class _PipeWriter:
-    """Begins with RWF_NOWAIT, and goes on with the next best way where the kernel does not know it for this file."""
+    """Begins with RWF_NOWAIT. Changes to the next best way when the kernel does not support it for this file."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -68,7 +68,7 @@ class _PipeWriter:
 
     def _without_waiting(self, data: bytes | bytearray) -> int:
         try:
-            # At offset -1: where the file is. A pipe has no other place.
+            # Offset -1 is the current position. A pipe has no other one.
             return os.pwritev(self._fd, [data], -1, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno not in _NOT_KNOWN:

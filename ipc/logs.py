@@ -1,11 +1,12 @@
-"""Log lines of all our processes, in one form.
+"""Log lines of all processes of shardgate, in one form, on standard error.
 
-To a terminal as text, otherwise as one JSON object a line, on standard error; each with its syslog priority in front
-(``<6>``, sd-daemon(3)) where that is the journal's. Text that came from an agent goes through `printable` first: it may
-hold escape sequences.
+A terminal gets text; any other output gets one JSON object per line. Each line begins with its syslog priority
+(``<6>``, sd-daemon(3)) when standard error is a stream of the journal. Text from an agent goes through `printable`
+first, because it may hold escape sequences.
 
-Two ways to log. `get_logger` is structlog, for what happens now and then: 20 µs a line. A `Line` is for what happens
-with every connection: its text is mostly written beforehand, and lines of `GATHER_SECONDS` leave in one write.
+There are two ways to log. `get_logger` returns a structlog logger, for rare events: 20 µs per line. A `Line` is for
+events of every connection. Most of its text is formatted beforehand, and the lines of `GATHER_SECONDS` leave in one
+write.
 """
 
 import asyncio
@@ -26,24 +27,24 @@ from ipc.log_output import LogOutput, StandardError
 _INFO = LEVELS["info"]
 
 _PRIORITIES = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>", "critical": "<2>"}
-"""Of syslog(3), as the journal takes them at the beginning of a line."""
+"""Priorities of syslog(3), in the journal's form for the beginning of a line."""
 
 MOST_REPEATS = 10
-"""Lines of one kind about the same thing in a second; what comes above that is summed up in one line."""
+"""Lines of one kind about the same thing per second. One line sums up the rest."""
 
 MOST_LINES = 300
-"""Lines of one kind in a second, whatever they are about: a disk must not fill up with what strangers do.
+"""Lines of one kind per second, about all things together. Unknown peers must not be able to fill up a disk.
 
-A line has 200 to 400 bytes: agents with made-up ids make each process write 100 kB a second at most, not 8 MB.
+A line has 200 to 400 bytes. So agents with made-up ids cause at most 100 kB per second in each process, not 8 MB.
 """
 
 
 class _State:
-    """What `configure` has set up, for this process."""
+    """The settings of this process, made by `configure`."""
 
     level = LEVELS["info"]
     output: LogOutput | None = None
-    # What stands around a `Line`, and whether as JSON.
+    # The fixed parts of a `Line`, and whether its form is JSON.
     process = ""
     prefix = ""
     as_json = True
@@ -79,7 +80,7 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
             _name_process(process),
             *ending,
         ],
-        # Every level: which ones are wanted may change while we run.
+        # All levels: the wanted level may change at run time.
         wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=lambda *_: _Writer(output),
         cache_logger_on_first_use=True,
@@ -87,17 +88,16 @@ def configure(process: str, level: str = "info", form: str = "auto") -> None:
 
 
 def set_level(level: str) -> None:
-    """Log what is of *level* or above from now on; ValueError when it is none of `LEVEL_NAMES`."""
+    """Log lines of *level* or above from now on. Raises ValueError for a level that is not in `LEVEL_NAMES`."""
     if level not in LEVEL_NAMES:
         raise ValueError(f"{level!r} is no level; levels are {', '.join(LEVEL_NAMES)}")
     _State.level = LEVELS[level]
 
 
 def change_level(level: str) -> None:
-    """`set_level` in a running process, with a line that says so where it changes anything.
+    """Set the level of a running process, and log the change.
 
-    The line is written under the old level or the new one, whichever lets more through: a log is to tell why it falls
-    silent.
+    The line is logged under the lower of the old and the new level. So the log shows why it falls silent.
     """
     before = level_name()
     if level == before:
@@ -109,35 +109,35 @@ def change_level(level: str) -> None:
 
 
 def level_name() -> str:
-    """The least level that is logged."""
+    """The name of the lowest level that is logged."""
     return next(name for name, number in LEVELS.items() if number == _State.level)
 
 
 def get_logger() -> Any:
-    """The logger; structlog gives it its methods at run time, hence the type."""
+    """Return the structlog logger. The type is Any, because structlog makes its methods at run time."""
     return structlog.get_logger()
 
 
 def take_standard_error() -> None:
-    """Have everything that is written to ``sys.stderr`` go the way of log lines, for a process of our own."""
+    """Route all output to ``sys.stderr`` through the log output. Only for processes of shardgate itself."""
     if _State.output is not None and not isinstance(sys.stderr, StandardError):
         sys.stderr = StandardError(sys.stderr, _State.output)
 
 
 def say(text: str) -> None:
-    """Write *text* for a person among the log lines; like them it waits for no reader."""
+    """Write plain *text* for an operator between the log lines. Never waits for a reader."""
     if _State.output is not None:
         _State.output.write(text)
 
 
 def flush() -> None:
-    """Write what has gathered, as far as the reader takes it; for the end of a process."""
+    """Write the gathered lines, as far as the reader takes them. For the end of a process."""
     if _State.output is not None:
         _State.output.flush()
 
 
 def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
-    """Have exceptions that reach the event loop logged like everything else."""
+    """Log the exceptions that reach the event loop."""
 
     def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         get_logger().error(context["message"], exc_info=context.get("exception"))
@@ -146,7 +146,7 @@ def log_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def printable(text: str, limit: int = 128) -> str:
-    """*text* with everything but printable ASCII escaped; of more than *limit* characters the first, and ``...``."""
+    """Escape all characters of *text* but printable ASCII. Cut it after *limit* characters, and add ``...``."""
     shortened = text[:limit]
     escaped = shortened.encode("ascii", "backslashreplace").decode("ascii")
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
@@ -154,7 +154,7 @@ def printable(text: str, limit: int = 128) -> str:
 
 
 class Repeats:
-    """Which lines of one second to write: so many about each thing, and so many in all."""
+    """Limits the lines of one second: *most* about each thing, and *most_in_all* together."""
 
     __slots__ = ("_counts", "_left_out", "_most", "_most_in_all", "_written")
 
@@ -165,9 +165,9 @@ class Repeats:
         self._written = 0
 
     def allows(self, about: str) -> bool:
-        """Whether to write one more line about this; it counts as left out if not."""
+        """Whether to write one more line about *about*. If not, the line counts as left out."""
         if self._written >= self._most_in_all:
-            # Names that were not seen before share one entry: there may be any number of them.
+            # New names share one entry, because their number has no bound.
             name = about if about in self._counts else "others"
             self._left_out[name] = self._left_out.get(name, 0) + 1
             return False
@@ -180,7 +180,7 @@ class Repeats:
         return True
 
     def next_second(self) -> dict[str, int]:
-        """Begin anew; how many lines were left out about what, most first."""
+        """Begin a new second. Returns the number of lines left out about each thing, the largest first."""
         left_out = dict(sorted(self._left_out.items(), key=lambda item: -item[1]))
         self._counts.clear()
         self._left_out.clear()
@@ -191,13 +191,13 @@ class Repeats:
 class Line:
     """A kind of log line, of level info, that is written for every connection.
 
-    *names* are fields whose values are words of ours or of a checked syntax (an agent id), and need no escaping;
-    *numbers* follow, times in seconds among them; *texts* come last, and may hold anything. `write` takes their values
-    in that order, once `allows` has said yes. Lines about the same thing are limited by `Repeats`; *summary* is the
-    event of the line that says what was left out.
+    *names* are fields with values that need no escaping: fixed words, or text of a checked syntax (an agent id).
+    *numbers* follow; a name that ends in ``_s`` is a time in seconds. *texts* come last, and may hold any text. `write`
+    takes the values in that order, and may be called only after `allows` returned True. `Repeats` limits the lines
+    about the same thing. *summary* is the event of the line that counts the lines left out.
 
-    Two calls, because most of what a line costs are its values, and under load most lines are left out: 0.2 µs for such
-    a one, 1.2 µs for one that is written.
+    There are two calls because the values are most of the cost of a line. Under load most lines are left out. A line
+    costs 0.2 µs when it is left out, and 1.2 µs when it is written.
     """
 
     SUMMARY_NAMES: ClassVar = 10
@@ -230,7 +230,7 @@ class Line:
         self._stamp = ""
 
     def allows(self, about: str) -> bool:
-        """Whether to write a line now: of this level, and of which there were not too many *about* the same."""
+        """Whether to write a line now. False when the level is above info, or lines *about* this are too many."""
         if _State.level > _INFO:
             return False
         if self._timer is None:
@@ -238,10 +238,10 @@ class Line:
         return self._repeats.allows(about)
 
     def write(self, now: float, *values: Any) -> None:
-        """Write the line; *now* is seconds since 1970."""
+        """Write the line. *now* is in seconds since 1970."""
         output = _State.output
         if output is None:
-            # Embedded in a program that has set up structlog in its own way, or not at all.
+            # The pool is part of another program, which sets up structlog in its own way, or not at all.
             get_logger().info(self._event, **dict(zip(self._fields, values, strict=True)))
             return
         millisecond = int(now * 1000)
@@ -256,7 +256,7 @@ class Line:
         output.put(self._template % tuple(fields))
 
     def close(self) -> None:
-        """Sum up what was left out, and stop the clock."""
+        """Log the lines left out, and stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._sum_up()
@@ -270,7 +270,7 @@ class Line:
 
 
 class _Writer:
-    """What structlog hands its finished lines to."""
+    """Takes the finished lines from structlog."""
 
     def __init__(self, output: LogOutput) -> None:
         self._output = output
@@ -282,7 +282,7 @@ class _Writer:
 
 
 class _PriorityRenderer:
-    """A renderer, with the priority in front of each line that it makes."""
+    """Puts the priority in front of each line of another renderer."""
 
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
@@ -294,9 +294,9 @@ class _PriorityRenderer:
 
 
 def _is_journals() -> bool:
-    """Whether standard error is the stream that systemd gave us: ``$JOURNAL_STREAM`` names it, systemd.exec(5).
+    """Whether standard error is a stream from systemd to the journal. ``$JOURNAL_STREAM`` names it, systemd.exec(5).
 
-    Only then: who redirects it elsewhere inherits the variable all the same.
+    The variable alone is no proof: a process with redirected standard error inherits it too.
     """
     named = os.environ.get("JOURNAL_STREAM", "")
     try:
@@ -307,9 +307,10 @@ def _is_journals() -> bool:
 
 
 class _Bound:
-    """Lets `MOST_LINES` lines of each event through in a second, and sums up what is above that.
+    """Passes `MOST_LINES` lines per second of each event, ten times as many in all, and sums up the rest.
 
-    Most events are rare by what they are. Some are as frequent as strangers want, and which ones is not always seen.
+    Most events are rare by nature. Unknown peers decide how often some of them happen. The code does not always show
+    which ones.
     """
 
     def __init__(self) -> None:
@@ -321,7 +322,7 @@ class _Bound:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return event  # No stranger is served by this process, or not yet.
+            return event  # This process does not serve peers, or not yet.
         now = time.monotonic()
         if now - self._begun >= 1.0:
             self._sum_up()
@@ -355,7 +356,7 @@ def _quoted(text: str) -> str:
 
 
 def _number(name: str) -> str:
-    # %.6g would do for both, and takes three times as long.
+    # %.6g would fit both, but takes three times as long.
     return "%.3f" if name.endswith("_s") else "%d"
 
 
@@ -370,7 +371,7 @@ def _date_and_time(second: int) -> str:
 
 
 def _dropped(number: int) -> str:
-    """The line that stands for *number* lines which nobody read, in the form of the others."""
+    """The line that stands for *number* dropped lines, in the same form as the other lines."""
     prefix = _PRIORITIES["error"] if _State.prefix else ""
     stamp, event = _timestamp(int(time.time() * 1000)), "log lines dropped: nobody read them"
     if _State.as_json:
@@ -380,13 +381,13 @@ def _dropped(number: int) -> str:
 
 
 def _to_json(event: dict[str, Any], **_: Any) -> str:
-    """In ASCII: U+009B begins an escape sequence, as ESC does."""
+    """Encode *event* in ASCII: U+009B begins an escape sequence, as ESC does."""
     try:
         encoded = msgspec.json.encode(event, enc_hook=str)
         if encoded.isascii():
             return encoded.decode()
     except UnicodeEncodeError:
-        # The name of a file that is not UTF-8 holds surrogates (PEP 383).
+        # A file name that is not UTF-8 holds surrogates (PEP 383).
         pass
     return json.dumps(event, default=str)
 

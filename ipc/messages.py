@@ -1,7 +1,7 @@
-"""What supervisor and shards say to each other over a handoff channel: records as values, and as bytes.
+"""The messages between supervisor and shards on a handoff channel, as values and as bytes.
 
-One byte of version, then msgpack. The order in which messages follow each other is told in `ipc.handoff`, which sends
-them, and the descriptors that go with some of them.
+A message is one byte of version, then msgpack. `ipc.handoff` describes the order of the messages. It also sends the
+descriptors that belong to some of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from ipc.peers import NOBODY, Owner
 VERSION = b"\x02"
 
 MAX_BATCH = 64
-"""Connections in one Prepare. The kernel takes 253 (SCM_MAX_FD); 64 keep a message below `BATCH_BYTES` as a rule."""
+"""The most connections in one Prepare. The kernel accepts 253 (SCM_MAX_FD). 64 usually fit into `BATCH_BYTES`."""
 
 BATCH_BYTES = 96 * 1024
-"""Encoded size at which a batch is closed. Socket buffers hold 208 KiB by default, bookkeeping included."""
+"""The encoded size at which a batch is full. Socket buffers hold 208 KiB by default, including kernel overhead."""
 
 MAX_MESSAGE = 512 * 1024
-"""Size of the receive buffer: one batch and the largest single record (64 KiB of registration, 48 KiB of config)."""
+"""The size of the receive buffer. It holds a batch and the largest record (64 KiB registration, 48 KiB config)."""
 
 
 Item = TypeVar("Item")
 
 
 class ChannelError(Exception):
-    """The other end of the channel speaks another version, or garbage."""
+    """The other end of the channel speaks another version, or sends invalid messages."""
 
 
 class ForeignVersion(ChannelError):
@@ -36,10 +36,11 @@ class ForeignVersion(ChannelError):
 
 
 class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a connection that moves has behind it; times are seconds of CLOCK_MONOTONIC, *connected_at* since 1970.
+    """The state of a connection that moves. Times are seconds of CLOCK_MONOTONIC; *connected_at* is since 1970.
 
-    *left_at* is when its shard stopped serving it; *ticket* is what whoever goes on with it must take (`ipc.tickets`).
-    No request id above *last_id* was written on it.
+    *left_at* is the time at which its shard stopped serving it. A shard must take *ticket* before it serves the
+    connection (`ipc.tickets`). No request id above *last_id* was written on it. *drains* says that its agent has asked
+    for no further requests.
     """
 
     left_at: float
@@ -54,16 +55,17 @@ class Established(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ping_mark: int
     answers_pings: bool
     last_id: int = 0
+    drains: bool = False
 
 
 class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One connection on its way into a pool.
 
-    *number* is the n of ``<agent_id>-conn-<n>``, never used twice. *residue* are bytes that the agent sent and nobody
-    has taken for a frame yet: the first that the shard's decoder gets. *unsent* are the first bytes that the shard
-    writes, at commit and not a moment earlier: the acceptance, the whole frame that makes an agent a member, or what
-    the shard that had the connection could not write any more. *state* is None for a newcomer. *owner* is whose
-    connection it is, for the counts of the supervisor after this one.
+    *number* is the n of ``<agent_id>-conn-<n>``. It is never used twice. *residue* are received bytes that were not
+    decoded yet. The shard's decoder gets them first. *unsent* are the first bytes that the shard writes, at commit and
+    not before. They are the acceptance, or the bytes that the former shard of a moving connection could not write.
+    *state* is None for a connection that does not come from a shard. *owner* is the rule and the peer of the
+    connection. The next supervisor needs it for its counts.
     """
 
     number: int
@@ -79,7 +81,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def weight(self) -> int:
-        """About how many bytes it takes in a message."""
+        """The approximate number of bytes that it takes in a message."""
         return len(self.unsent) + len(self.metadata) + len(self.residue) + 256
 
 
@@ -92,7 +94,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=0):
 
 
 class Prepare(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Hold these connections; the descriptors come with it, in the same order. *batch* is for the answer."""
+    """Hold these connections. Their descriptors come with it, in the same order. The answer names *batch*."""
 
     batch: int
     offers: list[Offer]
@@ -105,13 +107,13 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class Revoke(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """Close your copies of these prepared connections untouched: somebody else serves them."""
+    """Close your copies of these prepared connections without writing. They are served elsewhere."""
 
     numbers: list[int]
 
 
 class Refuse(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """Turn these prepared connections away: their agents are at the limit. The shard knows each one's dialect."""
+    """Refuse these prepared connections, because their agents are at the limit. The shard knows their dialects."""
 
     numbers: list[int]
 
@@ -123,16 +125,17 @@ class Prepared(msgspec.Struct, array_like=True, frozen=True, tag=5):
 
 
 class Declined(msgspec.Struct, array_like=True, frozen=True, tag=6):
-    """The shard cannot hold the connections of that Prepare and has no copy of any; *reason* is for the log."""
+    """The shard cannot hold the connections of that Prepare and has no copy of any. *reason* is for the log."""
 
     batch: int
     reason: str
 
 
 class MoveOut(msgspec.Struct, array_like=True, frozen=True, tag=7):
-    """Let these connections go, each as soon as nothing is in flight on it.
+    """Move these connections out of the shard, each as soon as nothing is in flight on it.
 
-    After *seconds* those that are still busy stay, or, with *force*, go as they are: what is in flight on them fails.
+    Connections that are still busy after *seconds* stay. With *force* their requests in flight fail and they move,
+    unless they hold an incomplete large frame.
     """
 
     numbers: list[int]
@@ -141,23 +144,26 @@ class MoveOut(msgspec.Struct, array_like=True, frozen=True, tag=7):
 
 
 class Moving(msgspec.Struct, array_like=True, frozen=True, tag=8):
-    """The shard lets these connections go; the descriptors come with it. It holds them until a Commit or a Revoke."""
+    """The shard no longer serves these connections. Their descriptors come with it.
+
+    The shard holds its copies until a Commit or a Revoke.
+    """
 
     offers: list[Offer]
 
 
 class Staying(msgspec.Struct, array_like=True, frozen=True, tag=9):
-    """These connections of a MoveOut do not move: they were busy for too long and are served on, or are gone."""
+    """These connections of a MoveOut do not move. They were busy for too long and stay in service, or they are gone."""
 
     numbers: list[int]
 
 
 class KeptListener(msgspec.Struct, array_like=True, frozen=True):
-    """What a listening socket is: its *kind* (``uds`` or ``tcp``) and address.
+    """A listening socket: its *kind* (``uds`` or ``tcp``) and address.
 
-    *file* says which socket file of a Unix socket it was (device, inode, time of its making in ns): whoever gets the
-    socket back can tell whether the path still leads to it. *inherited* is a socket of whoever started the supervisor,
-    who also removes its file.
+    *file* identifies the socket file of a Unix socket (device, inode, creation time in ns). With it the next supervisor
+    can tell whether the path still leads to this socket. An *inherited* socket was passed by the process that started
+    the supervisor. That process also removes the file.
     """
 
     kind: str
@@ -167,10 +173,10 @@ class KeptListener(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Entrust(msgspec.Struct, array_like=True, frozen=True, tag=10):
-    """Keep copies of these listening sockets, and close all that you kept before; the descriptors come with it.
+    """Keep copies of these listening sockets, and close all copies from before. The descriptors come with it.
 
-    *orphan_timeout* is how many seconds the shard goes on without a supervisor. With *adds* the shard keeps what it
-    kept before, too: there are more sockets than go into one message, see `entrusting`.
+    *orphan_timeout* is the number of seconds for which the shard runs without a supervisor. With *adds* the shard also
+    keeps its former copies. This is for more sockets than fit into one message, see `entrusting`.
     """
 
     listeners: list[KeptListener]
@@ -179,11 +185,11 @@ class Entrust(msgspec.Struct, array_like=True, frozen=True, tag=10):
 
 
 class TakeBack(msgspec.Struct, array_like=True, frozen=True, tag=11):
-    """Send the listening sockets that you keep. The shard keeps them all the same."""
+    """Send copies of the listening sockets that you keep. The shard keeps its own copies."""
 
 
 class Kept(msgspec.Struct, array_like=True, frozen=True, tag=12):
-    """The listening sockets that the shard keeps; the descriptors come with it, in the same order.
+    """The listening sockets that the shard keeps. Their descriptors come with it, in the same order.
 
     *more* says that another Kept follows.
     """
@@ -193,10 +199,10 @@ class Kept(msgspec.Struct, array_like=True, frozen=True, tag=12):
 
 
 class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
-    """Hand everything over to me, the next supervisor: the first message to one that runs.
+    """Hand everything over to the next supervisor, the sender. It is the first message to a running supervisor.
 
-    It answers `HandingOver` or `NotNow`. Then come what it holds: `Unregistered`, `Kept`, and at last `Inheritance`. It
-    keeps copies of everything until `Taken`, and goes on when that does not come::
+    The old supervisor answers `HandingOver` or `NotNow`. Then it sends its sockets as `Unregistered` and `Kept`, and at
+    last `Inheritance`. It keeps copies of everything until `Taken`. If `Taken` does not come, it continues to serve::
 
         new supervisor                               old supervisor
           TakeOver                             ──►   accepts no more, finishes the handoffs under way
@@ -208,19 +214,19 @@ class TakeOver(msgspec.Struct, array_like=True, frozen=True, tag=20):
 
 
 class HandingOver(msgspec.Struct, array_like=True, frozen=True, tag=21):
-    """Yes; it takes *seconds* at most."""
+    """The old supervisor accepts the `TakeOver`. The handover takes *seconds* at most."""
 
     seconds: float
 
 
 class NotNow(msgspec.Struct, array_like=True, frozen=True, tag=22):
-    """No; *reason* says why, and what to do instead."""
+    """The old supervisor refuses the `TakeOver`. *reason* says why, and what to do instead."""
 
     reason: str
 
 
 class Handshake(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A connection whose registration is not complete: what it has sent, and the *seconds* that it has left."""
+    """A connection with an incomplete registration: its *received* bytes, and the *seconds* that it has left."""
 
     transport: str
     received: bytes
@@ -228,21 +234,22 @@ class Handshake(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag=23):
-    """Go on with these handshakes; the descriptors come with it, in the same order."""
+    """Continue these handshakes. Their descriptors come with it, in the same order."""
 
     handshakes: list[Handshake]
 
 
 class Further(msgspec.Struct, array_like=True, frozen=True, tag=26):
-    """More of what the last handshake before this has sent: a message holds no registration of any size."""
+    """More received bytes of the last handshake before this. A large registration does not fit into one message."""
 
     received: bytes
 
 
 class Inheritance(msgspec.Struct, array_like=True, frozen=True, tag=24):
-    """All has been sent, and the directories are yours: their locks come with it. *drained* shards take nobody.
+    """Everything has been sent. The directories now belong to the new supervisor; their locks come with it.
 
-    There are as many *locks*: the runtime directory's, then the status directory's where there is one.
+    *drained* are the shards that take no connections. *locks* is the number of descriptors: first the runtime
+    directory's, then the status directory's if there is one.
     """
 
     drained: list[int]
@@ -250,7 +257,7 @@ class Inheritance(msgspec.Struct, array_like=True, frozen=True, tag=24):
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, tag=25):
-    """The new supervisor serves; the old one ends."""
+    """The new supervisor serves. The old one must end."""
 
 
 Message = (
@@ -281,12 +288,12 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
-    """One message as it goes over the channel."""
+    """Encode one message for the channel."""
     return VERSION + _encoder.encode(message)
 
 
 def decode(data: bytes | bytearray | memoryview) -> Message:
-    """The message in *data*; `ChannelError` when it is none of ours."""
+    """Decode the message in *data*. Raises `ChannelError` if it is not a known message."""
     if bytes(data[:1]) != VERSION:
         raise ForeignVersion(f"handoff message of version {bytes(data[:1]).hex()}, this is version {VERSION.hex()}")
     try:
@@ -296,7 +303,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
 
 
 def entrusting(listeners: Mapping[KeptListener, int], orphan_timeout: float) -> list[tuple[Entrust, list[int]]]:
-    """The messages that have a shard keep *listeners* and no others, with their descriptors; one at least."""
+    """Build the messages that make a shard keep only *listeners*, with their descriptors. There is at least one."""
     return [
         (Entrust([listener for listener, _ in batch], orphan_timeout, adds=n > 0), [fd for _, fd in batch])
         for n, batch in enumerate(batches(list(listeners.items())))
@@ -304,12 +311,12 @@ def entrusting(listeners: Mapping[KeptListener, int], orphan_timeout: float) -> 
 
 
 def batches(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """*items* in parts that go into one message each; one empty part when there are none."""
+    """Split *items* into parts that fit into one message each. Without items there is one empty part."""
     return [items[start : start + MAX_BATCH] for start in range(0, max(1, len(items)), MAX_BATCH)]
 
 
 def descriptors_expected(message: Message) -> int:
-    """How many descriptors come with *message*."""
+    """The number of descriptors that come with *message*."""
     if isinstance(message, Prepare | Moving):
         return len(message.offers)
     if isinstance(message, Unregistered):

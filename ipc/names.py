@@ -1,10 +1,11 @@
-"""Names that hold a directory for a process although the directory is gone: abstract Unix sockets, unix(7).
+"""Reserves a directory for one process by abstract Unix sockets (unix(7)), even after the directory was removed.
 
-A lock file protects nothing once somebody has removed it, or the directory around it: the next process makes another
-one and locks that. An abstract name cannot be removed, and is free again when the last descriptor of it is closed.
+A lock file protects nothing once it was removed, or the directory around it. The next process makes another lock file
+and locks that one. An abstract name cannot be removed. It is free again when its last descriptor is closed.
 
-Anybody on the host may take such a name, so one that another user holds says nothing, and is passed over. Who holds one
-is found among the descriptors of this user's processes: asking at a listening socket, others could keep it busy.
+Any user of the host may take such a name. So a name held by another user proves nothing, and is skipped. The holder is
+found among the descriptors of this user's processes. It is not asked over a listening socket, because other users could
+keep that socket busy.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ _PREFIX = b"\0shardgate/"
 
 
 def names_of(directory: Path) -> list[bytes]:
-    """The names that stand for *directory*, which need not exist.
+    """The names for *directory*, which need not exist.
 
-    One by the folder around it, so that containers that share a network and each have a directory of this path do not
-    meet; and one by the path within this mount namespace, for when the folders around it are removed as well.
+    The first name depends on the parent folder. So containers that share a network may each have a directory of this
+    path. The second name depends on the path and on this mount namespace, in case the parent folders are removed too.
     """
     found = []
     path = Path(os.path.realpath(directory))
@@ -34,9 +35,9 @@ def names_of(directory: Path) -> list[bytes]:
 
 
 def take(directory: Path) -> tuple[list[int], int | None]:
-    """Take the names of *directory*; the descriptors that hold them, and the pid of a process that has one already.
+    """Take the names of *directory*. Returns the descriptors that hold them, and None.
 
-    No descriptor is open when there is such a process.
+    When a process of this user holds a name already, returns no descriptors and the pid of that process.
     """
     taken: list[int] = []
     for name in names_of(directory):

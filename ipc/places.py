@@ -1,8 +1,9 @@
-"""What a process has on disk and needs there: looked at now and then, and made again when somebody has removed it.
+"""Watches the sockets and folders that a process needs on disk, and makes them again when they are removed.
 
-A Unix socket cannot be linked again once its file is gone (linkat(2) takes no socket without a name), and whoever made
-it hears nothing of that: it goes on listening where nobody can connect. So each file is compared with what it was,
-by one lstat(2) of 1 µs, and the owner of a place makes it anew: beside the old socket, whose queue may hold somebody.
+A Unix socket cannot be linked again once its file is gone: linkat(2) takes no socket without a name. The kernel does
+not report the loss to the process, which goes on listening on a socket that no peer can reach. So each file is compared
+with its earlier identity, by one lstat(2) of 1 µs. The owner then makes the file again. The socket for agents is opened
+beside the old one, because connections may still wait in the old socket's queue.
 """
 
 import os
@@ -14,13 +15,13 @@ from typing import NamedTuple
 from ipc.logs import get_logger
 
 LOOK_SECONDS = 1.0
-"""Between two looks."""
+"""Seconds between two calls of `Places.look`."""
 
 Identity = tuple[int, int, int]
 
 
 class CannotMend(Exception):
-    """A place cannot be made again, or not by this process; the message says why, and what to do."""
+    """A place that the process cannot make again. The message gives the reason and the remedy."""
 
 
 class _Place(NamedTuple):
@@ -29,9 +30,9 @@ class _Place(NamedTuple):
 
 
 def identity(path: str | os.PathLike[str]) -> Identity | None:
-    """Which file is at *path*; None when none is. A folder is the same one however its entries change.
+    """Identify the file at *path*: device, inode, and modification time in ns. Returns None when there is no file.
 
-    The number of an inode alone is used again at once, so a file also has the time of its making, in ns.
+    The kernel reuses inode numbers at once, hence the time. It is 0 for a folder, because its entries may change.
     """
     try:
         info = os.lstat(path)
@@ -41,14 +42,15 @@ def identity(path: str | os.PathLike[str]) -> Identity | None:
 
 
 class Places:
-    """The places of one process, looked at in the order in which they were added: a folder before what is in it.
+    """The places of one process.
 
-    *on_change* is told what has happened to a place, as a code and as a text: ``file_gone``, ``file_mended``.
+    They are checked in the order in which they were added, so add a folder before its entries. *on_change* gets a code
+    and a text for each change of a place. The codes are ``file_gone`` and ``file_mended``.
     """
 
     def __init__(self, on_change: Callable[[str, str], None] = lambda _code, _text: None) -> None:
         self.mended_total = 0
-        """How often something was made again."""
+        """Number of places that were made again."""
         self._on_change = on_change
         self._log = get_logger()
         self._places: dict[Path, _Place] = {}
@@ -57,39 +59,39 @@ class Places:
 
     @property
     def problems(self) -> list[str]:
-        """What is not where it should be, and why it is not mended, for people."""
+        """One text for each missing or replaced place, with the reason why it cannot be made again."""
         return list(self._problems.values())
 
     def add(self, path: Path, what: str, mend: Callable[[], None]) -> None:
-        """Look after *path*, which is there now; *what* is what it is for people.
+        """Watch *path*, which must exist now. *what* is its name in log lines and problems.
 
-        *mend* makes it again, and raises OSError or `CannotMend` when that is not possible now.
+        *mend* makes it again. It raises OSError or `CannotMend` when that is not possible now.
         """
         self._places[path] = _Place(what, mend)
         self._seen[path] = identity(path)
 
     def drop(self, path: Path) -> None:
-        """Look after *path* no more: it is not needed."""
+        """Stop watching *path*: the process does not need it any more."""
         self._places.pop(path, None)
         self._seen.pop(path, None)
         self._problems.pop(path, None)
 
     def clear(self) -> None:
-        """Look after nothing any more."""
+        """Stop watching all places."""
         for path in list(self._places):
             self.drop(path)
 
     def look(self) -> None:
-        """Look at all places, and mend what is not as it was."""
+        """Check all places. Make a place again when it is missing or was replaced."""
         for path, place in list(self._places.items()):
             found = identity(path)
             if found is not None and found == self._seen.get(path):
                 if self._problems.pop(path, None) is not None:
-                    # It has come back by itself: it was only moved away.
+                    # The file was moved away, and has been moved back.
                     self._on_change("file_mended", f"{place.what} {path} is back")
                 continue
             if path.is_symlink() and path.exists():
-                # Only this user can have put it there, on purpose: a tool that looks at what passes, say.
+                # Only this user can have made the link, and on purpose: for a tool that records the traffic, say.
                 continue
             self._mend(path, place, "is gone" if found is None else "was replaced")
 

@@ -1,9 +1,9 @@
-"""Status queries and commands: what a command line asks a supervisor or a shard.
+"""Status queries and commands from a command line to a supervisor or a shard.
 
-Every process answers on a Unix stream socket of its own in the runtime directory, so that a shard tells its state even
-while the supervisor is down, and on another one in the status directory (`ipc.query_server`). A question and its answer
-are frames: four bytes of length, big-endian, then a msgpack map. Both sides ignore keys they do not know. A connection
-may ask again when it has its answer.
+Every process answers on a Unix stream socket of its own in the runtime directory. So a shard reports its state even
+while the supervisor is down. It answers on a second socket in the status directory (`ipc.query_server`). A question and
+its answer are frames: four bytes of length, big-endian, then a msgpack map. Both sides ignore unknown keys. An asker
+may send the next question on a connection after it has received the answer.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from ipc.sockets import is_served
 HEADER = struct.Struct(">I")
 
 MAX_QUESTION_BYTES = 16 * 1024
-"""The longest question that is read."""
+"""The longest question that a process reads."""
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """The longest answer that an asker reads."""
 
 MAX_PAGE = 1000
-"""Entries of a list in one answer. A process encodes that many in a few milliseconds, between which it serves."""
+"""Entries of a list in one answer. A process encodes them in a few milliseconds, and serves agents between answers."""
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""Bytes of a list in one answer, but for its last entry."""
+"""Bytes of a list in one answer, not counting its last entry."""
 
 _RETRY_INTERVAL = 0.01
 """Seconds between attempts to connect while the backlog of a process is full."""
 
 _ENDING = 0.1
-"""Seconds in which the sockets of a process that ends are closed one after another."""
+"""Seconds that a process may need at its end to close its sockets one after another."""
 
 _Shape = TypeVar("_Shape")
 
@@ -48,15 +48,15 @@ class QueryError(Exception):
 
 
 class NotReachable(QueryError):
-    """Nobody listens at the socket: the process is not running."""
+    """No process listens on the socket: the process is not running."""
 
 
 class NoAnswer(QueryError):
-    """The process is there and stayed silent for the whole time, or closed the connection."""
+    """The process is running, but sent no answer in time or closed the connection."""
 
 
 class Refused(QueryError):
-    """The process understood and said no; the message is its own."""
+    """The process refused the query. The message comes from the process."""
 
 
 class Request(msgspec.Struct):
@@ -67,7 +67,7 @@ class Request(msgspec.Struct):
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
-    """One answer: a result, or the reason why there is none."""
+    """One answer: a result or an error."""
 
     result: Any = None
     error: str | None = None
@@ -77,7 +77,7 @@ _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
 
 def typed(arguments: Mapping[str, Any], shape: type[_Shape]) -> _Shape:
-    """The arguments of a question as a *shape*, a struct. Raises `Refused`, which tells what is wrong with them."""
+    """Convert the arguments of a question to *shape*, a struct. Raises `Refused` with the reason."""
     try:
         return msgspec.convert(dict(arguments), shape)
     except msgspec.ValidationError as error:
@@ -85,21 +85,22 @@ def typed(arguments: Mapping[str, Any], shape: type[_Shape]) -> _Shape:
 
 
 def page_length(limit: int) -> int:
-    """How many entries an asker who wants *limit* gets at most: none to `MAX_PAGE`."""
+    """The number of entries for an asker that wants *limit*: between 0 and `MAX_PAGE`."""
     return max(0, min(limit, MAX_PAGE))
 
 
 def ask(path: Path, method: str, arguments: dict[str, Any] | None = None, *, timeout: float = 2.0) -> Any:
     """Ask the process at *path* and return its result.
 
-    Raises `NotReachable` at once when nobody listens there, `NoAnswer` after *timeout* seconds, `Refused`, and
-    `QueryError` when the answer cannot be read.
+    Raises `NotReachable` at once when no process listens there. Raises `NoAnswer` when there is no answer within
+    *timeout* seconds, or the process closes the connection. Raises `Refused`, and `QueryError` for an answer that
+    cannot be decoded.
     """
     deadline = time.monotonic() + timeout
     answers = ask_many([path], method, arguments, timeout=timeout)
     if path in answers:
         return answers[path]
-    # A process that ends may close a connection a moment before its listening socket.
+    # A process may at its end close a connection a moment before its listening socket.
     deadline = min(deadline, time.monotonic() + _ENDING)
     while is_served(path):
         if time.monotonic() >= deadline:
@@ -111,9 +112,9 @@ def ask(path: Path, method: str, arguments: dict[str, Any] | None = None, *, tim
 def ask_many(
     paths: Iterable[Path], method: str, arguments: dict[str, Any] | None = None, *, timeout: float = 2.0
 ) -> dict[Path, Any]:
-    """Ask several processes at the same time; who does not answer within *timeout* seconds is left out.
+    """Ask several processes at the same time. A process without an answer after *timeout* seconds is left out.
 
-    Raises `Refused` when one of them refuses, and `QueryError` when one answers what cannot be read.
+    Raises `Refused` when one of them refuses, and `QueryError` when an answer cannot be decoded.
     """
     payload = msgspec.msgpack.encode(Request(method, arguments or {}))
     results = {}
@@ -131,8 +132,8 @@ def ask_many(
 def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Path, bytes]:
     """Send *payload* to the process at each of *paths* and collect the answers for at most *timeout* seconds.
 
-    Paths that nobody serves, and peers that stay silent or hang up, are missing from the result; all are asked at the
-    same time.
+    All processes are asked at the same time. A path is missing from the result when no process serves it, or its
+    process stays silent or hangs up.
     """
     deadline = time.monotonic() + timeout
     frame = HEADER.pack(len(payload)) + payload
@@ -153,7 +154,7 @@ def request(paths: Iterable[Path], payload: bytes, timeout: float) -> Mapping[Pa
             left = deadline - time.monotonic()
             if not waiting:
                 break
-            # Once more at the end: a process that was stopped until then has not read what came.
+            # Read once more after the deadline: this process may have been stopped, with answers waiting.
             for key, _ in selector.select(max(0.0, min(left, _RETRY_INTERVAL) if unconnected else left)):
                 asked: _Question = key.data
                 if asked.read():
@@ -178,10 +179,10 @@ class _Question:
         self._received = bytearray()
 
     def connect(self) -> bool:
-        """Connect and ask; False when nobody listens. A full backlog is no error: `is_connected` stays False."""
+        """Connect and send the question. Returns False on failure. With a full backlog `is_connected` stays False."""
         try:
             self.sock.connect(os.fspath(self.path))
-            # A frame fits into an empty socket: at least 2 KiB is there by socket(7), and 208 KiB by default.
+            # A frame fits into the buffer of an empty socket: 208 KiB by default, at least 2 KiB (socket(7)).
             self.is_connected = self.sock.send(self._frame) == len(self._frame)
         except BlockingIOError:
             return True
@@ -190,7 +191,7 @@ class _Question:
         return self.is_connected
 
     def read(self) -> bool:
-        """Read what has come; whether there is nothing more to wait for: `answer` is there, or there will be none."""
+        """Read the received bytes. Returns True when the answer is complete, or will never be."""
         try:
             data = self.sock.recv(1 << 20)
         except BlockingIOError:

@@ -1,9 +1,9 @@
-"""The end of a process that answers queries (`ipc.query`): on a Unix socket, for operators or for those who only look.
+"""Answers queries (`ipc.query`) on a Unix socket, for operators or for users with read-only access.
 
-The socket of the runtime directory is for the user of the product, who may act. The socket of the status directory is
-for other users, who may look: they get a tenth of a processor, few connections each, and no memory that they do not
-read. So a query socket is a `LimitedListener` and no ZeroMQ socket: ZeroMQ aborts its process when it accepts at the
-descriptor limit, and its high water mark counts messages, not bytes.
+The socket of the runtime directory is for the user of shardgate, which may act. The socket of the status directory is
+for other users, which may only read. They get a tenth of a processor, few connections each, and a bounded number of
+unread bytes. So a query socket is a `LimitedListener` and no ZeroMQ socket. ZeroMQ aborts its process when it accepts
+at the descriptor limit, and its high water mark counts messages, not bytes.
 """
 
 import asyncio
@@ -26,27 +26,27 @@ QUESTION_TIMEOUT = 10.0
 """Seconds from connecting, or from an answer, to the end of the next question."""
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds from an answer until it must have been read."""
+"""Seconds that a peer has to read an answer."""
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-"""A longer answer is an error: lists are asked for in pages, see `ipc.query.MAX_PAGE`."""
+"""A longer answer is replaced by an error. Askers get lists in pages, see `ipc.query.MAX_PAGE`."""
 
 
 class Access(NamedTuple):
-    """What the peers of one socket may take: `Limits`, and the part of the processor (1: one turn after another)."""
+    """Resources for the peers of one socket: `Limits`, and a part of the processor (1: no limit beside the turns)."""
 
     limits: Limits
     part: float
 
 
 OPERATORS = Access(Limits(connections=32, each=32, unsent=64 * 1024 * 1024, pending=16), 1.0)
-"""For the user of the product. Descriptors come out of the reserve of `ipc.process.DescriptorBudget`."""
+"""For the user of shardgate. Its descriptors come out of the reserve of `ipc.process.DescriptorBudget`."""
 
 LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024, pending=32), 0.1)
-"""For users who may only look. A budget of descriptors counts these connections as expected."""
+"""For users with read-only access. A `DescriptorBudget` counts these connections as expected."""
 
 _BURST = 0.1
-"""Seconds of processor time that may be saved up."""
+"""Seconds of processor time that a share may save up."""
 
 _TOO_MUCH = msgspec.msgpack.encode(
     Reply(error=f"not a query: one question at a time, of at most {MAX_QUESTION_BYTES} bytes")
@@ -60,12 +60,13 @@ Method = Callable[[dict[str, Any]], Any]
 class QueryServer:
     """Answers queries on one socket with the functions in *methods*.
 
-    Whoever asks for another one hears *refusal*, where there is one. A method takes the arguments and returns what
-    msgspec can encode; a `Refused` that it raises reaches the asker. What else it raises goes to the loop's exception
-    handler, and the asker hears that there is no answer to wait for. *mode* is asked for whenever the socket is made.
+    An unknown method is answered with *refusal*, or with a general error when *refusal* is empty. A method takes the
+    arguments and returns a value that msgspec can encode. The asker gets the message of a `Refused`. Any other
+    exception goes to the loop's exception handler, and the asker gets an error. *mode* is called whenever the socket is
+    made.
 
-    Where the socket cannot be made the object is not made either, with an OSError; or, with *may_wait*, it answers once
-    `bind` has succeeded.
+    The constructor raises OSError when the socket cannot be made. With *may_wait* it does not, and the server answers
+    once `bind` has succeeded.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class QueryServer:
                 raise
 
     def bind(self) -> None:
-        """Listen, or listen again where the socket's file is gone; OSError when that is not possible."""
+        """Listen, or listen again after the socket's file was removed. Raises OSError when that is not possible."""
         opened = self._listen()
         self._close_socket()
         self._open = opened
@@ -111,12 +112,12 @@ class QueryServer:
         return sock, LimitedListener(sock, self._connection, lambda: self._limits, self._turns)
 
     def close(self) -> None:
-        """Stop answering. The socket's file stays: a successor may have bound the path by now."""
+        """Stop answering. The socket's file stays, because a successor may have bound the path by now."""
         self._close_socket()
         self._turns.close()
 
     def answer(self, payload: bytes) -> bytes:
-        """The answer to a question, whatever *payload* is."""
+        """Return the encoded reply to a question. *payload* may be any bytes."""
         try:
             answer = msgspec.msgpack.encode(self._reply_to(payload))
         except Exception as error:  # noqa: BLE001 - a defect in one answer must not cost more than this answer
@@ -147,7 +148,7 @@ class QueryServer:
 
 
 class _QueryConnection(LimitedConnection):
-    """One asker. A question is read only when the answer before it has been sent."""
+    """One asker. The server reads a question only after it has sent the answer before it."""
 
     def __init__(
         self, listener: LimitedListener, sock: socket.socket, peer: Hashable, answer: Callable[[bytes], bytes]
@@ -161,11 +162,11 @@ class _QueryConnection(LimitedConnection):
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """Who has asked nothing for longest goes first, who does not read an answer after that."""
+        """Lowest is the connection that asked nothing for longest. One with an unread answer ranks above the others."""
         return (self.unsent > 0, self._since)
 
     def received(self, data: bytes) -> None:
-        """Take bytes of a question. What is too long, or more than one question, is answered with an error."""
+        """Take bytes of a question. A question that is too long gets an error, and so do two questions at a time."""
         self._received += data
         if len(self._received) < HEADER.size:
             self.read()

@@ -3,7 +3,7 @@
 ``loop.add_reader`` of uvloop costs 7 µs and about 700 bytes for a descriptor that comes and goes: a handle, a probe of
 the descriptor with two more system calls, and a callback of its own for each event. One epoll set that is itself
 watched by the loop costs 3 µs and a dictionary entry, and delivers a whole batch in one callback. With tens of
-thousands of connections that is the difference that the handshake and the idle connection are made of.
+thousands of connections this is most of the cost of a handshake and of an idle connection.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import select
 from typing import Protocol
 
 BATCH = 256
-"""Events taken in one turn of the loop. What is left keeps the set readable, so nobody starves."""
+"""Events taken in one turn of the loop. Remaining events keep the set readable, so no descriptor starves."""
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
@@ -19,13 +19,13 @@ GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Ready(Protocol):
-    """Whoever owns a watched descriptor."""
+    """The owner of a watched descriptor."""
 
     def on_ready(self, events: int) -> None:
         """Act on readiness.
 
-        *events* is a hint, never a fact: within a batch a descriptor may have been closed and its number given to
-        another connection. Only a read or a write that was tried tells what is so.
+        *events* is only a hint. Within a batch the descriptor may have been closed, and its number may belong to
+        another connection. Only an attempt to read or to write shows the true state.
         """
 
 
@@ -33,8 +33,8 @@ class Readiness:
     """The descriptors that one process watches, each with its owner.
 
     A descriptor must be forgotten *before* it is closed or handed to another process: epoll watches the open file, not
-    the number, so a copy that lives on elsewhere would go on reporting for a number that nobody can remove any more
-    (epoll(7), question 6).
+    the number. Otherwise a copy in another process would keep reporting events, and the number could not be removed
+    any more (epoll(7), question 6).
     """
 
     __slots__ = ("_epoll", "_loop", "_owners")
@@ -49,7 +49,7 @@ class Readiness:
         return len(self._owners)
 
     def watch(self, fd: int, owner: Ready, events: int = READ) -> None:
-        """Report *events* of *fd* to *owner* as long as they hold (level-triggered)."""
+        """Report *events* of *fd* to *owner*, as long as they last (level-triggered)."""
         self._epoll.register(fd, events)
         self._owners[fd] = owner
 
@@ -58,18 +58,18 @@ class Readiness:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Stop watching *fd*, which must still be open; no event of it is delivered after this."""
+        """Stop watching *fd*, which must still be open. None of its events is delivered after this."""
         del self._owners[fd]
         self._epoll.unregister(fd)
 
     def gone(self, most: int) -> list[Ready]:
-        """At most so many of the owners whose peers have gone, by the kernel's word of this moment."""
+        """At most *most* owners of descriptors with a closed peer. Asks the kernel now."""
         ready = self._epoll.poll(0, max(1, len(self._owners)))
         found = [self._owners[fd] for fd, events in ready if events & GONE and fd in self._owners]
         return found[:most]
 
     def close(self) -> None:
-        """Close the set. The descriptors in it stay open: they are their owners'."""
+        """Close the set. The descriptors in it stay open, because they belong to their owners."""
         if not self._epoll.closed:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()

@@ -1,4 +1,4 @@
-"""Putting new content into a file in one step. Commands use it too: it logs nothing, and needs no loop."""
+"""Replaces the content of a file in one step. Commands use it too: it logs nothing, and needs no loop."""
 
 import contextlib
 import errno
@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 MODE = 0o644
-"""Who may enter the directory may read: its mode decides, and not the umask (0077 under our systemd unit)."""
+"""The mode of the directory decides about access to the file. The umask, 0077 under our systemd unit, does not."""
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Have *path* hold *content*, in one step; OSError leaves what was there before.
+    """Write *content* to *path*, in one step. Raises OSError, and leaves the old content in place.
 
-    Where there is no room for a second file the content goes over that of the first, in one write, with blanks behind
-    it: what it replaces is of the same kind and about as long.
+    A full file system has no room for a second file. Then one write puts the content over the old one, and blanks fill
+    the rest. That works because the old content is of the same kind and about as long.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -36,12 +36,12 @@ def replace(path: Path, content: bytes) -> None:
 def _write_all(descriptor: int, content: bytes) -> None:
     written = os.write(descriptor, content)
     if written < len(content):
-        # The rest of it: on a full file system that says why.
+        # Write the rest. On a full file system this raises the error with the reason.
         _write_all(descriptor, content[written:])
 
 
 def _overwrite(path: Path, content: bytes) -> bool:
-    """Write over what is there, where it has the blocks for it; whether that was done."""
+    """Overwrite the file at *path*, if its blocks have room for *content*. Returns whether that was done."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -1,20 +1,22 @@
-"""The runtime directory: where the processes of one shardgate find each other.
+"""The runtime directory, in which the processes of one shardgate find each other.
 
-It holds, mode 0700::
+It has mode 0700 and contains::
 
     lock                 flock of the one supervisor
     supervisor.json      record of the supervisor (pid, create time, epoch)
     supervisor.query     status queries to the supervisor
-    supervisor.handoff   the next supervisor, which takes over from the running one
+    supervisor.handoff   takeover requests of the next supervisor
     bus                  the bus, bound by the supervisor
-    counts               what the supervisor publishes
+    counts               counts of agents, published by the supervisor
+    agents.sock          agents, if the configuration has no listener
     numbers              connection numbers below this one have been used
+    totals.json          counts of ended shards, for the next supervisor
     shard-<i>.json       record of shard i
     shard-<i>.handoff    descriptor handoff, listened on by shard i
     shard-<i>.query      status queries to shard i
     shard-<i>.proxy      events from proxies to shard i
 
-A record names a process by pid *and* create time, so that a recycled pid is never taken for it.
+A record identifies a process by pid *and* create time, so that a process with a recycled pid is not taken for it.
 """
 
 import contextlib
@@ -35,7 +37,7 @@ from ipc.folders import make_private
 from ipc.replacing import replace
 
 if TYPE_CHECKING:
-    # It logs, which commands do not pay for.
+    # It imports the logging, which commands do not need.
     from ipc.side_files import SideFiles
 
 ENVIRONMENT_VARIABLE = "SHARDGATE_RUNTIME_DIR"
@@ -44,7 +46,7 @@ _SUPERVISOR_SOCKETS = ("supervisor.query", "supervisor.handoff", "bus", "counts"
 _FILES = ("lock", "numbers")
 _SHARD_SOCKETS = ("handoff", "query", "proxy")
 AGENTS_SOCKET = "agents.sock"
-"""The Unix socket in the runtime directory where a configuration without a listener listens."""
+"""The Unix socket in the runtime directory that is used if the configuration has no listener."""
 
 _LONGEST_NAME = max(
     (*_SUPERVISOR_SOCKETS, AGENTS_SOCKET, *(f"shard-{MAX_SHARDS - 1}.{kind}" for kind in _SHARD_SOCKETS)), key=len
@@ -52,7 +54,7 @@ _LONGEST_NAME = max(
 
 
 class RuntimeDirError(Exception):
-    """The runtime directory cannot be used; the message says what to do."""
+    """The runtime directory cannot be used. The message says how to fix it."""
 
 
 class RuntimeDirBusy(RuntimeDirError):
@@ -60,10 +62,10 @@ class RuntimeDirBusy(RuntimeDirError):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
-    """Which process serves a role of this runtime directory.
+    """The process that has a role in this runtime directory.
 
-    *create_time* is seconds since 1970. It moves when somebody sets the clock, because the kernel keeps the time since
-    boot only; so *started_after_boot*, where it is there, says whether a process is this one.
+    *create_time* is in seconds since 1970. It changes when the system clock is set, because the kernel keeps only the
+    time since boot. So *started_after_boot*, if present, identifies the process instead.
     """
 
     pid: int
@@ -73,21 +75,21 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     started_after_boot: float | None = None
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs; a zombie does not."""
+        """Whether this very process still runs. A zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            # psutil derives the time from clock ticks of 10 ms, so equality needs that much room.
+            # psutil derives the time from clock ticks of 10 ms, so the comparison needs a tolerance.
             if self.started_after_boot is None:
                 difference = process.create_time() - self.create_time
             else:
                 difference = _started_after_boot(process) - self.started_after_boot
             return abs(difference) < 0.02 and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, ValueError):
-            # ValueError: no pid at all.
+            # ValueError: the number is not a valid pid.
             return False
 
     def belongs_to(self, uid: int) -> bool:
-        """Whether that process runs as user *uid*: no other's is to be adopted or ended, whatever a record says."""
+        """Whether that process runs as user *uid*. Processes of other users must not be adopted or ended."""
         try:
             return psutil.Process(self.pid).uids().effective == uid
         except (psutil.Error, ValueError):
@@ -95,21 +97,21 @@ class ProcessRecord(msgspec.Struct, frozen=True):
 
 
 def record_of_this_process(epoch: str, version: str) -> ProcessRecord:
-    """The record of the calling process."""
+    """Make the record of the calling process."""
     process = psutil.Process()
     return ProcessRecord(process.pid, process.create_time(), epoch, version, _started_after_boot(process))
 
 
 def _started_after_boot(process: psutil.Process) -> float:
-    # psutil adds the boot time, which follows the system clock, to what the kernel says.
+    # psutil adds the boot time, which follows the system clock, to the kernel's value.
     return process.create_time() - psutil.boot_time()
 
 
 def default_runtime_dir() -> Path:
-    """The directory used when nobody names one.
+    """Return the runtime directory to use if none is configured.
 
-    ``$SHARDGATE_RUNTIME_DIR``, else ``/run/shardgate`` for root, else ``$XDG_RUNTIME_DIR/shardgate``,
-    else a folder of the user's own in ``/tmp``.
+    It is ``$SHARDGATE_RUNTIME_DIR``, else ``/run/shardgate`` for root, else ``$XDG_RUNTIME_DIR/shardgate``, else a
+    directory of the user in ``/tmp``.
     """
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(named)
@@ -129,22 +131,23 @@ _WHAT_TO_DO = {
 
 
 def excess_length(path: str | os.PathLike[str]) -> int:
-    """By how many bytes the longest path of a socket in the directory *path* is too long; 0 or less: it fits."""
+    """The number of bytes by which the longest socket path in *path* exceeds the limit, 0 or less if it fits."""
     return len(os.fsencode(Path(path).absolute() / _LONGEST_NAME)) - UNIX_PATH_MAX
 
 
 class RuntimeDir:
     """Paths, records and the lock of one runtime directory.
 
-    Making the object touches nothing; `create` makes the directory, `lock` takes it. A process that serves sets
-    *files*: then what is written and removed here never raises, see `ipc.side_files`. OSError otherwise.
+    The constructor touches no files. `create` makes the directory and `lock` takes it. A process that serves sets
+    *files*; then the methods that write and remove files never raise, see `ipc.side_files`. Otherwise they raise
+    OSError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         self.files: SideFiles | None = None
         self.maker: Callable[[], object] | None = None
-        """Makes it again where that is not `create`."""
+        """Makes the directory again, if `create` is not the right way."""
         self._lock_fd = -1
         self._names: list[int] = []
 
@@ -165,11 +168,11 @@ class RuntimeDir:
 
     @property
     def supervisor_handoff(self) -> Path:
-        """The socket on which a supervisor is asked to hand over to the next one."""
+        """The socket on which a supervisor receives the takeover request of the next one."""
         return self.path / "supervisor.handoff"
 
     def shard_handoff(self, shard: int) -> Path:
-        """The socket on which a shard takes descriptors."""
+        """The socket on which a shard receives descriptors."""
         return self.path / f"shard-{shard}.handoff"
 
     def shard_query(self, shard: int) -> Path:
@@ -177,19 +180,19 @@ class RuntimeDir:
         return self.path / f"shard-{shard}.query"
 
     def shard_proxy(self, shard: int) -> Path:
-        """The socket on which a shard takes events from proxies."""
+        """The socket on which a shard receives events from proxies."""
         return self.path / f"shard-{shard}.proxy"
 
     def is_ours(self, path: Path) -> bool:
-        """Whether *path* is one that the processes of this directory use."""
+        """Whether the processes of this directory use *path*."""
         ours = path.suffix in (".json", ".query", ".handoff", ".proxy") or path.name in (*_SUPERVISOR_SOCKETS, *_FILES)
         return ours and path.parent == self.path
 
     def create(self) -> None:
-        """Make the directory 0700, or check that the one that is there is a private one of ours.
+        """Make the directory with mode 0700. If it exists, check that it belongs to this user, and make it private.
 
-        Raises `RuntimeDirError` when a socket in it would have too long a path, when it cannot be made, or
-        when somebody else could put files into it.
+        Raises `RuntimeDirError` if the directory cannot be made or belongs to another user. Also raises it if the path
+        of a socket in it would be too long.
         """
         self.check_length()
         try:
@@ -204,18 +207,18 @@ class RuntimeDir:
                 f"{self.path}: belongs to uid {info.st_uid}, not to uid {os.geteuid()}; choose another --runtime-dir"
             )
         if info.st_mode & 0o077:
-            # systemd's RuntimeDirectory= defaults to 0755; what lies inside is for this user alone.
+            # systemd's RuntimeDirectory= defaults to 0755. The files inside are for this user alone.
             self.path.chmod(0o700)
 
     def make_again(self) -> None:
-        """Make the directory where it is gone, as it was made at first. Raises `RuntimeDirError`."""
+        """Make the directory again after it was removed, in the same way as before. Raises `RuntimeDirError`."""
         if self.maker is None:
             self.create()
         else:
             self.maker()
 
     def check_usable(self) -> None:
-        """Raise OSError, with the path, when what a process of ours needs could not be made here now."""
+        """Check that the files of a shard can be made here now. Raises OSError with the path of the directory."""
         probes = [self.path / f"probe-{n}.{os.getpid()}.part" for n in range(1 + len(_SHARD_SOCKETS))]
         try:
             for probe in probes:
@@ -228,7 +231,7 @@ class RuntimeDir:
                     probe.unlink()
 
     def check_length(self) -> None:
-        """Raise `RuntimeDirError` when a socket in it would have too long a path."""
+        """Raise `RuntimeDirError` if the path of a socket in the directory would be too long."""
         if (excess := excess_length(self.path)) > 0:
             raise RuntimeDirError(
                 f"{self.path}: the path is {excess} bytes too long for Unix sockets"
@@ -236,11 +239,11 @@ class RuntimeDir:
             )
 
     def lock(self) -> None:
-        """Take the directory for this process until it ends or calls `unlock`; once more where the file was removed.
+        """Take the directory for this process until it ends or calls `unlock`.
 
-        Raises `RuntimeDirBusy` when a living supervisor holds it, `RuntimeDirError` when there is no way to lock.
-        The lock must be taken before anything is bound here: ZeroMQ's bind removes whatever lies at its path, a
-        living server's socket included.
+        Call it again if the lock file was removed. Raises `RuntimeDirBusy` if a living supervisor holds the directory,
+        and `RuntimeDirError` if it cannot be locked. Take the lock before binding any socket here. ZeroMQ's bind
+        removes an existing file at its path, even the socket of a living server.
         """
         try:
             fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -254,7 +257,7 @@ class RuntimeDir:
             record = self.read_supervisor()
             raise self._busy(f"pid {record.pid}" if record else "another process") from None
         if not self._names:
-            # The lock file may be a new one, in the place of one that was removed while a supervisor ran.
+            # The lock file may be new. The former one may have been removed while a supervisor ran.
             self._names, pid = names.take(self.path)
             if pid is not None:
                 os.close(fd)
@@ -270,7 +273,7 @@ class RuntimeDir:
         )
 
     def lock_names(self) -> None:
-        """Take the names that go with the lock, where this process has only its file."""
+        """Take the names that belong to the lock, if this process has only its file."""
         if not self._names:
             self._names, _ = names.take(self.path)
 
@@ -281,16 +284,16 @@ class RuntimeDir:
 
     @property
     def lock_path(self) -> Path:
-        """The file of the lock."""
+        """The lock file."""
         return self.path / "lock"
 
     @property
     def lock_descriptors(self) -> list[int]:
-        """The descriptors of the lock, its file first, while this process has it. Copies are the same lock."""
+        """The descriptors of the lock, its file first, while this process has it. Copies of them share the lock."""
         return [self._lock_fd, *self._names]
 
     def is_lock(self, fd: int) -> bool:
-        """Whether *fd* is an open lock of this very directory."""
+        """Whether *fd* is a descriptor of this directory's lock: its file or one of its names."""
         if name := names.name_at(fd):
             return name in names.names_of(self.path)
         try:
@@ -299,18 +302,18 @@ class RuntimeDir:
             return False
 
     def inherit_lock(self, fd: int) -> None:
-        """Take the directory by a copy of one of the lock's descriptors, which is owned from now on."""
+        """Take the directory with a copy of one of the lock's descriptors. This object then owns *fd*."""
         if names.name_at(fd):
             self._names.append(fd)
         else:
             self._lock_fd = fd
 
     def holder(self) -> int | None:
-        """The pid of the supervisor of this user that has the directory, be it gone or not; None when none is known."""
+        """The pid of this user's supervisor that has the directory, even if the directory is gone. None if unknown."""
         return names.holder(self.path)
 
     def unlock(self) -> None:
-        """Give the directory back, unless another process has got a copy of the lock."""
+        """Release the directory, unless another process has a copy of the lock."""
         names.release(self._names)
         self._names = []
         if self._lock_fd >= 0:
@@ -318,19 +321,19 @@ class RuntimeDir:
             self._lock_fd = -1
 
     def read_supervisor(self) -> ProcessRecord | None:
-        """The record of the supervisor, alive or not; None when there is none that can be read."""
+        """Read the record of the supervisor, alive or not. Returns None if there is no readable record."""
         return self._read("supervisor.json")
 
     def read_shard(self, shard: int) -> ProcessRecord | None:
-        """The record of a shard, alive or not; None when there is none that can be read."""
+        """Read the record of a shard, alive or not. Returns None if there is no readable record."""
         return self._read(f"shard-{shard}.json")
 
     def write_supervisor(self, record: ProcessRecord) -> None:
-        """Record the supervisor, in one step."""
+        """Write the record of the supervisor, in one step."""
         self._write("supervisor.json", record)
 
     def write_shard(self, shard: int, record: ProcessRecord) -> None:
-        """Record a shard, in one step."""
+        """Write the record of a shard, in one step."""
         self._write(f"shard-{shard}.json", record)
 
     def read_first_number(self) -> int:
@@ -341,22 +344,22 @@ class RuntimeDir:
             return 1
 
     def write_first_number(self, number: int) -> bool:
-        """Record that all connection numbers below *number* may have been used; whether that is recorded by now."""
+        """Record that all connection numbers below *number* may have been used. Returns whether it is on disk now."""
         return self._replace("numbers", b"%d" % number)
 
     def read_totals(self) -> bytes:
-        """What `write_totals` wrote last; empty when there is nothing."""
+        """Read the totals that `write_totals` wrote last. Returns empty bytes if there are none."""
         try:
             return (self.path / "totals.json").read_bytes()
         except OSError:
             return b""
 
     def write_totals(self, totals: bytes) -> None:
-        """Keep what ended shards have counted, for the supervisor after this one."""
+        """Write the counts of ended shards, for the next supervisor."""
         self._replace("totals.json", totals)
 
     def forget_totals(self) -> None:
-        """Remove what `write_totals` wrote: the next supervisor starts at zero."""
+        """Remove the totals, so that the next supervisor starts at zero."""
         self._remove("totals.json")
 
     def recorded_shards(self) -> Iterator[int]:
@@ -377,9 +380,9 @@ class RuntimeDir:
         self._remove(f"shard-{shard}.json", *(f"shard-{shard}.{kind}" for kind in _SHARD_SOCKETS))
 
     def forget_all_shards(self) -> None:
-        """Remove what is left of any shard, of one without a record too: it may have been killed as it started.
+        """Remove the files of all shards. Call it at the end, when no shard runs any more.
 
-        For the end, when no shard runs any more.
+        It includes shards without a record: a shard may have been killed during its start.
         """
         for path in self.path.glob("shard-*.*"):
             number = path.name.removeprefix("shard-").partition(".")[0]

@@ -1,8 +1,8 @@
-"""The number of what ``--json`` prints."""
+"""The version of the ``--json`` output."""
 
 SCHEMA = 1
-"""Raised when a field changes its meaning or goes. Fields are only ever added under a number.
+"""Increased when a field changes its meaning or is removed. Adding a field does not change it.
 
-Objects carry it as ``schema``. The lists that ``agents`` and ``connections`` print are of the same number as the object
-of ``status``, which names it for all.
+Objects carry it as ``schema``. The lists of ``agents`` and ``connections`` have no such field. They are of the same
+version as the object of ``status``.
 """

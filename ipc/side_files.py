@@ -1,8 +1,8 @@
-"""Files that are written for later: records, numbers, totals. The one place that writes and removes them.
+"""Writes and removes side files: records, numbers and totals for later processes. No other module writes them.
 
-What is written for later never stops what happens now: a full file system, one that is mounted read-only, a directory
-that is gone or closed. So nothing here raises. What cannot be written is kept, said once, counted, and tried again with
-back-off, with the newest content that there is.
+A side file must never stop the service. Its file system may be full or mounted read-only, and its directory may be gone
+or closed. So no method here raises an OSError. A failed write is kept, logged once and counted. It is tried again with
+backoff, with the newest content.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from ipc.logs import get_logger
 from ipc.replacing import replace
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
-"""Seconds between two attempts to write one file: doubled each time. A small write costs 30 µs."""
+"""Seconds between two attempts to write one file, doubled after each attempt. A small write costs 30 µs."""
 
 
 class _Unwritten:
-    """A file whose newest content is not on disk."""
+    """A file that could not be written, with its newest content."""
 
     __slots__ = ("attempts", "content", "due", "reason")
 
@@ -29,11 +29,11 @@ class _Unwritten:
 
 
 class SideFiles:
-    """Writes the side files of one process. Make it on a running loop."""
+    """Writes the side files of one process. Needs a running loop."""
 
     def __init__(self) -> None:
         self.failures_total = 0
-        """Attempts to write or to remove a file that failed."""
+        """Number of failed attempts to write or to remove a file."""
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._unwritten: dict[Path, _Unwritten] = {}
@@ -44,11 +44,11 @@ class SideFiles:
 
     @property
     def problems(self) -> list[str]:
-        """What is not on disk as it should be, and why, for people."""
+        """One text for each file that could not be written, with the reason."""
         return [f"{path} cannot be written: {one.reason}" for path, one in self._unwritten.items()]
 
     def write(self, path: Path, content: bytes) -> bool:
-        """Have *path* hold *content*, in one step; whether it does by now. What fails is tried again."""
+        """Write *content* to *path*, in one step. Returns whether it is on disk now; a failed write is tried again."""
         if self._closed:
             return False
         self._contents[path] = content
@@ -60,13 +60,13 @@ class SideFiles:
         return self._try(path, waiting or _Unwritten(content))
 
     def look(self) -> None:
-        """Write those again that somebody has removed."""
+        """Write the files again that were removed from disk."""
         for path, content in list(self._contents.items()):
             if not os.path.lexists(path):
                 self.write(path, content)
 
     def remove(self, *paths: Path) -> None:
-        """Remove files, and write them no more. One that stays is in nobody's way, and is not tried again."""
+        """Remove files, and write them no more. A failed removal does no harm, and is not tried again."""
         for path in paths:
             self._contents.pop(path, None)
             self._unwritten.pop(path, None)
@@ -78,7 +78,7 @@ class SideFiles:
                 self._failed("file cannot be removed", path, error)
 
     def close(self) -> None:
-        """Write nothing any more: another process does, or none."""
+        """Stop writing. Another process may write the files from now on."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -101,7 +101,7 @@ class SideFiles:
             del self._unwritten[path]
             self._log.info("file written again", path=str(path), failures=one.attempts)
             if not self._unwritten:
-                # The next trouble is another one.
+                # A later failure is a new one, and is logged again.
                 self._said.clear()
         return True
 
@@ -120,6 +120,6 @@ class SideFiles:
         self.failures_total += 1
         kind = (event, error.errno or 0)
         if kind not in self._said:
-            # The others of its kind are counted: a full disk has many files.
+            # Further failures of this kind are only counted: a full disk affects many files.
             self._said.add(kind)
             self._log.error(event, path=str(path), reason=error.strerror or str(error))

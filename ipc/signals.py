@@ -1,10 +1,10 @@
-"""What each signal does to a process of ours. No signal is left at a deadly default.
+"""Sets the effect of each signal on a process of shardgate. Only signals of program errors keep a deadly default.
 
-An entry point calls `decide` before it imports anything heavy: a tool that signals a process in the first second of its
-life must not end it. Light for that reason: no asyncio, no logging.
+An entry point calls `decide` before any slow import. A tool that signals a process in the first second of its life
+must not end it. For that reason this module imports neither asyncio nor logging.
 
-What a signal is to do later, in the loop, is given to `on` once there is a loop. A signal that comes before that is
-remembered, and acts then; SIGTERM and SIGINT end a process that has not begun yet.
+`on` connects a signal to a function in the loop, once there is a loop. A signal that comes earlier is remembered, and
+acts then. SIGTERM ends a process that has not connected it yet. SIGINT does the same in the supervisor.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import asyncio  # Takes a tenth of the time that a process needs to start.
+    import asyncio  # Its import takes a tenth of the start of a process.
 
 NOTE_SECONDS = 1.0
-"""Between two log lines about the same signal, which has no meaning here."""
+"""Seconds between two log lines about the same signal, when it has no meaning here."""
 
 
 _ROOM = 1024 * 1024
-"""Bytes of stack for signal handlers; what is not used takes no memory."""
+"""Bytes of stack for signal handlers. Unused pages take no memory."""
 
 
 class Kind(Enum):
-    """How a signal is dealt with."""
+    """How a process handles a signal."""
 
     ACT = "a function of ours"
     STACKS = "all stacks go to the log"
@@ -39,14 +39,14 @@ class Kind(Enum):
 
 
 class Meaning(NamedTuple):
-    """What a signal means to one kind of process, and the same for people."""
+    """The effect of a signal on one kind of process, and its description for operators."""
 
     kind: Kind
     text: str
 
 
 class Role(Enum):
-    """Whose signals these are."""
+    """The kind of process that gets the signals."""
 
     SUPERVISOR = 0
     SHARD = 1
@@ -96,7 +96,7 @@ TABLE: dict[str, tuple[Meaning, Meaning]] = {
     "SIGSYS": (_FATAL, _FATAL),
     "SIGTRAP": (_FATAL, _FATAL),
 }
-"""For the supervisor and for a shard. `deploy/SIGNALS.md` shows it to operators; SIGKILL and SIGSTOP cannot be here."""
+"""For the supervisor and for a shard. `deploy/SIGNALS.md` shows this table. SIGKILL and SIGSTOP cannot be handled."""
 
 _REAL_TIME = "SIGRTMIN … SIGRTMAX"
 
@@ -110,7 +110,7 @@ _NAMES = {member.value: member.name for member in signal.Signals}
 
 
 class _State:
-    """Of this process."""
+    """The state of this process."""
 
     role = Role.SUPERVISOR
     acts: dict[int, Callable[[], object]] = {}  # noqa: RUF012 - one for the process, as signals are
@@ -124,20 +124,20 @@ class _State:
 
 
 def numbers() -> list[int]:
-    """All signals that can be decided: those of `signal.valid_signals` but SIGKILL and SIGSTOP."""
+    """All signals that a process can handle: `signal.valid_signals` without SIGKILL and SIGSTOP."""
     return sorted(int(number) for number in signal.valid_signals() if number not in _UNSTOPPABLE)
 
 
 def name_of(number: int) -> str:
-    """The signal's name; real-time signals but the first and the last have none of their own."""
+    """The name of a signal. Real-time signals between the first and the last are numbered from SIGRTMIN."""
     return _NAMES.get(number, f"SIGRTMIN+{number - signal.SIGRTMIN}")
 
 
 def meaning(number: int, role: Role) -> Meaning:
-    """What a signal means to a process of this *role*; noted when it is none that we know."""
+    """The meaning of a signal to a process of this *role*. An unknown signal is only noted."""
     if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
         return TABLE[_REAL_TIME][role.value]
-    # Some have two names: SIGIO is SIGPOLL, SIGCHLD is SIGCLD, SIGABRT is SIGIOT.
+    # Some signals have two names: SIGIO is SIGPOLL, SIGCHLD is SIGCLD, SIGABRT is SIGIOT.
     for name, meanings in TABLE.items():
         if getattr(signal, name, None) == number:
             return meanings[role.value]
@@ -145,7 +145,7 @@ def meaning(number: int, role: Role) -> Meaning:
 
 
 def decide(role: Role) -> None:
-    """Set what every signal does to this process, whatever its parent left ignored or blocked. In the main thread."""
+    """Set the effect of every signal, even if the parent ignored or blocked it. Call it in the main thread."""
     _State.role = role
     for number in numbers():
         match meaning(number, role).kind:
@@ -155,14 +155,14 @@ def decide(role: Role) -> None:
                 signal.signal(number, signal.SIG_DFL)
             case _:
                 signal.signal(number, _handle)
-    # One after the other: all that wait would come at once, each on top of the handler of the one before.
+    # Unblock them one by one. Otherwise all pending signals come at once, each on top of the handler before it.
     for number in numbers():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
 
 
 @contextlib.contextmanager
 def held_back() -> Any:
-    """Keep signals from a process that is started meanwhile, until it has called `decide`: exec(3) keeps the mask."""
+    """Block signals while a process is started. The child keeps the mask over exec(3), until it calls `decide`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _ERRORS)
     try:
         yield
@@ -171,10 +171,10 @@ def held_back() -> Any:
 
 
 def on(loop: "asyncio.AbstractEventLoop", number: int, act: Callable[[], object]) -> None:
-    """Have *loop* call *act* for a signal from now on; at once when one came early."""
+    """Make *loop* call *act* for a signal from now on, and soon once if the signal has come already."""
 
     def soon() -> None:
-        # It is closed at the end of the process.
+        # The loop is closed at the end of the process.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(act)
 
@@ -186,9 +186,9 @@ def on(loop: "asyncio.AbstractEventLoop", number: int, act: Callable[[], object]
 
 
 def log_to(log: Any, stacks: Callable[[FrameType | None], Iterable[dict[str, Any]]]) -> None:
-    """Log from now on, what came before included; *stacks* makes the fields of lines about all stacks.
+    """Log signals from now on, including earlier ones. *stacks* makes the fields of the lines about all stacks.
 
-    SIGSEGV and its like print the stacks from now on, too.
+    From now on SIGSEGV and the other program errors print the stacks.
     """
     _State.log, _State.stacks = log, stacks
     _print_stacks_of_errors()
@@ -197,7 +197,7 @@ def log_to(log: Any, stacks: Callable[[FrameType | None], Iterable[dict[str, Any
 
 
 def over() -> None:
-    """Let no signal that has a function of ours do anything any more: the process ends anyway."""
+    """Disable all signals that call a function: the process is ending."""
     _State.is_over = True
     _State.acts.clear()
 
@@ -205,8 +205,8 @@ def over() -> None:
 def _print_stacks_of_errors() -> None:
     """Enable faulthandler, with room for all signals at once.
 
-    It gives signal handlers a stack of their own, on which Python's run as well. 16 KiB are enough for four signals
-    that come together, with the registers of AVX-512; the fifth is a SIGSEGV.
+    faulthandler gives signal handlers a separate stack, and Python's handlers run on it as well. Its 16 KiB are enough
+    for four signals at a time, with the registers of AVX-512. The fifth causes a SIGSEGV.
     """
     import ctypes
     import mmap
@@ -216,7 +216,7 @@ def _print_stacks_of_errors() -> None:
 
         _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
-    with contextlib.suppress(OSError, RuntimeError, ValueError):  # Standard error is no file.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # Standard error has no descriptor.
         faulthandler.enable()
     if _State.room is None:
         _State.room = mmap.mmap(-1, _ROOM)

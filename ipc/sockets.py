@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def bind_private(path: Path, kind: socket.SocketKind, mode: int = 0o600) -> socket.socket:
-    """A non-blocking socket of *kind* that is bound to *path* with *mode*, in place of a dead predecessor's.
+    """Bind a non-blocking socket of *kind* to *path* with *mode*, in place of an old file there.
 
-    Only for the one process that has the right to the path: a shard that its supervisor started, or the supervisor that
-    has the directory's lock.
+    Only for the process that has the right to the path: a shard started by its supervisor, or the supervisor that holds
+    the directory's lock.
     """
     sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        # The mode is there with the socket, and not a moment later.
+        # The umask sets the mode at the moment when bind(2) makes the file.
         previous = os.umask(0o777 & ~mode)
         try:
             sock.bind(os.fspath(path))
@@ -25,7 +25,7 @@ def bind_private(path: Path, kind: socket.SocketKind, mode: int = 0o600) -> sock
     except OSError as error:
         sock.close()
         if error.errno is None:
-            raise  # Python's own, for a path that is too long: it says what it is about.
+            raise  # Python's own error, for a path that is too long. Its text gives the reason.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except BaseException:
         sock.close()
@@ -40,8 +40,8 @@ def is_served(path: Path) -> bool:
         try:
             probe.connect(os.fspath(path))
         except BlockingIOError:
-            # Its backlog is full (EAGAIN, unix(7)): it is there and does not accept, as a stopped process does after
-            # a hundred questions.
+            # The backlog is full (EAGAIN, unix(7)): a process listens but does not accept, such as a stopped process
+            # after a hundred questions.
             return True
         except OSError:
             return False

@@ -1,4 +1,4 @@
-"""All stacks of this process as log lines, for SIGQUIT: one for each thread, and one for each task that waits."""
+"""All stacks of this process as log lines, for SIGQUIT: one line for each thread, and one for each asyncio task."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 MOST_FRAMES = 25
-"""Of one stack, the innermost. A line stays below what a pipe takes whole (PIPE_BUF)."""
+"""Frames of one stack, the innermost ones. So a line stays below the size of an atomic write to a pipe (PIPE_BUF)."""
 
 MOST_TASKS = 100
 
@@ -20,11 +20,11 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def stacks(frame: FrameType | None) -> Iterator[dict[str, Any]]:
-    """The fields of the lines, each with its *stack*, the innermost first; *frame* is where the signal came in."""
+    """Yield the fields of each line. *stack* has the innermost frame first. *frame* is the one that the signal hit."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     for ident, current in sys._current_frames().items():  # noqa: SLF001 - the documented way; threading has none
-        # The frames of the signal's handler are on top of the main thread's own.
+        # Leave out the frames of the signal handler on top of the main thread's stack.
         top = frame if ident == main and frame is not None else current
         frames = itertools.islice(traceback.walk_stack(top), MOST_FRAMES)
         yield {"thread": names.get(ident, str(ident)), "stack": [_place(f, line) for f, line in frames]}
@@ -40,7 +40,7 @@ def _tasks() -> list["asyncio.Task[Any]"]:
 
 
 def _awaited(coroutine: Any) -> list[FrameType]:
-    """The frames of a coroutine and of those that it waits for, the innermost first."""
+    """The frames of a coroutine and of the coroutines that it awaits, the innermost first."""
     frames: deque[FrameType] = deque(maxlen=MOST_FRAMES)
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         frames.appendleft(frame)

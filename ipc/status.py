@@ -1,7 +1,7 @@
-"""The shapes of status answers: what processes report and what ``--json`` prints.
+"""The fields of status answers, as processes report them and ``--json`` prints them.
 
-The field names are a contract with everybody who parses ``shardgate status --json``; fields are added, never
-renamed. Times are seconds, sizes bytes.
+The field names are a contract with all programs that parse ``shardgate status --json``. Fields are added, never
+renamed. Times are in seconds, sizes in bytes.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ from ipc.histogram import Histogram
 
 
 class ShardState(StrEnum):
-    """Where a shard is in its life."""
+    """The state of a shard."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -23,7 +23,7 @@ class ShardState(StrEnum):
 
 
 class ListenerRow(msgspec.Struct, frozen=True):
-    """A socket on which agents are accepted; *kind* is ``uds`` or ``tcp``."""
+    """A socket on which the supervisor accepts agents. *kind* is ``uds`` or ``tcp``."""
 
     kind: str
     address: str
@@ -32,8 +32,9 @@ class ListenerRow(msgspec.Struct, frozen=True):
 class OperationRow(msgspec.Struct, kw_only=True):
     """An operation on the shards (drain, restart, scale, rebalance): the running one, or the last.
 
-    *moved* connections went to other shards, *left* ones were busy until the time was up. The times are how long a
-    moving connection was served by nobody, in milliseconds. *error* says why it could not be finished.
+    *moved* counts connections that went to other shards. *left* counts connections that were busy until the time was
+    up. *p50_ms*, *p99_ms* and *longest_ms* are the times for which no shard served a moving connection, in
+    milliseconds. *error* is the reason why the operation could not be finished.
     """
 
     name: str
@@ -52,12 +53,13 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
     """The supervisor in ``status``.
 
     *held_descriptors* counts agents' descriptors that the supervisor still holds: handshakes, handoffs that are not
-    committed, and refused connections that are being closed. At rest it is 0. *connections* are all agents', those on
-    their way to a shard included; *max_connections* is how many there may be, by configuration or by descriptors.
-    *silent_total* contacts went without a byte, as those of health checks do, and are not among the rejected; of
-    *reset_total* the peers reset the connection before a registration was complete. *problems* are what the process
-    needs on disk and that is not there as it should be, and why; *write_failures_total* counts attempts to write or to
-    remove a file that failed, *mended_total* what was removed by others and made again.
+    committed, and refused connections that are being closed. At rest it is 0. *connections* counts all agents'
+    connections, including the ones on their way to a shard. *max_connections* is their limit, by configuration or by
+    descriptors. *silent_total* counts connections that ended without a byte, such as health checks. They are not
+    among the rejected. *reset_total* counts connections that the peer reset before its registration was complete.
+    *problems* are the faults of the files and sockets that the process needs on disk. *write_failures_total* counts
+    failed attempts to write or to remove a file. *mended_total* counts files and sockets that were removed by other
+    processes and made again.
     """
 
     pid: int
@@ -95,17 +97,20 @@ class SupervisorRow(msgspec.Struct, kw_only=True):
 class ShardRow(msgspec.Struct, kw_only=True):
     """A shard in ``status``.
 
-    *stale_s* is the age of the numbers: 0 when the shard answered this query itself, otherwise the time since its last
-    heartbeat. *last_event* is the newest thing that happened to the process, for people, and *last_event_at* when it
-    was, in RFC 3339. *slots* are what the
-    supervisor counts on the shard, those on their way to it included; at rest it is the same as *connections*.
-    *moved_total* counts the connections that went to other shards. Requests are events for agents: *requests_total* is
-    all that have an outcome, *answered_total* and *failed_total* (by error code) together, and those *in_flight* have
-    none yet. What another shard served for this one is in *relayed_total* instead. All totals are the present process's
-    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. *capacity* is how
-    many agents' connections these allow, 0 when that is unknown.
-    own; *cpu_percent* is of one processor, and *descriptors* may be open up to *descriptor_limit*. What it has on disk
-    is told as by the supervisor, in *problems* and the two totals behind it.
+    *stale_s* is the age of the numbers. It is 0 if the shard answered this query itself. Otherwise it is the time since
+    the supervisor last heard from the shard. *last_event* is the newest event of the process, as text.
+    *last_event_at* is its time in RFC 3339. *slots* is the supervisor's count of the shard's connections, including
+    the ones on their way to it. At rest it equals *connections*. *moved_total* counts the connections that went to
+    other shards.
+
+    Requests are events for agents. *requests_total* counts the requests with an outcome. It is the sum of
+    *answered_total* and *failed_total* (by error code). *in_flight* requests have no outcome yet. *relayed_total*
+    counts the requests that another shard served for this one; they are not in *requests_total*. All totals are of the
+    present process only.
+
+    *cpu_percent* is of one processor. *descriptor_limit* is the limit of *descriptors*. *capacity* is the number of
+    agents' connections that they allow, 0 if unknown. *problems*, *write_failures_total* and *mended_total* mean the
+    same as in `SupervisorRow`.
     """
 
     id: int
@@ -144,7 +149,7 @@ class ShardRow(msgspec.Struct, kw_only=True):
 
 
 class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
-    """What a shard counts about itself: the body of a heartbeat and of its answer to a status query."""
+    """The numbers that a shard reports about itself, in a heartbeat and in its answer to a status query."""
 
     connections: int
     agents: int
@@ -174,14 +179,14 @@ class ShardReport(msgspec.Struct, kw_only=True, array_like=True):
 
 
 class RequestLatency(msgspec.Struct, array_like=True):
-    """How long the requests of a shard took, by what became of them."""
+    """The durations of the requests of a shard, by outcome."""
 
     answered: Histogram = msgspec.field(default_factory=Histogram)
     failed: Histogram = msgspec.field(default_factory=Histogram)
 
 
 class AgentRow(msgspec.Struct, kw_only=True):
-    """An agent in ``agents``; *limit* is None while the supervisor is down."""
+    """An agent in ``agents``. *limit* is None while the supervisor is down."""
 
     agent_id: str
     connections: int
@@ -194,8 +199,8 @@ class AgentRow(msgspec.Struct, kw_only=True):
 class ConnectionRow(msgspec.Struct, kw_only=True):
     """A connection in ``connections``.
 
-    *peer* is ``uid 1000 pid 4711`` of a Unix socket's agent, or the TCP address; *connected_at* is RFC 3339 in UTC;
-    *metadata* is what the agent sent, data only.
+    *peer* is ``uid 1000 pid 4711`` for an agent on a Unix socket, or the TCP address. *connected_at* is RFC 3339 in
+    UTC. *metadata* is the JSON value that the agent sent. Treat it as data only.
     """
 
     connection_id: str

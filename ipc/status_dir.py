@@ -1,15 +1,15 @@
-"""The status directory: the second of two levels of access.
+"""The status directory: read-only access for other users.
 
-Whoever reaches the runtime directory may act: stop, move, kick. It is its user's alone. The status directory is for
-those who may look: a group, or everybody. It has sockets of the same names as the runtime directory, so that every
-command that looks works with it as its ``--runtime-dir``; they answer queries that change nothing and show no part of a
-secret, and refuse all others::
+There are two levels of access. A user with access to the runtime directory may act: stop, move, kick. Only the user of
+shardgate has it. The status directory is for users with read-only access: a group, or all users of the host. It has
+sockets of the same names as the runtime directory. So every command that only reads accepts it as ``--runtime-dir``.
+The sockets answer queries that change nothing and show no part of a secret. They refuse all other queries::
 
     supervisor.json   supervisor.query      shard-<i>.json   shard-<i>.query      lock
 
-Its mode decides who gets in, and that of the sockets follows from it. It is set-group-ID, so that what is made in it
-belongs to its group without a moment in which it does not. It is locked like the runtime directory: two shardgates that
-share one would take each other's sockets away.
+The mode of the directory decides about access, and the mode of the sockets follows from it. The directory is
+set-group-ID: new files in it belong to its group from the start. It is locked like the runtime directory, because two
+shardgates in one directory would take each other's sockets away.
 """
 
 import grp
@@ -27,7 +27,7 @@ READS_ONLY = (
 
 
 def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeDir:
-    """Make the directory, or check and adjust the one that is there. It is to be locked. Raises `RuntimeDirError`."""
+    """Make the directory, or adjust an existing one. The caller must lock it. Raises `RuntimeDirError`."""
     rundir = RuntimeDir(path)
     rundir.check_length()
     rundir.maker = lambda: create_status_dir(path, mode, group)
@@ -37,8 +37,8 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
         info = rundir.path.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise RuntimeDirError(f"{path}: not a directory of uid {os.geteuid()}; choose another status-dir")
-        # Nothing is touched that is right already: under systemd's RestrictSUIDSGID= the bit can only be there before,
-        # and a group that we are not in can only be given by root.
+        # Change only a wrong mode or group. Under systemd's RestrictSUIDSGID= this process cannot set the bit, and only
+        # root can give the directory to a group that this process is not in.
         if gid is not None and gid != info.st_gid:
             os.chown(rundir.path, -1, gid)
             info = rundir.path.stat()
@@ -54,7 +54,7 @@ def create_status_dir(path: str, mode: int, group: int | str | None) -> RuntimeD
 
 
 def socket_mode(path: Path) -> int:
-    """The mode of sockets in a status directory: whoever may enter it may connect, which takes the right to write."""
+    """The mode of sockets in a status directory: a user that may enter it may connect, which takes write permission."""
     mode = stat.S_IMODE(path.stat().st_mode)
     return 0o600 | (0o060 if mode & 0o010 else 0) | (0o006 if mode & 0o001 else 0)
 

@@ -1,4 +1,7 @@
-"""A ticket that lies in a connection: of several processes that hold copies of its descriptor, one serves it."""
+"""A ticket in a connection. Among processes with copies of its descriptor, only the one that takes it serves.
+
+The ticket works without a supervisor.
+"""
 
 import fcntl
 import secrets
@@ -11,13 +14,14 @@ _TIMEVAL = struct.Struct("ll")
 
 
 def leave_ticket(fd: int, transport: str) -> int:
-    """Put a new ticket into the connection, whose descriptor goes to another process, and return it.
+    """Put a new ticket into the connection before its descriptor goes to another process, and return the ticket.
 
-    Whoever takes the ticket serves the connection from then on, and there is one: so two shards that hold copies of a
-    descriptor, and have no supervisor that could tell them, never serve it both, and never both leave it to the other.
-    Copies share the socket, and with it its receive timeout (SO_RCVTIMEO, socket(7)), which means nothing for a
-    non-blocking one. That is where the ticket lies, in seconds; unlike an owner of the file (F_SETOWN) it stays when
-    the process ends that put it there.
+    Only one process can take the ticket. It serves the connection from then on. So two shards with copies of the
+    descriptor never both serve it, and never both leave it to the other.
+
+    All copies share the socket and its receive timeout (SO_RCVTIMEO, socket(7)). A non-blocking socket does not use
+    that timeout, so it holds the ticket, in seconds. Unlike an owner of the file (F_SETOWN) it stays when the process
+    that wrote it ends.
     """
     ticket = 1 + secrets.randbits(40)
     _write_ticket(fd, transport, ticket)
@@ -25,10 +29,10 @@ def leave_ticket(fd: int, transport: str) -> int:
 
 
 def take_ticket(fd: int, transport: str, ticket: int) -> bool:
-    """Take the ticket out of the connection; False when another process has taken it.
+    """Take the ticket out of the connection. Returns False if another process has taken it.
 
-    Looking and taking is one step: a record lock on the socket (F_SETLK, fcntl(2)) belongs to one process at a time,
-    and to none once that has ended. Who finds it taken is too late by that.
+    A record lock on the socket (F_SETLK, fcntl(2)) makes reading and clearing one step. One process at a time can have
+    this lock, and the kernel releases it when the process ends. A process that finds the lock held is too late.
     """
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

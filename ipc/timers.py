@@ -1,17 +1,17 @@
-"""Timers that nothing ends but their owner: what fails in one turn is said, and the next turn comes all the same."""
+"""Timers that only their owner ends. An exception in one turn is reported, and the next turn still comes."""
 
 import asyncio
 from collections.abc import Callable
 
 SAY_AGAIN = 60.0
-"""Seconds between two reports of one timer that keeps failing."""
+"""Seconds between two reports about one timer that keeps failing."""
 
 
 class Every:
-    """Calls *act* every *seconds*, the first time after as long, or at once with *at_once*, until `cancel`.
+    """Calls *act* every *seconds* until `cancel`. The first call comes after *seconds*, or at once with *at_once*.
 
-    An exception of *act* goes to the loop's exception handler: the first one, and then one for each `SAY_AGAIN` seconds
-    with how many there were. Make it on a running loop.
+    Exceptions of *act* go to the loop's exception handler: the first one, and then at most one per `SAY_AGAIN` seconds,
+    with the number of failures. Needs a running loop.
     """
 
     __slots__ = ("_act", "_failures", "_handle", "_loop", "_said_at", "_seconds")
@@ -27,15 +27,15 @@ class Every:
         )
 
     def cancel(self) -> None:
-        """Call it no more."""
+        """Stop calling the function."""
         self._handle.cancel()
 
     def _turn(self) -> None:
-        # Before anything that can fail, and before anything that may cancel it.
+        # First of all: the call below may fail, and may cancel this timer.
         self._handle = self._loop.call_later(self._seconds, self._turn)
         try:
             self._act()
-        except Exception as error:  # noqa: BLE001 - said, and no reason to stop
+        except Exception as error:  # noqa: BLE001 - reported, and the timer goes on
             self._failures += 1
             now = self._loop.time()
             if now - self._said_at >= SAY_AGAIN:
@@ -46,15 +46,15 @@ class Every:
 
 
 def all_of(*steps: Callable[[], object]) -> None:
-    """Run every one of *steps*, in this order, whatever some of them raise: that goes to the loop's exception handler.
+    """Run all *steps*, in this order. An exception goes to the loop's exception handler, and the next step follows.
 
-    For the point of no return, after which nothing may be left half done.
+    For a point of no return, after which every step must be tried.
     """
     loop = asyncio.get_running_loop()
     for step in steps:
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - said, and no reason to leave the others out
+        except Exception as error:  # noqa: BLE001 - reported, and the next step follows
             report(loop, "a step failed, and the others were done", error)
 
 

@@ -1,8 +1,8 @@
-"""A share of the loop for work that must not keep agents waiting.
+"""A share of the loop for work that must not delay agents.
 
-Peers who only look (status queries, the admin endpoint) decide how much they ask. `Turns` decides how much of the
-processor they get: one piece of work in a turn of the loop, owner by owner, and a share of the processor in all. Work
-beyond the share waits; what it waits for is little more than its own cost divided by the share.
+Readers of status queries and of the admin endpoint decide how much they ask. `Turns` limits their part of the
+processor. One turn of the loop runs one piece of work. The owners take turns, and all of them together get a share of
+the processor. Work beyond the share waits, for little more than its own cost divided by the share.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from time import monotonic, thread_time
 
 
 class Share:
-    """A budget of processor time: *part* of a second for each second, of which at most *burst* seconds are saved up.
+    """A budget of processor time: *part* of a second for each second, with at most *burst* seconds saved up.
 
-    Pure: the caller says what time it is.
+    Pure: the caller gives the time.
     """
 
     def __init__(self, part: float, burst: float, now: float) -> None:
@@ -22,12 +22,12 @@ class Share:
         self._left, self._seen = burst, now
 
     def spend(self, seconds: float, now: float) -> None:
-        """Note that *seconds* of processor time were used up to *now*."""
+        """Take *seconds* of processor time, used up to *now*, from the budget."""
         self._refill(now)
         self._left -= seconds
 
     def wait(self, now: float) -> float:
-        """Seconds until there is something to spend again; 0 when there is."""
+        """Seconds until the budget is not overdrawn any more."""
         self._refill(now)
         return max(0.0, -self._left / self._part)
 
@@ -39,9 +39,9 @@ class Share:
 class Turns:
     """Gives pieces of work their turns on the running loop.
 
-    Owners take turns, so that an owner with many pieces delays the others by one piece each. The pieces of one owner
-    run in their order. Processor time is that of the loop's thread (CLOCK_THREAD_CPUTIME_ID): a busy machine takes
-    nothing from the share.
+    Owners take turns, so an owner with many pieces delays each of the others by one piece. The pieces of one owner run
+    in order. The share counts the processor time of the loop's thread (CLOCK_THREAD_CPUTIME_ID). So load from other
+    processes takes nothing from it.
     """
 
     def __init__(self, share: Share | None = None) -> None:
@@ -51,18 +51,18 @@ class Turns:
         self._handle: asyncio.Handle | None = None
 
     def take(self, owner: Hashable, work: Callable[[], None]) -> None:
-        """Run *work* when it is its turn. What it raises goes to the loop's exception handler."""
+        """Run *work* in a later turn. Its exceptions go to the loop's exception handler."""
         self._waiting.setdefault(owner, deque()).append(work)
         if self._handle is None:
             self._schedule()
 
     def charge(self, seconds: float) -> None:
-        """Count processor time that was used outside of a turn, in seconds."""
+        """Count *seconds* of processor time that were used outside of a turn."""
         if self._share is not None:
             self._share.spend(seconds, monotonic())
 
     def close(self) -> None:
-        """Run nothing any more."""
+        """Drop the waiting work, and run no more."""
         self._waiting.clear()
         if self._handle is not None:
             self._handle.cancel()
@@ -70,7 +70,7 @@ class Turns:
 
     def _schedule(self) -> None:
         seconds = 0.0 if self._share is None else self._share.wait(monotonic())
-        # A loop's timers have a resolution of a millisecond; what is too late is saved up by the share.
+        # Timers of a loop have a resolution of a millisecond. The share saves up the time of a late turn.
         run, loop = self._run, self._loop
         self._handle = loop.call_later(seconds, run) if seconds > 0 else loop.call_soon(run)
 
@@ -90,7 +90,7 @@ class Turns:
             self._schedule()
 
     def _next_of(self, owner: Hashable) -> Callable[[], None] | None:
-        """The next piece of *owner*, who is the last in the row afterwards."""
+        """Take the next piece of *owner*, and move the owner to the end of the queue."""
         pieces = self._waiting.pop(owner, None)
         if pieces is None:
             return None

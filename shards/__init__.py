@@ -1,4 +1,4 @@
-"""The worker process: it holds its part of the agents' connections and serves requests over them."""
+"""The worker process: it holds a part of the agents' connections and serves requests over them."""
 
 PROJECT = "shardgate"
-"""Whose package this is: the name is short enough to be another's, too."""
+"""Names the project that this package belongs to: another project may have a package of the same short name."""

@@ -1,6 +1,6 @@
-"""How the supervisor starts a shard, by the path of this file. Not for people; they use ``shardgate run``.
+"""The entry point of a shard process. The supervisor starts it by its path; users run ``shardgate run``.
 
-The supervisor holds signals back until this process has decided about them, which it does before anything else.
+The supervisor starts the process with signals blocked. The process sets its signal handlers before anything else.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 
 _version, *_path = os.environ.pop("SHARDGATE_IMPORT_PATH", "").split("\n")
 if _version == str(sys.hexversion):
-    # What the supervisor imports, unless its interpreter has been replaced by another one meanwhile.
+    # The supervisor's import path, unless another interpreter has replaced its own meanwhile.
     sys.path[:] = _path
 
 from ipc import signals, streams  # noqa: E402 - see above

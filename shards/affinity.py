@@ -1,4 +1,4 @@
-"""Bounded tables that forget: which connection saw a request's headers, and which one a session sticks to. Pure."""
+"""Bounded tables with expiry, for the requests of a proxy and for sticky sessions. Pure."""
 
 from typing import Generic, TypeVar
 
@@ -7,11 +7,11 @@ Value = TypeVar("Value")
 
 
 class RecentTable(Generic[Key, Value]):
-    """At most *capacity* entries, each until a `sweep` finds that it was last used more than *idle* seconds ago.
+    """At most *capacity* entries; `sweep` removes the entries that were last used more than *idle* seconds ago.
 
-    Beyond the capacity the entry that was used longest ago goes: a table that turned away the newest instead would stop
-    working for everybody once it is full of requests that nobody finished. Whatever goes is returned to whoever made it
-    go, so that nothing is forgotten that has to be ended.
+    A new entry beyond the capacity displaces the one that was used longest ago. A table that refused new entries
+    instead would stop working once it is full of unfinished requests. Methods return the entries that they remove, so
+    that the caller can end the requests behind them.
     """
 
     __slots__ = ("_capacity", "_entries", "_idle")
@@ -25,7 +25,7 @@ class RecentTable(Generic[Key, Value]):
         return len(self._entries)
 
     def put(self, key: Key, value: Value, now: float) -> Value | None:
-        """Set an entry, as used now; returns the value of another one that had to go for it."""
+        """Set an entry and mark it as used now; returns the value of the entry that it displaced."""
         entries, dropped = self._entries, None
         entries.pop(key, None)
         if len(entries) >= self._capacity:
@@ -34,7 +34,7 @@ class RecentTable(Generic[Key, Value]):
         return dropped
 
     def get(self, key: Key, now: float) -> Value | None:
-        """An entry, used now; None when there is none."""
+        """Return an entry and mark it as used now; None if there is none."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return None
@@ -42,18 +42,24 @@ class RecentTable(Generic[Key, Value]):
         return entry[0]
 
     def pop(self, key: Key) -> Value | None:
-        """Remove an entry and return it."""
+        """Remove an entry and return it; None if there is none."""
         entry = self._entries.pop(key, None)
         return None if entry is None else entry[0]
 
+    def remove(self, key: Key, value: Value) -> None:
+        """Remove an entry, unless it has another value by now."""
+        entry = self._entries.get(key)
+        if entry is not None and entry[0] is value:
+            del self._entries[key]
+
     def take_all(self) -> list[Value]:
-        """Remove and return everything."""
+        """Remove all entries and return their values."""
         values = [value for value, _ in self._entries.values()]
         self._entries.clear()
         return values
 
     def sweep(self, now: float) -> list[Value]:
-        """Remove and return what was idle for too long."""
+        """Remove the entries that were idle for too long, and return their values."""
         gone = []
         while self._entries:
             key = next(iter(self._entries))

@@ -1,4 +1,4 @@
-"""Which of an agent's connections gets the next request. Pure."""
+"""The choice among an agent's connections for the next request. Pure."""
 
 import random
 from collections.abc import Collection, Iterable
@@ -8,10 +8,10 @@ from ipc.options import Strategy
 
 
 class Candidate(Protocol):
-    """What the choice looks at.
+    """The attributes of a connection that the choice uses.
 
-    *open* is false while the connection is paused, unhealthy or draining. *limit* is how many requests may be in
-    flight, *waiting_bytes* what the agent has not read yet, and *errors* counts those in a row.
+    *open* is false while the connection is paused, unhealthy or draining. *limit* is the maximum of requests in flight.
+    *waiting_bytes* are bytes that the agent has not read yet. *errors* counts errors in a row.
     """
 
     open: bool
@@ -29,10 +29,10 @@ Chosen = TypeVar("Chosen", bound=Candidate)
 
 
 def choose(strategy: Strategy, candidates: Iterable[Chosen], kind: type, full_at: int) -> Chosen | None:
-    """The candidate that gets an event of *kind*; None when none can take it now.
+    """The candidate that gets an event of *kind*; None if no candidate can take it now.
 
-    *candidates* come in the order of their last use, the longest ago first: so the first of equals is the one whose
-    turn it is. Above *full_at* waiting bytes a connection is full.
+    *candidates* must come in the order of their last use, the longest ago first. The first of equal candidates is
+    therefore the one that was used longest ago. A connection with more than *full_at* waiting bytes is full.
     """
     if strategy is Strategy.LEAST_CONNECTIONS:
         return _least_loaded(candidates, kind, full_at)
@@ -57,7 +57,7 @@ def is_usable(candidate: Candidate, kind: type, full_at: int) -> bool:
 
 
 def _least_loaded(candidates: Iterable[Chosen], kind: type, full_at: int) -> Chosen | None:
-    # The default, once for every request: written out, it takes 0.5 µs for four connections instead of 7.
+    # The default strategy, run for every request. Written out, it takes 0.5 µs for four connections instead of 7.
     chosen: Chosen | None = None
     fewest = 0
     for candidate in candidates:

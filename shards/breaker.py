@@ -19,7 +19,7 @@ class Circuit(StrEnum):
 
 
 class Breaker:
-    """Counts failures in a row of one agent. Made at the first failure: agents that work have none."""
+    """Counts failures in a row of one agent. It is created at the first failure, so that a working agent has none."""
 
     __slots__ = ("_failures", "_open_for", "_opened_at", "_threshold", "state")
 
@@ -31,7 +31,7 @@ class Breaker:
         self._opened_at = 0.0
 
     def admits(self, now: float) -> bool:
-        """Whether a request may go to the agent; one that may while the circuit is open is the trial."""
+        """Whether a request may go to the agent. A request that is admitted in an open circuit is the trial."""
         if self.state is Circuit.CLOSED:
             return True
         if self.state is Circuit.OPEN and now - self._opened_at >= self._open_for:
@@ -49,12 +49,12 @@ class Breaker:
         return max(0.0, self._open_for - (now - self._opened_at)) if self.state is not Circuit.CLOSED else 0.0
 
     def succeeded(self) -> None:
-        """Note an answer of the agent: whatever it decided, it works."""
+        """Note an answer of the agent. Any decision shows that the agent works."""
         self.state = Circuit.CLOSED
         self._failures = 0
 
     def failed(self, now: float) -> bool:
-        """Note a failure; whether the circuit has opened by that."""
+        """Note a failure; returns whether it has opened the circuit."""
         self._failures += 1
         if self.state is Circuit.HALF_OPEN or (self.state is Circuit.CLOSED and self._failures >= self._threshold):
             self.state = Circuit.OPEN

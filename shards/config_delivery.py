@@ -1,6 +1,6 @@
-"""Bringing agents their changed configuration: one Configure event to each connection that can take it.
+"""Delivery of changed configurations: one Configure event to each connection that can take it.
 
-To each connection, and not to each agent: every one of them may be another process.
+Each connection gets the event, not each agent, because every connection may be another process.
 """
 
 import asyncio
@@ -21,15 +21,16 @@ AT_ONCE = 32
 """Connections told in one turn of the loop: with 48 KiB each, 1.5 MiB to encode and write."""
 
 PAUSE = 0.1
-"""Seconds between looks at connections that have all that they can work on."""
+"""Seconds between checks of connections that have no room for the event."""
 
 ANSWER_TIMEOUT = 10.0
 
 
 class ConfigDelivery:
-    """Configurations on their way to connections of *pool*. The newest for a connection replaces one that waits.
+    """Configurations on their way to connections of *pool*. A newer one replaces one that still waits.
 
-    A connection that waits for its own counts it as an exchange that has begun, so that it does not move away from it.
+    A waiting configuration counts as an open exchange of its connection, so that the connection does not move before
+    it.
     """
 
     def __init__(self, pool: AgentPool) -> None:
@@ -40,7 +41,7 @@ class ConfigDelivery:
         self._timer: asyncio.TimerHandle | None = None
 
     def push(self, config: bytes, agent_ids: list[str]) -> None:
-        """Bring *config*, a JSON object, to all connections of these agents that can take it."""
+        """Send *config*, a JSON object, to all connections of these agents that can take it."""
         event = Configure(msgspec.json.decode(config), hashlib.sha256(config).hexdigest()[:12])
         for agent_id in agent_ids:
             agent = self._pool.agents.get(agent_id)
@@ -53,7 +54,7 @@ class ConfigDelivery:
             self._timer = self._loop.call_later(0, self._turn)
 
     def close(self) -> None:
-        """Bring nothing any more."""
+        """Stop the delivery and drop waiting configurations."""
         if self._timer is not None:
             self._timer.cancel()
         self._waiting.clear()

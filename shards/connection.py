@@ -1,4 +1,4 @@
-"""An agent, and one connection of it, from commit to close."""
+"""An agent, and one of its connections, from commit to close."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Protocol
 
 from dialout import (
+    ALLOW,
     AgentEvent,
     Answer,
     CancelReason,
@@ -24,7 +25,6 @@ from dialout import (
     Ping,
     Pong,
     RequestBodyChunk,
-    RequestHeaders,
     ResponseBodyChunk,
     Unreadable,
     pong_for,
@@ -46,21 +46,22 @@ from shards.spending import ANSWER, BURST, FRAME, READ_BYTE, SUSPICIOUS, Spendin
 from shards.stream import SMALL_READ, Host, Stream
 
 MOST_CARRIED = 64 * 1024
-"""Bytes in each direction that move with a connection: the message that carries them has a limit."""
+"""Bytes in each direction that move with a connection. The message that carries them has a limit."""
 
 _AGENTS_FAULT = frozenset({FailureCode.REQUEST_TIMEOUT, FailureCode.BAD_ANSWER})
-"""Outcomes that speak against the connection and its agent, each time. A lost connection does so once."""
+"""Outcomes that count against the connection and its agent, each time. A lost connection counts once."""
 
 
+_PASSES = (ALLOW, None)
 _ANSWERS = frozenset({0x20, 0x21})
 _BODIES = frozenset({RequestBodyChunk, ResponseBodyChunk})
 
 SLOW_READ = 0.25
-"""Seconds for one read of one connection, from which on the log names it: all others have waited."""
+"""Seconds of one read from which on the log names its connection: all others had to wait."""
 
 
 class Pool(Host, Protocol):
-    """What a connection needs of the pool that it is in."""
+    """The interface of a pool that its connections use."""
 
     requests: Requests
     spending: Spending
@@ -75,14 +76,14 @@ class Pool(Host, Protocol):
         """Forget a connection that is closing itself."""
 
     def note_config_update(self, connection: "Connection", kind: str) -> None:
-        """Log that an agent speaks about its configuration."""
+        """Log that an agent sent a message about its configuration."""
 
     def note_slow_read(self, connection: "Connection", seconds: float) -> None:
-        """Log that serving what an agent sent has held everything else up."""
+        """Log that one read of a connection has held up all others for *seconds*."""
 
 
 class Agent:
-    """An agent with at least one connection here. *breaker* is None while it has not failed."""
+    """An agent with at least one connection here. *breaker* is None until its first failure."""
 
     __slots__ = ("agent_id", "breaker", "connections")
 
@@ -93,9 +94,9 @@ class Agent:
 
 
 class Connection(Stream):
-    """An agent's connection in the pool: what its frames mean, what is in flight on it, and how it is.
+    """An agent's connection in the pool: its frames, its calls in flight, and its health.
 
-    The object exists once for every idle connection, so it has slots, and no container before its first request.
+    An idle connection consists of this object, which has slots and no container before its first request.
     """
 
     __slots__ = (
@@ -103,6 +104,7 @@ class Connection(Stream):
         "answers_pings",
         "codec",
         "connected_at",
+        "drains",
         "errors",
         "exchanges",
         "frames",
@@ -126,7 +128,7 @@ class Connection(Stream):
         "transport",
     )
 
-    # A stream knows less of it.
+    # A stream uses a smaller interface of the pool.
     pool: Pool
 
     def __init__(self, pool: Pool, agent: Agent, offer: Offer, kind: Kind, fd: int) -> None:
@@ -134,7 +136,7 @@ class Connection(Stream):
         self.agent = agent
         self.number = offer.number
         self.kind = kind
-        # What every request looks at is here once more: a hop less.
+        # Copies of attributes that every request reads: one lookup less.
         self.codec = kind.codec
         self.receivable = kind.receivable
         self.limit = kind.limit
@@ -142,7 +144,7 @@ class Connection(Stream):
         self.keeps_requests = kind.keeps_requests
         self.transport = offer.transport
         self.metadata = offer.metadata
-        # One object for all that have the same owner: 100,000 of them weigh.
+        # Connections with the same owner share one object, which saves memory with 100,000 of them.
         self.owner = owner(*offer.owner)
         self.connected_at = time.time()
         self.on_closed: Callable[[], None] | None = None
@@ -150,12 +152,14 @@ class Connection(Stream):
         self.frames_ignored = 0
         self.pending: Pending | None = None
         self.in_flight = 0
-        # Exchanges of several events that have begun here and are not over: between two of their events, too.
+        # Open exchanges of several events, including those with no event in flight now.
         self.exchanges = 0
         self.leaving = False
-        # Health: errors in a row, what the agent said of itself, and pings.
+        # Health: errors in a row, the agent's reports, and pings.
         self.errors = 0
         self.health: HealthState | None = None
+        # A draining agent that said so in a ping stays so. Its reports of health do not change that.
+        self.drains = False
         self.paused = False
         self.open = True
         self.pinged_at = 0.0
@@ -166,14 +170,14 @@ class Connection(Stream):
 
     @property
     def connection_id(self) -> str:
-        """What the agent was told it is called."""
+        """The connection id that the agent was told at its acceptance."""
         return f"{self.agent.agent_id}-conn-{self.number}"
 
     # Being chosen.
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the agent works, by its own word and by what came back."""
+        """Whether the agent works, by its own reports and by its errors in a row."""
         return self.errors < self.pool.options.unhealthy_after and self.health not in (
             HealthState.UNHEALTHY,
             HealthState.DRAINING,
@@ -181,21 +185,26 @@ class Connection(Stream):
 
     @property
     def has_room(self) -> bool:
-        """Whether one more request may be in flight, and the agent reads what it is sent."""
+        """Whether one more request may be in flight, and the agent reads its events."""
         return self.in_flight < self.limit and self.waiting_bytes <= self.pool.options.full_at
+
+    @property
+    def takes_headers(self) -> bool:
+        """Whether the agent takes the headers of requests."""
+        return RequestHeaders in self.receivable
 
     def can_receive(self, event: AgentEvent) -> bool:
         """Whether the agent takes this kind of event."""
         return type(event) in self.receivable
 
     def _look_whether_open(self) -> None:
-        """Set *open* anew, after anything that it depends on has changed."""
+        """Update *open* after a change of a value that it depends on."""
         self.open = self.is_healthy and not self.paused and not self.leaving
 
     # Serving.
 
     def carry(self, call: Call, now: str) -> None:
-        """Send a call's event and keep the call until its answer; LocalProtocolError when it cannot be encoded."""
+        """Send a call's event and keep the call until its answer. LocalProtocolError if it cannot be encoded."""
         frame = self.codec.encode_event(
             call.event, request_id=call.request_id, correlation_id=call.correlation_id, now=now
         )
@@ -205,42 +214,42 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
-        if type(call.event) is not RequestHeaders and type(call.event) in _BODIES:
-            # Its answer may hold the body, changed. In JSON it may be larger than the event, but not than a frame.
+        if type(call.event) in _BODIES:
+            # The answer may contain the changed body. In JSON it may be larger than the event, but not than a frame.
             self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
         call.end_offset = self.offset + self.waiting_bytes
 
     def settled(self, call: Call, outcome: Outcome) -> None:
-        """Note the outcome of a call that this connection carried."""
+        """Note the outcome of a call of this connection."""
         self.in_flight -= 1
         if isinstance(outcome, Decision):
             if self.errors or self.agent.breaker is not None:
                 self.forgive()
         elif outcome.code in _AGENTS_FAULT and not call.excused and type(call.event) is not Configure:
-            # An agent that takes no word of its configuration decides as well as before.
+            # An agent that fails to answer a configuration still decides requests as before.
             self.errors += 1
             self._look_whether_open()
             self.pool.judge(self.agent, failed=True)
         if self.pending is not None and self.pending.get(call.key) is call:
-            # Given up: its answer may still come.
+            # The call was given up. Its answer may still come.
             self.pending.abandon()
-        if self.decoder.limit == MAX_FRAME_LENGTH and not self._waits_for_body():
+        if type(call.event) in _BODIES and not self._waits_for_body():
             self.decoder.limit = self.pool.options.max_answer_bytes
 
     def _waits_for_body(self) -> bool:
-        """Whether a chunk of a body is without an answer: one that was given up may still get one."""
+        """Whether a chunk of a body is unanswered. A chunk that was given up may still get an answer."""
         return self.pending is not None and any(type(call.event) in _BODIES for call in self.pending.values())
 
     def forgive(self) -> None:
-        """Forget what speaks against the connection and its agent: it has answered."""
+        """Reset the errors of the connection and its agent, because the agent has answered."""
         if self.errors:
             self._forgive()
         if self.agent.breaker is not None:
             self.pool.judge(self.agent, failed=False)
 
     def cancel(self, request_id: int, correlation_id: str, reason: CancelReason) -> None:
-        """Tell the agent that a request is over, if it wants to know."""
+        """Tell the agent that a request is over, if it supports cancellation."""
         if self.fd >= 0 and self.kind.can_cancel:
             self.send(
                 self.codec.encode_cancel(
@@ -252,21 +261,21 @@ class Connection(Stream):
             )
 
     def forget(self, request_id: int) -> None:
-        """Have an agent that keeps requests until they are cancelled (see `keeps_requests`) forget one that is over."""
+        """Tell the agent to forget a request that is over (see `keeps_requests`)."""
         if self.fd >= 0:
             self.send(forget_frame(request_id))
 
     def ping(self, sequence: int, now: float) -> None:
-        """Ask the agent for a sign of life."""
+        """Send a ping to the agent."""
         timestamp_ms = time.time_ns() // 1_000_000
         self.pinged_at = now
         self.ping_mark = self.codec.ping_mark(sequence=sequence, timestamp_ms=timestamp_ms)
         self.send(self.codec.encode_ping(sequence=sequence, timestamp_ms=timestamp_ms))
 
     def is_dead(self, now: float) -> bool:
-        """Whether a ping is unanswered past its limit by an agent that has nothing else to do.
+        """Whether an agent with no request in flight has left a ping unanswered past its limit.
 
-        A serial agent answers a ping behind the request that it works on: a busy agent is slow, not dead.
+        A serial agent answers a ping after the request that it works on: a busy agent is slow, not dead.
         """
         return (
             self.answers_pings
@@ -295,22 +304,22 @@ class Connection(Stream):
 
     @property
     def has_large_frame(self) -> bool:
-        """Whether a frame above `MOST_CARRIED`, in either direction, is on its way to its end, and is waited for."""
+        """Whether a frame above `MOST_CARRIED` is incomplete in either direction. The move waits for its end."""
         return self.waiting_bytes > MOST_CARRIED or self.decoder.buffered > MOST_CARRIED
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is in flight, so that it can move: no event, no exchange between two, no large frame."""
+        """Whether the connection can move: no event is in flight, no exchange is open, no large frame is incomplete."""
         return not self.in_flight and not self.exchanges and not self.has_large_frame
 
     def give_up_all(self, reason: str) -> None:
-        """Fail what is in flight. Exchanges between two events find out with the next one, when it has moved."""
+        """Fail all calls in flight. Open exchanges without one fail at their next event, after the move."""
         pending, self.pending = self.pending, None
         for call in (pending or {}).values():
             self.pool.requests.lost(call, reason, unseen=False)
 
     def as_offer(self, now: float, ticket: int) -> Offer:
-        """All that another shard needs to go on with this connection, once it has taken the *ticket*."""
+        """The state that another shard needs to serve this connection, once it has taken the *ticket*."""
         return Offer(
             self.number,
             self.agent.agent_id,
@@ -329,11 +338,12 @@ class Connection(Stream):
                 self.errors,
                 self.health,
                 self.paused,
-                # In the other shard's process other times were slept through.
+                # The other shard's process has its own count of slept seconds.
                 self.pinged_at and self.pinged_at + self.pool.clock.slept,
                 self.ping_mark,
                 self.answers_pings,
                 self.pool.requests.reserve_id(),
+                self.drains,
             ),
             self.owner,
         )
@@ -342,6 +352,7 @@ class Connection(Stream):
         self.connected_at = state.connected_at
         self.frames, self.frames_ignored = state.frames, state.frames_ignored
         self.errors, self.health, self.paused = state.errors, state.health, state.paused
+        self.drains = state.drains
         self.ping_mark, self.answers_pings = state.ping_mark, state.answers_pings
         self.pinged_at = state.pinged_at and state.pinged_at - self.pool.clock.slept
         self.pool.requests.begin_above(state.last_id)
@@ -356,7 +367,7 @@ class Connection(Stream):
         self.pool.frames_total += 1
         pending = self.pending
         if not pending and frame_type in _ANSWERS:
-            # Decoding is for what somebody waits for.
+            # Not decoded, since no call waits for it.
             self.pool.requests.late += 1
             self._note_useless(payload)
             return
@@ -370,6 +381,11 @@ class Connection(Stream):
         if call is None:
             self.pool.requests.late += 1
             self._note_useless(payload)
+        elif call.end_offset > self.offset and inbound.response.verdict in _PASSES:
+            # As when an agent answers twice, and the second answer meets the next event. A refusal is of the request.
+            self._bad_answer(call, "it came before the event was sent")
+        elif inbound.correlation_id is not None and inbound.correlation_id != call.correlation_id:
+            self._bad_answer(call, "its two ids name two requests")
         else:
             self.pool.requests.answer(call, inbound.response)
 
@@ -378,14 +394,14 @@ class Connection(Stream):
         self.useless_bytes += len(payload)
 
     def _spent(self, seconds: float, frames: int) -> None:
-        """Close the connection when its frames cost more than they are worth, and name it when one stops all others."""
+        """Charge the connection for useless frames, and close it when its budget is used up. Log a slow read."""
         if seconds > SLOW_READ:
             self.pool.note_slow_read(self, seconds)
         if not self.useless or self.fd < 0:
             return
         spent = seconds - (frames - self.useless) * ANSWER
         if not self.watched:
-            # So far this may be the time of another process.
+            # This may include the time of another process.
             self.watched = spent > SUSPICIOUS
             spent = self.useless * FRAME
         spent += self.useless_bytes * READ_BYTE
@@ -400,14 +416,17 @@ class Connection(Stream):
         match inbound:
             case MutationAnswer(request_id, mutation):
                 call = None if self.pending is None else self.pending.get(request_id)
-                if call is None or not may_be_about(call, mutation):
+                if call is None or call.end_offset > self.offset or not may_be_about(call, mutation):
                     self.pool.requests.late += 1
                     self._note_useless(payload)
                 else:
                     self._call_about(request_id, None)
                     self.pool.requests.mutation(call, mutation)
-            case Unreadable(_, reason, request_id, correlation_id):
-                self._bad_answer(self._call_about(request_id, correlation_id), reason)
+            case Unreadable(_, reason, request_id, correlation_id, is_echo):
+                call = self._call_about(request_id, correlation_id)
+                if call is not None and is_echo:
+                    call.excused = True
+                self._bad_answer(call, reason)
             case NotUnderstood():
                 self._bad_answer(self._call_about(None, None), "the agent did not understand the event")
             case Pong(mark):
@@ -415,7 +434,7 @@ class Connection(Stream):
             case Ping():
                 self._pinged(frame_type, payload)
             case Health(state):
-                self.health = state
+                self.health = HealthState.DRAINING if self.drains else state
                 self._look_whether_open()
             case FlowControl(action, None, buffer_available):
                 self.paused = action is FlowAction.PAUSE or (
@@ -430,7 +449,7 @@ class Connection(Stream):
                 self.frames_ignored += 1
 
     def _call_about(self, request_id: int | None, correlation_id: str | None) -> Call | None:
-        """Take the call out that an answer names; the oldest for one that names none."""
+        """Take out the call that an answer's ids name; the oldest one for an answer without ids."""
         if self.pending is None:
             return None
         if request_id is None and correlation_id is None:
@@ -449,8 +468,9 @@ class Connection(Stream):
             self.close(CloseCode.BAD_FRAME, f"a ping of {len(payload)} bytes, the limit is {MAX_PING}")
             return
         if says_draining(payload):
-            # In every dialect. The pong stands behind all that was sent before, so then the agent has read it.
-            self.health = HealthState.DRAINING
+            # Agents of every dialect send it. The pong follows all earlier events: an agent that reads it has read
+            # those.
+            self.health, self.drains = HealthState.DRAINING, True
             self._look_whether_open()
         self.send(pong)
 
@@ -461,6 +481,6 @@ class Connection(Stream):
             self._forgive()
 
     def _forgive(self) -> None:
-        """Forget the errors: the agent answers again, so it is used again."""
+        """Reset the errors and use the connection again, because the agent answers."""
         self.errors = 0
         self._look_whether_open()

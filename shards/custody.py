@@ -1,8 +1,8 @@
-"""Listening sockets in the shard's custody: copies of the supervisor's, so that they outlive it.
+"""Copies of the supervisor's listening sockets, kept by the shard so that they outlive the supervisor.
 
-Nobody accepts here. As long as one copy is open, the kernel lets agents connect and keeps them in the queue, where the
-next supervisor finds them. For the same reason a copy that nobody will take back must not stay open: it would let
-agents in whom nobody ever answers.
+The shard does not accept on them. While one copy is open, the kernel goes on connecting agents and queues them for the
+next supervisor. A copy that no supervisor will take back must be closed for the same reason: agents that connect to it
+would never get an answer.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ipc.messages import Kept, KeptListener, batches
 
 
 class Custody:
-    """The copies that this shard keeps, all of them owned here."""
+    """The copies that this shard keeps. This object owns all of them."""
 
     def __init__(self) -> None:
         self.listeners: list[KeptListener] = []
@@ -23,7 +23,10 @@ class Custody:
         return len(self.descriptors)
 
     def keep(self, listeners: Sequence[KeptListener], descriptors: Sequence[int], *, adds: bool = False) -> None:
-        """Keep these, and close those from before, unless this *adds* to them; *descriptors* are owned from now on."""
+        """Keep these copies and take ownership of *descriptors*.
+
+        The earlier copies are closed, unless *adds* is true.
+        """
         before = [] if adds else self.descriptors
         self.descriptors = [*self.descriptors, *descriptors] if adds else list(descriptors)
         self.listeners = [*self.listeners, *listeners] if adds else list(listeners)
@@ -32,7 +35,7 @@ class Custody:
             self.close()
 
     def messages(self) -> list[tuple[Kept, Sequence[int]]]:
-        """What tells a supervisor all that is kept: messages with their descriptors, one at least."""
+        """Return the messages that give all copies back to a supervisor, with their descriptors; at least one."""
         listeners, descriptors = batches(self.listeners), batches(self.descriptors)
         last = len(listeners) - 1
         return [
@@ -41,7 +44,7 @@ class Custody:
         ]
 
     def close(self) -> None:
-        """Close all of them, and keep none from now on: this shard is about to end."""
+        """Close all copies, now and in future calls of `keep`: this shard is about to end."""
         self._closed = True
         close_all(self.descriptors)
         self.listeners, self.descriptors = [], []

@@ -1,7 +1,7 @@
 """Deadlines of many requests with few different timeouts.
 
-Requests with the same timeout end in the order in which they began, so that one ordered table for each timeout does
-what a heap would, at the cost of a dictionary entry: put and remove take 0.1 µs each, and what was answered leaves at
+Requests with the same timeout expire in the order in which they began. One ordered table for each timeout therefore
+replaces a heap, at the cost of a dictionary entry. Put and remove take 0.1 µs each, and an answered request leaves at
 once. A heap or a wheel with lazy removal would hold every request for its whole 30 s: 1.8 million at 60,000 a second.
 """
 
@@ -12,13 +12,13 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 LONGEST = 2**32 / 1000
-"""Seconds, seven weeks: what is above, infinity too, is as long as this."""
+"""Seconds, seven weeks. A longer timeout, infinity too, is cut to this."""
 
 
 class Deadlines(Generic[Item]):
-    """Items with a timeout; the clock comes in as an argument and must not go backwards.
+    """Items with a timeout. The clock comes in as an argument and must not go backwards.
 
-    Timeouts are rounded up to 10 ms, to at most two digits above that, so that there are few tables.
+    Timeouts are rounded up to 10 ms, and to two digits above 1 s. This keeps the number of tables small.
     """
 
     __slots__ = ("_tables",)
@@ -30,7 +30,7 @@ class Deadlines(Generic[Item]):
         return sum(map(len, self._tables.values()))
 
     def put(self, item: Item, timeout: float, now: float) -> float:
-        """Let *item* expire *timeout* seconds from now; returns the timeout as it was rounded, for `remove`."""
+        """Let *item* expire *timeout* seconds from now; returns the rounded timeout, which `remove` needs."""
         table = self._tables.get(timeout)
         if table is None:
             timeout = rounded(timeout)
@@ -39,13 +39,13 @@ class Deadlines(Generic[Item]):
         return timeout
 
     def remove(self, item: Item, timeout: float) -> None:
-        """Forget *item*; nothing happens when it has expired."""
+        """Forget *item*. An expired item is ignored."""
         table = self._tables.get(timeout)
         if table is not None:
             table.pop(item, None)
 
     def expired(self, now: float) -> Iterator[Item]:
-        """Take out what has expired, oldest first for each timeout."""
+        """Remove and yield the expired items, oldest first for each timeout."""
         for timeout, table in list(self._tables.items()):
             while table:
                 item = next(iter(table))
@@ -58,10 +58,10 @@ class Deadlines(Generic[Item]):
 
 
 def rounded(timeout: float) -> float:
-    """*timeout* rounded up, to 10 ms or two digits, whichever is coarser; 10 ms for what is no positive number."""
+    """*timeout* rounded up to 10 ms or two digits, the coarser of both; 10 ms if it is not a positive number."""
     if not timeout > 0:
         return 0.01
-    # In whole hundredths: 1.1 is more than 11 times 0.1 to a computer. A millionth of one is no time.
+    # In whole hundredths, since 1.1 is more than 11 times 0.1 in floating point. A millionth of a hundredth is ignored.
     hundredths = max(1, math.ceil(min(timeout, LONGEST) * 100 - 1e-6))
     step = 1
     while hundredths >= step * 100:

@@ -1,4 +1,4 @@
-"""Connections that move to another shard: this shard's part of it, until their descriptors are with the supervisor."""
+"""Connections that move to another shard: the old shard's part, until the supervisor has their descriptors."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from shards.connection import Connection
 from shards.pool import AgentPool
 
 LOOK_AGAIN = 0.002
-"""Seconds between looks at connections that are busy. An answer takes an agent about as long."""
+"""Seconds between checks of busy connections. An agent takes about as long to answer."""
 
 
 class _Leaving:
-    """A connection that is to move, until it is idle; *due* is when its time is up (`dialout.awake`)."""
+    """A connection that waits to be idle before it moves. *due* is its deadline (`dialout.awake`)."""
 
     __slots__ = ("connection", "due", "force")
 
@@ -25,10 +25,10 @@ class _Leaving:
 
 
 class Departures:
-    """Lets connections go, each as soon as nothing is in flight on it.
+    """Hands connections to the supervisor, each as soon as nothing is in flight on it.
 
-    *send* sends a Moving with its descriptors, False when the supervisor takes no more now; *hold* gets each connection
-    that was sent, which nobody may touch until the supervisor has decided; *stay* is told of those that do not move.
+    *send* sends a Moving with its descriptors; it returns False while the supervisor takes no more. *hold* takes each
+    sent connection, which stays untouched until the supervisor has decided. *stay* takes the numbers that do not move.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Departures:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, order: MoveOut) -> None:
-        """Take no more requests on these connections, and let them go."""
+        """Send no more requests to these connections, and hand them over when they are idle."""
         due = self._clock.time() + order.seconds
         unknown = []
         for number in order.numbers:
@@ -61,7 +61,7 @@ class Departures:
         self._look()
 
     def abandon(self) -> None:
-        """Let nobody go any more: who was not sent yet is served on."""
+        """Hand over no more connections. Connections that were not sent yet are served on."""
         for leaving in self._leaving.values():
             leaving.connection.leave(leaving=False)
         self._leaving.clear()
@@ -103,7 +103,10 @@ class Departures:
             self._timer = self._loop.call_later(LOOK_AGAIN, self._look)
 
     def _let_go(self, ready: list[Connection]) -> None:
-        """Send those that are idle, as far as the supervisor takes them; the rest stays in the pool until it does."""
+        """Send the connections in *ready*, as many as the supervisor takes.
+
+        The others stay in the pool until the next try.
+        """
         position = 0
         now = self._loop.time()
         while position < len(ready):

@@ -1,19 +1,19 @@
-"""Which other shards hold an agent, as far as the supervisor has told. Pure."""
+"""Other shards' agents, as reported by the supervisor. Pure."""
 
 from collections import deque
 from collections.abc import Mapping
 
 MOST_NEWER = 500
-"""Changes that are kept while a full directory is waited for: ten seconds of them. Without the first of them there is a
-hole again."""
+"""Changes kept while a full directory is on its way: ten seconds of them. If the first of them is lost, there is a
+gap again."""
 
 
 class Directory:
-    """Agent id → shard → connections, kept up by numbered changes.
+    """Agent id → shard → connections, updated by numbered changes.
 
-    The bus may lose changes. A hole in the numbers makes the directory *stale*: it goes on being used, since an old
-    direction is better than none, until a full one replaces it. A full one comes another way than the changes, so that
-    newer changes may be here already: they are kept while it is waited for, and made once more.
+    The bus may lose changes. A gap in the numbers makes the directory *stale*. A stale directory stays in use until a
+    full one replaces it, since an old direction is better than none. A full directory comes by another socket than the
+    changes, so newer changes may be here already. They are kept, and applied again to the full directory.
     """
 
     __slots__ = ("_counts", "_newer", "_sequence", "stale")
@@ -28,7 +28,7 @@ class Directory:
         return len(self._counts)
 
     def replace(self, sequence: int, counts: Mapping[str, Mapping[int, int]]) -> None:
-        """Take a full directory as it was at *sequence*."""
+        """Take a full directory as of change *sequence*."""
         self._counts = {agent_id: dict(shards) for agent_id, shards in counts.items()}
         self._sequence = sequence
         self.stale = False
@@ -38,11 +38,11 @@ class Directory:
             self.change(*change)
 
     def change(self, sequence: int, counts: Mapping[str, Mapping[int, int]]) -> None:
-        """Take the new counts of some agents; an agent without connections has none."""
+        """Take the new counts of some agents. An agent with no counts has no connections."""
         if sequence != self._sequence + 1:
             self.stale = True
         if sequence <= self._sequence:
-            # Another supervisor, which began to count anew.
+            # Another supervisor has started a new sequence.
             self._newer.clear()
         if self.stale:
             self._newer.append((sequence, counts))
@@ -54,6 +54,6 @@ class Directory:
                 self._counts.pop(agent_id, None)
 
     def holders(self, agent_id: str) -> list[int]:
-        """The shards that hold the agent, the one with most connections first."""
+        """The shards that hold the agent, sorted by their number of its connections, most first."""
         shards = self._counts.get(agent_id, {})
         return sorted(shards, key=lambda shard: (-shards[shard], shard))

@@ -1,4 +1,4 @@
-"""The orderly end of a shard: it takes nobody any more, and each connection goes when it is idle."""
+"""The orderly end of a shard: it accepts no more connections, and closes each one when it is idle."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from ipc.events import CloseCode
 from shards.pool import AgentPool
 
 DRAIN_LIMIT = 10.0
-"""Seconds after which what is still in flight is given up."""
+"""Seconds after which requests in flight are given up."""
 
 TICK = 0.02
-"""Seconds between looks at what is in flight."""
+"""Seconds between checks for requests in flight."""
 
 
 class Drain:
     """Empties *pool*, then calls *on_empty* with the time (`dialout.awake`) by which the shard should have ended.
 
-    Requests that begin meanwhile find no agent here, and go elsewhere.
+    Requests that begin meanwhile find no agent in this shard, and go to another one.
     """
 
     def __init__(self, pool: AgentPool, on_empty: Callable[[float], None]) -> None:
@@ -30,7 +30,7 @@ class Drain:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the shard is on its way to its end."""
+        """Whether `begin` was called."""
         return self._timer is not None
 
     def begin(self) -> None:
@@ -40,7 +40,7 @@ class Drain:
         self._turn()
 
     def close(self) -> None:
-        """Leave the rest to whoever closes the pool."""
+        """Stop. The owner of the pool closes the remaining connections."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,6 +1,6 @@
-"""What agents make a shard hold: frames that are not complete, and bytes that they do not read. Pure: a table.
+"""Bytes that agents make a shard hold: incomplete frames and unread output. A pure table.
 
-A limit for each connection is none for the process: 16 MiB each are 1.6 GB with a hundred of them.
+A limit for each connection does not bound the process: 100 connections of 16 MiB each are 1.6 GB.
 """
 
 import math
@@ -9,20 +9,27 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 ROOM = 0.9
-"""Share of the limit to which it is emptied: to close one connection after the other costs a sort for each."""
+"""Share of the limit down to which the table is emptied. Emptying further at once saves a sort for each single
+close."""
 
 T = TypeVar("T")
 
 
 class Held(Struct, gc=False):
-    """What one holder has: bytes in all, and the round in which its unfinished frame began (infinite without one)."""
+    """The entry of one holder.
+
+    *size* is its bytes in all. *since* is the round in which its unfinished frame began, infinite without such a frame.
+    """
 
     size: int
     since: float
 
 
 class Holding(Generic[T]):
-    """Who holds how many bytes, and *total*, which should stay below *limit*. Only who holds something is in it."""
+    """The holders of bytes, their sizes, and the *total*, which should stay below *limit*.
+
+    A holder of 0 bytes has no entry.
+    """
 
     __slots__ = ("_holders", "_round", "limit", "total")
 
@@ -36,9 +43,10 @@ class Holding(Generic[T]):
         return len(self._holders)
 
     def note(self, holder: T, size: int, *, unfinished: bool, begun: bool) -> bool:
-        """Note that *holder* has *size* bytes now; returns whether it still is in the table.
+        """Set the size of *holder* to *size* bytes; returns whether it has an entry now.
 
-        *unfinished* says that part of a frame is among them, *begun* that its first byte has come since the last time.
+        *unfinished* says that these bytes include part of a frame. *begun* says that this frame began after the last
+        call.
         """
         held = self._holders.get(holder)
         if held is None:
@@ -57,7 +65,7 @@ class Holding(Generic[T]):
         return True
 
     def take_largest(self) -> list[T]:
-        """Remove and return those that hold most, until there is room again: all that are above the limit's `ROOM`."""
+        """Remove and return the largest holders, until the total is at most `ROOM` of the limit."""
         taken = []
         for holder in sorted(self._holders, key=lambda one: self._holders[one].size, reverse=True):
             if self.total <= self.limit * ROOM:
@@ -67,9 +75,9 @@ class Holding(Generic[T]):
         return taken
 
     def next_round(self, most: int) -> list[T]:
-        """Begin a round; returns those whose frame was unfinished for more than *most* rounds.
+        """Begin a round; returns the holders with a frame that is unfinished for more than *most* rounds.
 
-        Rounds, not seconds: in a process that was stopped for a while they do not go on.
+        Time is counted in rounds, not seconds. Rounds do not pass while the process is stopped.
         """
         self._round += 1
         return [holder for holder, held in self._holders.items() if self._round - held.since > most]

@@ -1,4 +1,4 @@
-"""The shard's end of the handoff: hold what is prepared, adopt it at commit."""
+"""The shard's end of the handoff: it holds prepared connections and adopts them at commit."""
 
 import asyncio
 import contextlib
@@ -34,28 +34,30 @@ from shards.orphan import OrphanTimer
 from shards.pool import AgentPool
 
 ARRIVAL_SECONDS = 0.2
-"""How long a connection that was to move here waits for the shard that it comes from to go on with it."""
+"""Seconds that a connection on its way to this shard waits, so that the shard that it comes from can take it back
+first."""
 
 ORPHAN_SECONDS = 10.0
-"""How long prepared connections wait for the next supervisor."""
+"""Seconds that prepared connections wait for the next supervisor."""
 
 MOST_UNREAD = 256 * 1024
-"""Bytes that are read and dropped of an agent that sent them before it was turned away."""
+"""Bytes of an agent's unread input that are read and dropped when the agent is refused."""
 
 
 class Intake:
     """Takes connections from a supervisor that connects to *listener*.
 
     There is one supervisor at a time: a new one that connects replaces the old channel. Prepared connections outlive
-    the channel; the next supervisor finds them in the snapshot and decides. When none comes, they are turned away.
+    the channel. The next supervisor finds them in the snapshot and decides. If none comes, they are refused.
 
-    A connection that moves is prepared in the shard that it comes from, too: each has a copy, and none touches it. The
-    Commit goes to one of the two, which takes the connection's ticket. When the supervisor is lost before it has told
-    which, whoever takes the ticket goes on: the one that it comes from at once, the other one a moment later.
+    A connection that moves is prepared in two shards, its old and its new one. Each has a copy, and neither reads or
+    writes it. The Commit goes to one of them, which takes the connection's ticket. If the supervisor is lost before the
+    Commit, the shard that takes the ticket serves the connection. The old shard tries at once, the new one after
+    `ARRIVAL_SECONDS`.
 
-    *room* says how many more descriptors of agents this process may hold. *on_orphaned* is called when there was no
-    supervisor for as long as the last one said, *on_gone* for each connection that was committed here and had been
-    taken by another shard.
+    *room* returns how many more descriptors of agents this process may hold. *on_orphaned* is called when there was no
+    supervisor for the time that the last one set. *on_gone* is called for each connection that was committed here after
+    another shard had taken it.
     """
 
     def __init__(
@@ -88,33 +90,33 @@ class Intake:
 
     @property
     def moving(self) -> list[tuple[int, str]]:
-        """Those among the prepared that are on their way between two shards: pairs of number and agent id."""
+        """The prepared connections that are on their way between two shards: pairs of number and agent id."""
         return [(n, offer.agent_id) for n, (offer, _) in self.prepared.items() if offer.state is not None]
 
     @property
     def let_go(self) -> list[int]:
-        """Those of `moving` that were members here."""
+        """The numbers of `moving` that come from this shard."""
         return [number for number in self._departing if number in self.prepared]
 
     def listen_again(self, listener: socket.socket) -> None:
-        """Let supervisors connect to *listener* from now on: the file of the socket before it is gone."""
+        """Accept supervisors on *listener* from now on, because the socket file of the old one is gone."""
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
         self._listener = listener
         self._loop.add_reader(listener.fileno(), self._accept)
 
     def retire(self) -> None:
-        """Take no more connections, and let go of the listening sockets; what is only prepared goes elsewhere."""
+        """Take no more connections, and close the kept listening sockets. Prepared connections go elsewhere."""
         self.custody.close()
         if self._channel is not None:
-            # Whose commit has come is ours. Of the others a supervisor that lives has copies, and other shards.
+            # Connections with a commit in the channel belong to this shard. The supervisor has copies of the others.
             self._channel.take_the_rest()
         if self._channel is None:
             self._give_up_orphans()
         self.close()
 
     def close(self) -> None:
-        """Take no more connections; close those that are only prepared."""
+        """Take no more connections. Close the connections that are only prepared."""
         self._departures.abandon()
         self.custody.close()
         self._orphan.cancel()
@@ -139,8 +141,8 @@ class Intake:
             self._loop.call_later(0.1, self._listen_again)
             return
         if self._channel is not None:
-            # The old supervisor is gone, but not what it said last: a revocation that is lost here would leave two
-            # shards with one connection.
+            # The old supervisor is gone, but its last messages count. A lost revocation would leave two shards with one
+            # connection.
             self._channel.take_the_rest()
         if self._channel is not None:
             self._channel.close()
@@ -167,26 +169,26 @@ class Intake:
         self._arrival_timer = self._clock.call_later(ARRIVAL_SECONDS, self._serve_arrived)
 
     def _stop_waiting(self) -> None:
-        """Decide nothing about who was on the way: a supervisor does, or the shard ends."""
+        """Cancel the timers. From now on a supervisor decides about connections on their way, or the shard ends."""
         for timer in (self._orphan_timer, self._arrival_timer):
             if timer is not None:
                 timer.cancel()
         self._orphan_timer = self._arrival_timer = None
 
     def _give_up_orphans(self) -> None:
-        """Turn away those whose supervisor has not come back: an agent may wait for its answer without a limit."""
+        """Refuse prepared connections when no supervisor has come. An agent may wait for its answer without a limit."""
         self._orphan_timer = None
         self._serve_arrived()
         self._turn_away(list(self.prepared), ErrorCode.SHUTTING_DOWN, "the listener went away during the registration")
 
     def _serve_arrived(self) -> None:
-        """Go on with what was to move here, unless the shard that it came from has."""
+        """Serve connections that were to move here, unless the shard that they come from has taken them back."""
         self._arrival_timer = None
         for number, _ in self.moving:
             self._go_on_with(*self.prepared.pop(number))
 
     def _take_back(self) -> None:
-        """Go on with what was to move: nobody else will, unless another shard has got the Commit."""
+        """Serve connections again that were to move away, unless another shard has taken them after its Commit."""
         self._departures.abandon()
         for number in list(self._departing):
             self._go_on_with(*self.prepared.pop(number))
@@ -217,7 +219,7 @@ class Intake:
             self._answer()
 
     def _go_on_with(self, offer: Offer, fd: int) -> bool:
-        """Serve a connection that has moved here, or one that was to move and stays; False when another shard does."""
+        """Serve a connection that has moved here, or stays here after all; False if another shard serves it."""
         self._departing.discard(offer.number)
         self._pool.has_moved(offer.agent_id)
         assert offer.state is not None
@@ -296,5 +298,6 @@ class Intake:
                 sock.setblocking(False)
                 sock.send(rejection)
                 sock.shutdown(socket.SHUT_WR)
-                # Closed with something unread, TCP resets, and the agent may never read why (RFC 1122, 4.2.2.13).
+                # A close with unread input makes TCP reset, and the agent may never read the reason (RFC 1122,
+                # 4.2.2.13).
                 sock.recv(MOST_UNREAD)

@@ -1,4 +1,4 @@
-"""Connections that an operator wants closed: each takes no new requests, and goes when nothing is in flight on it."""
+"""Connections that an operator closes: each gets no new requests, and is closed when nothing is in flight on it."""
 
 import asyncio
 
@@ -7,11 +7,11 @@ from ipc.events import CloseCode, Kick
 from shards.pool import AgentPool
 
 LOOK_AGAIN = 0.005
-"""Seconds between looks at connections that are busy."""
+"""Seconds between checks of busy connections."""
 
 
 class Kicks:
-    """Closes connections of *pool*, as ordered."""
+    """Closes connections of *pool* as ordered by the supervisor."""
 
     def __init__(self, pool: AgentPool) -> None:
         self._pool = pool
@@ -21,7 +21,10 @@ class Kicks:
         self._timer: asyncio.TimerHandle | None = None
 
     def order(self, kick: Kick) -> None:
-        """Close these connections; those that are not here any more have gone, or moved, by themselves."""
+        """Close these connections, after the order's *seconds* at the latest.
+
+        Connections that have closed or moved meanwhile are skipped.
+        """
         due = self._clock.time() + kick.seconds
         for number in kick.numbers:
             connection = self._pool.connections.get(number)
@@ -32,7 +35,7 @@ class Kicks:
             self._look()
 
     def close(self) -> None:
-        """Leave the rest to whoever closes the pool."""
+        """Stop. The owner of the pool closes the remaining connections."""
         if self._timer is not None:
             self._timer.cancel()
 

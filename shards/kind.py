@@ -1,4 +1,4 @@
-"""What connections of agents of one kind have in common."""
+"""The common properties of connections with the same dialect and capabilities."""
 
 from typing import get_args
 
@@ -6,11 +6,11 @@ from dialout import AgentEvent, Capabilities, Dialect, codec_for
 
 
 class Kind:
-    """A dialect and capabilities, and what follows from the two: worked out once for all such connections of a pool.
+    """A dialect, capabilities, and the properties that follow from them, for all such connections of a pool.
 
-    *receivable* are the classes of events that such an agent takes: looking one up takes 30 ns, and an ``&`` of flags
-    700. *keeps_requests* says that it remembers requests until they are cancelled, and can be told to forget. *most* is
-    how many requests may be in flight on a connection whose agent declares no limit, and at most on any other.
+    *receivable* are the classes of events that the agent takes. A lookup takes 30 ns, an ``&`` of flags 700.
+    *keeps_requests* says that the agent remembers requests until they are cancelled, and can be told to forget them.
+    *limit* is the maximum of requests in flight on a connection: the agent's declared limit, but at most *most*.
     """
 
     __slots__ = ("can_cancel", "capabilities", "codec", "dialect", "keeps_requests", "limit", "receivable")

@@ -1,4 +1,4 @@
-"""What a shard tells of its agents and connections to whoever asks, a page at a time."""
+"""Lists of a shard's agents and connections for its query sockets, one page at a time."""
 
 import heapq
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ class _Busiest(msgspec.Struct):
 
 
 def methods(pool: AgentPool) -> dict[str, Method]:
-    """The queries for lists of *pool*, by name: their arguments have types, and a page has a length."""
+    """The queries for lists of *pool*, by name. Arguments have checked types, and a page has a maximum length."""
 
     def agents_page(arguments: dict[str, Any]) -> list[tuple[str, int, int, bool]]:
         asked = typed(arguments, _AgentsPage)
@@ -49,7 +49,7 @@ def methods(pool: AgentPool) -> dict[str, Method]:
 def agents(pool: AgentPool, after: str, limit: int, only: str | None = None) -> list[tuple[str, int, int, bool]]:
     """At most *limit* agents, or *only* one, with an id above *after*, ascending.
 
-    Of each its id, connections, requests in flight, and whether it is healthy.
+    A row has the id, connections, requests in flight, and whether the agent is healthy.
     """
     among: Iterable[str] = pool.agents if only is None else {only} & pool.agents.keys()
     rows = []
@@ -64,7 +64,7 @@ def agents(pool: AgentPool, after: str, limit: int, only: str | None = None) -> 
 def busiest(pool: AgentPool, limit: int) -> list[tuple[str, int, int, int]]:
     """At most *limit* agents with the most frames: id, connections, requests in flight, frames received.
 
-    Looks at every connection: 100,000 take 20 ms. Only somebody who watches asks.
+    It looks at every connection: 100,000 take 20 ms. Only programs that an operator watches ask for it.
     """
     rows = []
     for agent_id, agent in pool.agents.items():
@@ -77,7 +77,7 @@ def busiest(pool: AgentPool, limit: int) -> list[tuple[str, int, int, int]]:
 def connections(pool: AgentPool, after: int, limit: int, agent_id: str | None = None) -> list[dict[str, Any]]:
     """At most *limit* connections with a number above *after*, ascending, of one agent or of all.
 
-    The page ends after `MAX_PAGE_BYTES`: agents decide how long their metadata are.
+    The page ends after `MAX_PAGE_BYTES`, because agents decide how long their metadata are.
     """
     among: dict[int, Connection] = pool.connections
     if agent_id is not None:

@@ -1,4 +1,4 @@
-"""A shard's process: wiring, and the start and end of it."""
+"""The process of a shard: its wiring, its start and its end."""
 
 import asyncio
 import os
@@ -43,17 +43,17 @@ DIRECTORY_PAUSE = 0.2
 
 
 STOP_PAUSE = 0.01
-"""Seconds between looks at what proxies have in flight, before the end."""
+"""Seconds between checks for requests of proxies in flight, before the end."""
 
 CANNOT_BEGIN = 73
-"""Exit status of a shard that cannot make what it needs on disk: EX_CANTCREAT, sysexits.h."""
+"""Exit status of a shard that cannot create its sockets or files: EX_CANTCREAT, sysexits.h."""
 
 PROBE_PAUSE = 0.03
-"""Seconds between the two looks of a probe."""
+"""Seconds between the two checks of a probe."""
 
 
 class Shard:
-    """One shard: everything that it has, wired together. Make it on a running loop."""
+    """One shard with all its parts wired together. Create it on a running loop."""
 
     def __init__(
         self, shard: int, epoch: str, rundir: RuntimeDir, options: PoolOptions, status_dir: RuntimeDir | None = None
@@ -87,7 +87,7 @@ class Shard:
             self._orphaned,
             self._closed,
         )
-        # What proxies ask through this shard may still be on its way at another one.
+        # A request that a proxy sent through this shard may still be in flight at another one.
         self._drain = Drain(self._pool, self._stop_by)
         self._kicks = Kicks(self._pool)
         self._directories = [rundir] if status_dir is None else [rundir, status_dir]
@@ -113,17 +113,17 @@ class Shard:
         self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until the shard is told to stop."""
         loop = asyncio.get_running_loop()
         log_loop_errors(loop)
         signals.on(loop, signal.SIGTERM, self.drain)
         await self._proxies.start()
         self._reporter.start()
-        # With its record a shard says that all its sockets are there.
+        # The record tells others that all sockets of this shard exist.
         for rundir in self._directories:
             rundir.write_shard(self._shard, record_of_this_process(self._epoch, __version__))
         looking = self._look_after_places()
-        # The next supervisor would find us now.
+        # From here on the next supervisor can find this shard.
         process.end_with_parent(ends=False)
         process.settle_memory()
         try:
@@ -135,7 +135,7 @@ class Shard:
                 self._drain.close,
                 self._kicks.close,
                 self._configs.close,
-                # First of all: nobody may be let in who is answered by nobody.
+                # Before the agents' connections: nothing here would answer an agent that connects to a copy.
                 self._intake.custody.close,
                 lambda: self._pool.close("the shard stops"),
                 self._relay.close,
@@ -150,9 +150,9 @@ class Shard:
             )
 
     def _look_after_places(self) -> Every:
-        """Look after what this shard has on disk, and make again what others remove."""
+        """Watch this shard's files and sockets on disk, and create again those that others remove."""
         places, rundir = self._places, self._rundir
-        # The status directory is the supervisor's to make: it knows its mode and its group.
+        # The supervisor creates the status directory, because it knows the mode and the group.
         places.add(rundir.path, "the directory", partial(self._mend, rundir.make_again))
         handoffs = rundir.shard_handoff(self._shard)
         for path, what, mend in (
@@ -169,7 +169,7 @@ class Shard:
         return Every(LOOK_SECONDS, look)
 
     def _mend(self, make: Callable[[], None]) -> None:
-        """Make something again, unless another process has this shard's place by now: its sockets have our names."""
+        """Create something again, unless another process has this shard's place: its sockets have the same names."""
         record = self._rundir.read_shard(self._shard)
         if record is not None and record.epoch != self._epoch and record.is_alive():
             raise CannotMend(f"pid {record.pid} is shard {self._shard} now")
@@ -180,14 +180,14 @@ class Shard:
 
     def _forget_places(self) -> None:
         self._places.clear()
-        # Another shard may have our place by now, and its sockets our names.
+        # Another process may have this shard's place by now, and its sockets have the same names.
         for rundir in self._directories:
             record = rundir.read_shard(self._shard)
             if record is None or record.epoch == self._epoch:
                 rundir.forget_shard(self._shard)
 
     def drain(self) -> None:
-        """Take nobody any more, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
+        """Accept no more connections, and end when nothing is in flight, or after `DRAIN_LIMIT`."""
         self._places.clear()
         if not self._drain.has_begun:
             self._log.info("draining", connections=len(self._pool.connections))
@@ -195,12 +195,12 @@ class Shard:
             self._drain.begin()
 
     def stop(self) -> None:
-        """End the process in good order, at once."""
+        """End the process at once, with all its parts closed."""
         if not self._ended.done():
             self._ended.set_result(None)
 
     def report(self) -> ShardReport:
-        """What this shard counts about itself."""
+        """The counters and gauges of this shard."""
         requests = self._pool.requests
         ended = requests.answered + requests.failed.total()
         return ShardReport(
@@ -232,7 +232,7 @@ class Shard:
         )
 
     def _answers(self) -> dict[str, Method]:
-        """What anybody may ask who reaches a query socket."""
+        """The methods of the query sockets. Any process that can connect to one may call them."""
         return {
             "status": lambda _: {
                 "shard": self._shard,
@@ -245,7 +245,7 @@ class Shard:
         }
 
     def _room(self) -> int:
-        """How many more descriptors this process may hold, but for its reserve; below 0 that is being used up."""
+        """How many more descriptors this process may hold, without its reserve. Below 0 the reserve is in use."""
         agents = len(self._pool.connections) + len(self._intake.prepared) + len(self._intake.custody)
         return self._budget.left(agents + len(self._proxies.connections) + self._relay.links)
 
@@ -286,7 +286,7 @@ class Shard:
             self._stop_by(awake.clock().time() + command.seconds)
 
     def _owned(self) -> list[tuple[str, str, list[int]]]:
-        """Whose connections this shard holds: the numbers of each rule and peer."""
+        """The numbers of this shard's connections, by owner: (rule, peer, numbers)."""
         found: dict[Owner, list[int]] = {}
         for number, connection in self._pool.connections.items():
             found.setdefault(connection.owner, []).append(number)
@@ -295,7 +295,10 @@ class Shard:
         return [(owner.rule, owner.peer, numbers) for owner, numbers in found.items()]
 
     def _stop_by(self, deadline: float) -> None:
-        """End when no proxy waits for anything or has a request on its way; *deadline* is of `dialout.awake`."""
+        """End when no request of a proxy is unfinished or on its way, at *deadline* at the latest.
+
+        *deadline* is a time of `dialout.awake`.
+        """
         loop = asyncio.get_running_loop()
         self._places.clear()
         if awake.clock().time() < deadline:
@@ -306,10 +309,10 @@ class Shard:
         self.stop()
 
     def _probe(self, command: events.Probe, looks: int) -> None:
-        """Look for connections that are gone; look again before saying that there are none.
+        """Close connections whose end has arrived; check again before the answer that there are none.
 
-        Over TCP the end of a connection and the start of the next one may be handled on different processors, so that
-        the newcomer arrives first.
+        Over TCP, different processors may handle the end of a connection and the start of the next one. The new
+        connection may therefore arrive first.
         """
         if self._pool.probe(command.agent_id) or looks == 1:
             self._reporter.probed(command.probe)
@@ -334,14 +337,17 @@ def main(
     log_format: str,
     status_dir: str | None = None,
 ) -> None:
-    """Run shard *shard* until it is told to stop; do nothing when *parent*, which started it, is gone already."""
+    """Run shard *shard* until it is told to stop.
+
+    Return at once if *parent*, the supervisor that started it, is gone already.
+    """
     configure(f"shard-{shard}", log_level, log_format)
     take_standard_error()
     signals.log_to(get_logger(), stacks)
     if parent is not None:
         process.end_with_parent(ends=True)
     if parent is not None and os.getppid() != parent:
-        # The supervisor after it has not heard of this process, and has started another one in its place.
+        # The next supervisor does not know this process, and has started another one in its place.
         get_logger().warning("the supervisor that started this shard is gone")
         return
     process.raise_descriptor_limit()

@@ -1,17 +1,18 @@
-"""Which call an agent's answer is about. Pure: the calls that one connection carries, and what the answers name."""
+"""The calls that one connection carries, and which of them an agent's answer is about. Pure."""
 
 from dialout import Dialect
 from shards.calls import Call
 
 MOST_ABANDONED = 256
-"""Calls given up whose answer may come yet. They keep their place: an answer for request 0 is about the oldest."""
+"""Calls that were given up and may still be answered. They keep their place: an answer with request 0 is about the
+oldest."""
 
 
 class Pending(dict[int | str, Call]):
-    """Calls by their key, in the order in which their events went out; those given up stay until they are answered.
+    """Calls by their key, in the order in which their events were sent. Abandoned calls stay until their answer.
 
-    The key is the request id; in the core dialect, whose agents know a request by nothing else, the correlation id.
-    *abandoned* counts those that were given up.
+    The key is the request id. In the core dialect it is the correlation id, the only id that core agents know.
+    *abandoned* counts the calls that were given up.
     """
 
     __slots__ = ("_dialect", "abandoned")
@@ -21,7 +22,7 @@ class Pending(dict[int | str, Call]):
         self.abandoned = 0
 
     def take(self, request_id: int | None, correlation_id: str | None) -> Call | None:
-        """Take out the call that an answer's ids name; None when there is none."""
+        """Remove and return the call that an answer's ids name; None if there is none."""
         key = correlation_id if self._dialect is Dialect.CORE else request_id
         if key is None and correlation_id is not None:
             # A docs agent may repeat either id.
@@ -32,9 +33,10 @@ class Pending(dict[int | str, Call]):
         return call
 
     def take_oldest(self) -> Call | None:
-        """Take out the call that an answer without a request is about.
+        """Remove and return the call that an answer without ids is about; None if that is not known.
 
-        Sdk agents answer in order, so it is the oldest. A core agent may work on several at once: then nobody can tell.
+        Sdk agents answer in order, so it is the oldest call. A core agent may work on several calls at once. Then the
+        answer cannot be assigned to one.
         """
         if not self or (self._dialect is Dialect.CORE and len(self) > 1):
             return None
@@ -44,7 +46,7 @@ class Pending(dict[int | str, Call]):
         return call
 
     def abandon(self) -> None:
-        """Note that a call which is here was given up; beyond `MOST_ABANDONED` forget all such.
+        """Note that a call in this table was given up. Beyond `MOST_ABANDONED`, forget all such calls.
 
         A late answer to a forgotten call finds no call: ids are never written twice (`shards.calls.correlation_id`).
         """

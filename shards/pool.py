@@ -41,7 +41,7 @@ from shards.spending import Spending
 from shards.stream import Stream
 
 UPKEEP_SECONDS = 1.0
-"""Between rounds of upkeep: pings that are due, dead connections, sessions that ended."""
+"""Seconds between rounds of upkeep: pings that are due, dead connections, ended sessions."""
 
 MOST_BREAKERS = 10_000
 BREAKER_IDLE = 3600.0
@@ -49,19 +49,19 @@ BREAKER_IDLE = 3600.0
 
 MOST_DEPARTED = 10_000
 DEPARTED_KEPT = 2.0
-"""Seconds for which it is remembered that an agent has moved: by then everybody knows where it is."""
+"""Seconds for which a move of an agent is remembered. All shards know its new place by then."""
 
 LEAVING_PAUSE = 0.005
-"""Seconds between looks at an agent whose connections are all about to move, and have something in flight."""
+"""Seconds between checks of an agent whose connections are all about to move and are busy."""
 
 MOST_GONE = 1024
-"""Connections that one probe closes; for the others there is the loop."""
+"""Connections that one probe closes. The readiness loop closes the others."""
 
 MOST_KINDS = 1000
-"""Kinds of agents that are remembered. There are few, unless somebody makes them up."""
+"""Kinds of agents that are remembered. There are few, unless agents make them up."""
 
 MOST_READS = 256
-"""Reads of one connection in a row: as many answers as a socket's buffer can hold, or 256 KiB of other frames."""
+"""Reads of one connection in a row, enough for a socket buffer full of answers, or for 256 KiB of other frames."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -69,8 +69,8 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class AgentPool(PoolApi):
     """Agent id → connections → requests in flight.
 
-    *on_closed* is told of every connection that ends. Make it on a running loop, and only one for
-    each *shard* number of a host: request ids carry it.
+    *on_closed* is called for every connection that ends. Create the pool on a running loop. A host may have only one
+    pool for each *shard* number, because request ids contain it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AgentPool(PoolApi):
         self.options = options or PoolOptions()
         self.shard = shard
         self.closed = False
-        # While the shard empties itself, its agents are elsewhere, or about to be.
+        # While the shard drains, its agents are elsewhere, or about to be.
         self.draining = False
         self.readiness = readiness or Readiness()
         self.at_work = private_note()
@@ -100,9 +100,9 @@ class AgentPool(PoolApi):
         self.frames_total = 0
         self.moved_total = 0
         self.leaving = 0
-        """Connections that are about to move to another shard."""
+        """Number of connections that are about to move to another shard."""
         self.moving: Counter[str] = Counter()
-        """Agents of connections that are on their way, from here or to here: nobody serves these."""
+        """Connections on their way from here or to here, by agent. No shard serves these now."""
         self._log = get_logger()
         self._config_line = Line(
             "agent speaks about its configuration",
@@ -121,7 +121,7 @@ class AgentPool(PoolApi):
         self._sessions: RecentTable[tuple[str, str], int] = RecentTable(
             self.options.most_sticky, self.options.sticky_idle
         )
-        # The breaker of an agent outlives its connections: one that crashes at every request comes back each time.
+        # A breaker outlives the agent's connections: an agent that crashes at every request reconnects each time.
         self._breakers: RecentTable[str, Breaker] = RecentTable(MOST_BREAKERS, BREAKER_IDLE)
         self._departed: RecentTable[str, float] = RecentTable(MOST_DEPARTED, DEPARTED_KEPT)
         self._kinds: dict[tuple[Dialect, Capabilities], Kind] = {}
@@ -133,9 +133,9 @@ class AgentPool(PoolApi):
     # Connections.
 
     def adopt(self, offer: Offer, fd: int, on_closed: Callable[[], None] | None = None) -> Connection:
-        """Make a committed connection a member: in the pool first, then its acceptance, then reading.
+        """Add a committed connection to the pool, then send its acceptance, then read from it.
 
-        *on_closed* is called once it is closed, which may be before this returns.
+        *on_closed* is called when the connection is closed, which may happen before this method returns.
         """
         agent = self.agents.get(offer.agent_id)
         if agent is None:
@@ -157,17 +157,17 @@ class AgentPool(PoolApi):
         return connection
 
     def let_go(self, connection: Connection) -> int:
-        """Forget a connection that another shard will serve, and return its descriptor, open."""
+        """Forget a connection that another shard will serve, and return its open descriptor."""
         self._take_out(connection)
         self.moved_total += 1
         return connection.let_go()
 
     def moves(self, agent_id: str) -> None:
-        """Note that a connection of the agent is on its way from here, or to here."""
+        """Note that a connection of the agent is on its way from here or to here."""
         self.moving[agent_id] += 1
 
     def has_moved(self, agent_id: str) -> None:
-        """Note that it is not any more: it is here, or elsewhere, or gone."""
+        """Note that a connection of the agent is no longer on its way."""
         self.moving[agent_id] -= 1
         if not self.moving[agent_id]:
             del self.moving[agent_id]
@@ -185,13 +185,13 @@ class AgentPool(PoolApi):
             connection.on_closed()
 
     def note_config_update(self, connection: Connection, kind: str) -> None:
-        """Log that an agent speaks about its configuration."""
+        """Log that an agent sent a message about its configuration."""
         agent_id = connection.agent.agent_id
         if self._config_line.allows(agent_id):
             self._config_line.write(time.time(), agent_id, connection.connection_id, kind)
 
     def note_slow_read(self, connection: Connection, seconds: float) -> None:
-        """Log that serving what an agent sent has held everything else up."""
+        """Log that one read of a connection has held up all others for *seconds*."""
         agent_id = connection.agent.agent_id
         if self._slow_line.allows(agent_id):
             self._slow_line.write(time.time(), agent_id, connection.connection_id, seconds)
@@ -202,13 +202,14 @@ class AgentPool(PoolApi):
         return agent is not None and (not self.leaving or not all(c.leaving for c in agent.connections.values()))
 
     def left_at(self, agent_id: str) -> float | None:
-        """When (loop time) a connection of the agent has moved from here, or to here, if that was lately."""
+        """The loop time of the agent's last move from here or to here; None if there was none lately."""
         return self._departed.get(agent_id, self._loop.time())
 
     def probe(self, agent_id: str) -> bool:
-        """Close those connections of the agent that are at their end, or dead; whether there were any.
+        """Close the agent's connections that have ended or are dead; returns whether room may have become free.
 
-        Without an agent: those of any agent of which the kernel says so, at most `MOST_GONE`.
+        That is so if a connection was closed, or if the agent has none here. Without an agent id, close the ended
+        connections of all agents, at most `MOST_GONE`, and return whether there were any.
         """
         if not agent_id:
             return self._close_gone()
@@ -243,11 +244,11 @@ class AgentPool(PoolApi):
         self._to_write.append(stream)
 
     def close_soon(self, stream: Stream, code: CloseCode, reason: str) -> None:
-        """Close *stream*, but not under the feet of whoever is just using it."""
+        """Close *stream* in a later callback, so that the calling code can finish with it."""
         self._loop.call_soon(stream.close, code, reason)
 
     def close(self, reason: str = "the pool is closed") -> None:
-        """Close every connection, which fails what is in flight, and stop the clock."""
+        """Close every connection and stop the timers. Requests in flight fail."""
         self.closed = True
         for connection in list(self.connections.values()):
             connection.close(CloseCode.SHARD_STOPPED, reason)
@@ -277,7 +278,7 @@ class AgentPool(PoolApi):
             self._log.warning("circuit opened", agent_id=agent.agent_id, for_s=self.options.breaker_open_for)
 
     def _select(self, call: Call, now: float) -> Connection | PoolError | float:
-        """A connection for the first event of an exchange, the reason why there is none, or seconds to wait."""
+        """Choose a connection for the first event of an exchange; an error if there is none, or seconds to wait."""
         exchange = call.exchange
         agent = self.agents.get(exchange.agent_id)
         if agent is None and exchange.agent_id in self.moving:
@@ -296,14 +297,14 @@ class AgentPool(PoolApi):
         if agent.breaker is not None and not agent.breaker.admits(now):
             after = agent.breaker.retry_after(now)
             return CircuitOpen(f"the agent failed too often; next trial in {after:.1f} s", agent_id=agent.agent_id)
-        # To the end, so that the table is in the order of last use.
+        # Moved to the end, so that the table is in the order of last use.
         agent.connections[chosen.number] = agent.connections.pop(chosen.number)
         if exchange.session is not None:
             self._sessions.put((exchange.agent_id, exchange.session), chosen.number, now)
         return chosen
 
     def _why_none(self, agent: Agent, call: Call, now: float) -> PoolError | float:
-        """Why no connection of *agent* can take *call*, or the seconds after which to ask again."""
+        """The reason why no connection of *agent* can take *call*, or the seconds after which to ask again."""
         agent_id = agent.agent_id
         connections = [c for c in agent.connections.values() if c.can_receive(call.event)]
         if not connections:
@@ -340,7 +341,7 @@ class AgentPool(PoolApi):
 
     @staticmethod
     def _read_to_the_end(connection: Connection) -> None:
-        """Serve what the agent sent before it closed, and close; bounded by what a socket buffer can hold."""
+        """Serve the frames that the agent sent before it closed, then close. Reads at most a full socket buffer."""
         for _ in range(MOST_READS):
             if connection.fd < 0:
                 return
@@ -349,7 +350,7 @@ class AgentPool(PoolApi):
 
     @staticmethod
     def _is_dead(connection: Connection, now: float) -> bool:
-        """Whether a connection is dead once all is read that its agent has sent: the pong may be among it."""
+        """Whether a connection is still dead after all its input was read. The pong may be among the input."""
         if not connection.is_dead(now):
             return False
         poll = select.poll()
@@ -363,7 +364,7 @@ class AgentPool(PoolApi):
         return True
 
     def _upkeep(self) -> None:
-        """Ping a share of the connections, so that each has its turn once an interval; close those that are dead."""
+        """Ping a share of the connections and close the dead ones. Each connection has its turn once an interval."""
         now = self.clock.time()
         shares = max(1, round(self.options.ping_interval / UPKEEP_SECONDS))
         self._upkeep_round = (self._upkeep_round + 1) % shares

@@ -1,9 +1,9 @@
-"""The pool for programs that embed it: awaitable requests over its calls, and clients of a listener beside it.
+"""The pool for programs that embed it: awaitable requests, and clients that a listener has accepted.
 
-The same names and the same errors as those of `dialout.PoolClient`, which asks the shards of another process.
+Names and errors are the same as those of `dialout.PoolClient`, which asks the shards of another process.
 """
 
-# ruff: noqa: ASYNC109  (the pool keeps the time limit, and tells the agent: it is not one for the coroutine alone)
+# ruff: noqa: ASYNC109  (the pool applies the time limit and tells the agent; the limit is not the coroutine's alone)
 import asyncio
 import time
 from abc import ABC, abstractmethod
@@ -38,8 +38,8 @@ from shards.requests import Requests
 class PoolApi(ABC):
     """The awaitable half of `AgentPool`.
 
-    Whatever keeps a request from its answer is raised as a `PoolError`; none of them is an "allow". *timeout* is in
-    seconds, and `PoolOptions.request_timeout` when it is None. A task that is cancelled has its request cancelled.
+    A failed request raises a `PoolError`. An error is never an "allow". *timeout* is in seconds, None means
+    `PoolOptions.request_timeout`. Cancelling a task cancels its request.
     """
 
     requests: Requests
@@ -57,10 +57,11 @@ class PoolApi(ABC):
     async def add_reverse_connection(
         self, agent_id: str, client: AcceptedClient, capabilities: Capabilities | None = None
     ) -> str:
-        """Make an accepted client a member, which tells its agent that it is accepted; returns its connection id.
+        """Add an accepted client to the pool and tell its agent that it is accepted; returns its connection id.
 
-        *capabilities* are what the agent may be sent, as it registered them if they are None. Raises `WrongAgent` (the
-        client stays as it was) and `ClientGone`, both `ipc.client.ClientError`; `ShuttingDown` when the pool is closed.
+        *capabilities* limit the events that the agent may be sent; None means the capabilities that it registered.
+        Raises `WrongAgent` (the client is unchanged) and `ClientGone`, both `ipc.client.ClientError`, and
+        `ShuttingDown` if the pool is closed.
         """
         offer = client.offer
         if offer.agent_id != agent_id:
@@ -76,49 +77,49 @@ class PoolApi(ABC):
         return connection.connection_id
 
     def exchange(self, agent_id: str, *, session: str | None = None) -> "OpenExchange":
-        """A handle for all events of one HTTP request, which go to the connection that sees the first.
+        """A handle for all events of one HTTP request. They go to the connection that gets the first event.
 
         Requests of one *session* go to the same connection as long as it can take them.
         """
         return OpenExchange(self, Exchange(agent_id, session))
 
-    # One event, and nothing that follows it.
+    # Single events.
 
     async def send_request_headers(
         self, agent_id: str, event: RequestHeaders, timeout: float | None = None, *, session: str | None = None
     ) -> Response:
-        """The agent's answer to a request's headers; `exchange` is for when its body will follow."""
+        """The agent's answer to a request's headers. Use `exchange` if the body will follow."""
         return await self.send(Exchange(agent_id, session), event, timeout, final=True)
 
     async def send_response_headers(
         self, agent_id: str, event: ResponseHeaders, timeout: float | None = None
     ) -> Response:
-        """The answer of an agent that takes no request headers to a response's headers.
+        """The answer to a response's headers, from an agent that takes no request headers.
 
-        An agent that takes request headers must have seen them: show both in an `exchange`.
+        An agent that takes request headers must have seen them first: send both in an `exchange`.
         """
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_request_complete(
         self, agent_id: str, event: RequestComplete, timeout: float | None = None
     ) -> Response:
-        """The agent's answer to a request that is over."""
+        """The agent's answer to the end of a request."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_websocket_frame(
         self, agent_id: str, event: WebSocketFrame, timeout: float | None = None
     ) -> Response:
-        """The answer of an agent that takes no request headers to one WebSocket frame; see `exchange`."""
+        """The answer to one WebSocket frame, from an agent that takes no request headers; see `exchange`."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_guardrail_inspect(
         self, agent_id: str, event: GuardrailInspect, timeout: float | None = None
     ) -> Response:
-        """The agent's answer to a text; many agents never answer this, so give a short timeout."""
+        """The agent's answer to a text. Many agents never answer this event, so set a short timeout."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send_configure(self, agent_id: str, event: Configure, timeout: float | None = None) -> Response:
-        """The answer of one of the agent's connections to a configuration: a block means that it refuses."""
+        """One connection's answer to a configuration. A block means that the agent refuses the configuration."""
         return await self.send(Exchange(agent_id), event, timeout, final=True)
 
     async def send(
@@ -157,11 +158,11 @@ class PoolApi(ABC):
 
 
 class OpenExchange:
-    """A request's conversation with one agent; `AgentPool.exchange` makes it.
+    """The events of one request for one agent; `AgentPool.exchange` creates it.
 
-    Use it as an ``async with`` block: at its end the agent may forget the request, and what has no answer yet is
-    cancelled. After a `PoolError` other than `CannotReceive` it takes no more events, since an answer that is late must
-    not be taken for the answer to another event.
+    Use it as an ``async with`` block. At its end the agent may forget the request, and unanswered events are cancelled.
+    After a `PoolError` other than `CannotReceive` it takes no more events. A late answer must not be taken for the
+    answer to another event.
     """
 
     __slots__ = ("_exchange", "_pool")
@@ -178,31 +179,31 @@ class OpenExchange:
 
     @property
     def agent_id(self) -> str:
-        """The agent that this request is shown to."""
+        """The id of the agent that gets this request."""
         return self._exchange.agent_id
 
     async def request_headers(self, event: RequestHeaders, timeout: float | None = None) -> Response:
-        """Show the request's headers."""
+        """Send the request's headers."""
         return await self._pool.send(self._exchange, event, timeout)
 
     async def request_body_chunk(self, event: RequestBodyChunk, timeout: float | None = None) -> Response:
-        """Show one chunk of the request's body."""
+        """Send one chunk of the request's body."""
         return await self._pool.send(self._exchange, event, timeout)
 
     async def response_headers(self, event: ResponseHeaders, timeout: float | None = None) -> Response:
-        """Show the response's headers."""
+        """Send the response's headers."""
         return await self._pool.send(self._exchange, event, timeout)
 
     async def response_body_chunk(self, event: ResponseBodyChunk, timeout: float | None = None) -> Response:
-        """Show one chunk of the response's body."""
+        """Send one chunk of the response's body."""
         return await self._pool.send(self._exchange, event, timeout)
 
     async def websocket_frame(self, event: WebSocketFrame, timeout: float | None = None) -> Response:
-        """Show one frame of the WebSocket that the request became."""
+        """Send one frame of the WebSocket that the request was upgraded to."""
         return await self._pool.send(self._exchange, event, timeout)
 
     async def complete(self, event: RequestComplete, timeout: float | None = None) -> Response | None:
-        """Say that the request is over; None when the agent does not take this event."""
+        """Send the end of the request; None if the agent does not take this event."""
         try:
             return await self._pool.send(self._exchange, event, timeout, final=True)
         except CannotReceive:
@@ -211,7 +212,7 @@ class OpenExchange:
             self._end()
 
     def cancel(self, reason: CancelReason = CancelReason.MANUAL) -> None:
-        """Give up the events that have no answer yet, and end the exchange. Again, it does nothing."""
+        """Cancel the unanswered events and end the exchange. A second call does nothing."""
         self._pool.requests.give_up(self._exchange, reason)
         self._end()
 

@@ -1,7 +1,7 @@
-"""A proxy's connection: events come in, decisions go out, many requests in flight.
+"""A proxy's connection: events come in, decisions go out, and many requests are in flight.
 
-The protocol is ``dialout.proxy.wire``; each event gets exactly one answer or failure, in the order of its request's
-events. Where a request is served is none of this module's business (`shards.dispatch`).
+The protocol is ``dialout.proxy.wire``. Each event gets exactly one answer or failure, in the order of its request's
+events. `shards.dispatch` chooses the shard that serves a request.
 """
 
 import asyncio
@@ -48,27 +48,27 @@ from shards.affinity import RecentTable
 from shards.dispatch import Dispatch, Event, Request
 
 MOST_IN_FLIGHT = 50_000
-"""Events of one proxy connection without an answer; beyond it they fail as overloaded."""
+"""Events of one proxy connection without an answer. Further events fail as overloaded."""
 
 MOST_REFUSED = 10_000
 REFUSED_KEPT = 5.0
-"""Seconds for which it is remembered that a request did not begin: what the proxy had sent behind its first event
-before it read that must not begin one."""
+"""Seconds for which a refused first event is remembered. The proxy may have sent later events of the request before
+it read the refusal. These must not begin a request."""
 
 _NEVER_FIRST = frozenset({RequestBodyChunk, ResponseBodyChunk})
-"""Events that begin no request: the agent would see a body without its headers, or without the chunks before it."""
+"""Events that cannot begin a request: the agent would see a body without its headers or without the earlier chunks."""
 
 _BEHIND_HEADERS = frozenset({ResponseHeaders, WebSocketFrame})
-"""Events that begin a request only for an agent that takes no request headers."""
+"""Events that can begin a request only for an agent that takes no request headers."""
 
 LINGER = 2.0
-"""Seconds in which a proxy that was refused may read why."""
+"""Seconds that a refused proxy has to read the reason."""
 
 
 class ProxyConnection(asyncio.Protocol):
-    """One proxy's connection to shard *shard*, whose process is *epoch*.
+    """One proxy's connection to shard *shard*, which runs as process *epoch*.
 
-    *on_made* and *on_lost* are told when it begins and ends.
+    *on_made* and *on_lost* are called when the connection begins and ends.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ProxyConnection(asyncio.Protocol):
         on_lost: "Callable[[ProxyConnection], None]",
     ) -> None:
         self.stopping = False
-        """Whether no new request may begin."""
+        """Whether new requests are refused."""
         self._shard, self._epoch, self._options = shard, epoch, options
         self._dispatch = dispatch
         self._on_made, self._on_lost = on_made, on_lost
@@ -93,47 +93,47 @@ class ProxyConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._greeted = False
         self._going_away = False
-        # Whether the proxy has yet to say that it sends no new requests to a shard that is going away.
+        # Whether the proxy has not acknowledged yet that it sends no new requests to a shard that is going away.
         self._owes_farewell = False
         self._out: list[bytes] = []
         self._closing = False
         self._in_flight = 0
         self._requests: RecentTable[int, Request] = RecentTable(options.most_affinities, options.affinity_idle)
-        # Of requests that did not begin: the type of the event that was to begin it, and why it was not served.
+        # Requests that did not begin: the type of their first event, and the error that it got.
         self._refused: RecentTable[int, tuple[int, PoolError]] = RecentTable(MOST_REFUSED, REFUSED_KEPT)
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request of this proxy is not over, or one may be on its way."""
+        """Whether a request of this proxy is unfinished, or one may be on its way."""
         return len(self._requests) > 0 or (self._owes_farewell and not self.stopping)
 
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        # uvloop's transports are none of asyncio's classes.
+        """Register the connection."""
+        # uvloop's transports are not asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
         self._on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Give up what the proxy waited for: nobody is left to decide for."""
+        """Cancel the requests of the proxy, since no reader is left for their answers."""
         self._transport = None
         self._on_lost(self)
         for request in self._requests.take_all():
             self._dispatch.give_up(request, CancelReason.CLIENT_DISCONNECT)
 
     def pause_writing(self) -> None:
-        """Read no more events from a proxy that does not read its answers."""
+        """Stop reading events from a proxy that does not read its answers."""
         if self._transport is not None and not self._closing:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Read events again."""
         if self._transport is not None and not self._closing:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Serve the frames that are complete by *data*."""
+        """Serve the frames that are complete with *data*."""
         try:
             frames = self._decoder.feed(data)
         except FrameError as error:
@@ -147,7 +147,7 @@ class ProxyConnection(asyncio.Protocol):
                 self._serve(frame_type, payload)
 
     def unfinished(self) -> tuple[int, bool]:
-        """Bytes held of an unfinished frame, and whether it began after the last time that this was asked."""
+        """The bytes held of an unfinished frame, and whether the frame began after the last call."""
         begun, self._has_finished = self._has_finished, False
         return self._decoder.buffered, begun
 
@@ -184,26 +184,36 @@ class ProxyConnection(asyncio.Protocol):
             case _ if not self._greeted:
                 self.refuse("the first frame must be a hello")
             case ProxyCancel(request_id, _, reason):
-                request = self._requests.pop(request_id)
+                request = self._requests.get(request_id, self._clock.time())
                 if request is not None:
+                    self._close(request_id, request)
                     self._dispatch.give_up(request, reason)
             case ProxyFinish(request_id):
-                request = self._requests.pop(request_id)
+                request = self._requests.get(request_id, self._clock.time())
                 if request is not None:
+                    self._close(request_id, request)
                     self._dispatch.finish(request)
             case ProxyPing(ping):
                 self._owes_farewell = self._owes_farewell and ping != GOING_AWAY
                 self._write(encode_pong(ping))
 
+    def _close(self, request_id: int, request: Request) -> None:
+        """Take no more events of a request; its id is another one's when the last event has its outcome."""
+        request.closed = request.is_final = True
+        if request.ended == request.begun:
+            self._requests.remove(request_id, request)
+
     def _serve_event(self, frame: ProxyRequest) -> None:
-        now = self._clock.time()
+        now = self._loop.time() - self._clock.slept
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None
-        if type(frame.event) is not RequestHeaders or self.stopping:
+        if request is not None and request.closed:
+            error = BadRequest("the request by this id was ended, and its events wait", agent_id=frame.agent_id)
+        elif type(frame.event) is not RequestHeaders or self.stopping:
             error = None if request is not None else self._why_not_begun(frame, now)
         elif request is not None:
-            # Another request by this id would share the ids of the first one on the agent's connection.
+            # A second request with this id would share the first one's ids on the agent's connection.
             error = BadRequest("the request has begun: its headers come once", agent_id=frame.agent_id)
         if error is None and self._in_flight >= MOST_IN_FLIGHT:
             error = Overloaded("too many in flight")
@@ -230,11 +240,11 @@ class ProxyConnection(asyncio.Protocol):
         self._dispatch.submit(event, seconds)
 
     def _why_not_begun(self, frame: ProxyRequest, now: float) -> PoolError | None:
-        """Why no request may begin with this event; None when it may."""
+        """The reason why no request may begin with this event; None if one may."""
         if self.stopping:
             return ShuttingDown("the shard stops", retry_safe=True)
         refused = self._refused.get(frame.request_id, now)
-        # The same event again is another try. Any other one was on its way behind it.
+        # The same event again is another try. Any other event was sent before the proxy read the refusal.
         if refused is not None and refused[0] != frame.event.frame_type:
             return refused[1]
         kind = type(frame.event)
@@ -247,7 +257,7 @@ class ProxyConnection(asyncio.Protocol):
         return None
 
     def _not_served(self, request_id: int, request: Request | None, frame_type: int, error: PoolError) -> None:
-        """Fail an event that goes to no agent, in its turn, and with it what follows of its request."""
+        """Fail an event that goes to no agent, in its turn. Later events of its request fail, too."""
         frame = self._failure(request_id, error)
         if request is None:
             if self._refused.get(request_id, self._clock.time()) is None:
@@ -285,10 +295,10 @@ class ProxyConnection(asyncio.Protocol):
         self._settle(request_id, event.request, event.index, frame)
 
     def fail(self, event: Event, error: PoolError, flags: int = 0) -> None:
-        """Write why there is no answer to *event*."""
+        """Write the failure of *event*."""
         request, frame = event.request, event.frame
         if request.begun == 1 and error.retry_safe:
-            # No agent has seen anything of the request, so that it may begin anew, and somewhere else.
+            # No agent has seen any event of the request, so that it may begin anew, also at another shard.
             request.is_final = True
             if not frame.flags & FINAL and error.code is not FailureCode.CANNOT_RECEIVE:
                 self._refused.put(frame.request_id, (frame.event.frame_type, error), self._clock.time())
@@ -310,21 +320,21 @@ class ProxyConnection(asyncio.Protocol):
             request.ended += 1
             self._in_flight -= 1
         if request.is_final and request.ended == request.begun:
-            self._requests.pop(request_id)
+            self._requests.remove(request_id, request)
             if request.broken is not None:
                 self._dispatch.finish(request)
 
     # Frames out.
 
     def go_away(self) -> None:
-        """Ask for no new requests; what comes until the proxy has heard of it is served."""
+        """Ask the proxy for no new requests. Requests that it sends before it reads this are served."""
         self._going_away = True
         if self._greeted and not self._closing:
             self._owes_farewell = True
             self._write(encode_going_away())
 
     def refuse(self, reason: str) -> None:
-        """Say what is wrong and close the connection; what it sent behind that is not looked at."""
+        """Write the reason and close the connection. Later input is ignored."""
         if self._closing:
             return
         self._closing = True
@@ -333,7 +343,7 @@ class ProxyConnection(asyncio.Protocol):
         self._flush()
         if self._transport is not None:
             self._transport.close()
-            # One that does not read would stay, with all that it waits for.
+            # A proxy that does not read would keep the connection open, with all its buffers.
             self._loop.call_later(LINGER, self._transport.abort)
 
     def sweep(self, now: float) -> None:

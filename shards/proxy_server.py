@@ -1,4 +1,4 @@
-"""The listening side of a shard's proxy socket: it lets proxies in, and tells them when the shard goes away."""
+"""The listening side of a shard's proxy socket: it accepts proxies, and tells them when the shard goes away."""
 
 import asyncio
 import math
@@ -17,17 +17,17 @@ from shards.holding import Holding
 from shards.proxies import ProxyConnection
 
 PROXIES_SHARE = DescriptorBudget.RESERVE * 3 // 4
-"""Descriptors of the process's reserve that proxies may use, where agents have all the rest."""
+"""Descriptors of the process's reserve that proxies may use while agents use all others."""
 
 FAREWELL_SECONDS = 1.0
-"""Time for proxies to hear that the shard is going away; then it takes no new requests."""
+"""Seconds for proxies to read that the shard is going away. After that it takes no new requests."""
 
 SWEEP_SECONDS = 5.0
-"""Between looks at requests that nobody went on with."""
+"""Seconds between checks for idle requests."""
 
 
 class ProxyServer:
-    """Takes proxies' connections for one shard, at the socket *path*, as far as *room* for descriptors goes."""
+    """Accepts proxies' connections for one shard, at the socket *path*, while *room* for descriptors is left."""
 
     def __init__(
         self,
@@ -53,15 +53,15 @@ class ProxyServer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request of a proxy is not over, or one may be on its way."""
+        """Whether a request of a proxy is unfinished, or one may be on its way."""
         return any(connection.is_busy for connection in self.connections)
 
     async def start(self) -> None:
-        """Listen, in place of a dead predecessor; OSError when that is not possible."""
+        """Listen on *path*, in place of a dead predecessor. OSError if that is not possible."""
         await self._serve(bind_private(self._path, socket.SOCK_STREAM))
 
     def listen_again(self) -> None:
-        """Listen at a new socket as well: the file of the old one is gone. OSError when that is not possible."""
+        """Listen on a new socket as well, because the file of the old one is gone. OSError if that is not possible."""
         sock = bind_private(self._path, socket.SOCK_STREAM)
         self._again = self._loop.create_task(self._serve(sock))
 
@@ -76,7 +76,7 @@ class ProxyServer:
             server.close()
 
     def go_away(self) -> None:
-        """Have proxies ask other shards, and let no more proxies in; `is_busy` tells when all are through."""
+        """Tell proxies to ask other shards, and accept no more proxies. `is_busy` is false when all have finished."""
         if self._going_away:
             return
         self._going_away = True
@@ -87,13 +87,13 @@ class ProxyServer:
         self._farewell = self._loop.call_later(FAREWELL_SECONDS, self.stop)
 
     def stop(self) -> None:
-        """Let no new request begin."""
+        """Accept no new requests."""
         self._stopping = True
         for connection in self.connections:
             connection.stopping = True
 
     def close(self) -> None:
-        """Take no more connections and no more events, and close the connections after what they were told."""
+        """Take no more connections and no more events. Close the connections after their pending output."""
         self.stop()
         self._timer.cancel()
         if self._farewell is not None:
@@ -108,7 +108,7 @@ class ProxyServer:
 
     def _made(self, connection: ProxyConnection) -> None:
         self.connections.add(connection)
-        # It may have been accepted before this shard was told to go.
+        # The connection may have been accepted before this shard was told to go away.
         connection.stopping = self._stopping
         if self._going_away:
             connection.go_away()

@@ -1,8 +1,8 @@
-"""Requests for agents of other shards: handed on once, from shard to shard, over the socket that proxies use.
+"""Requests for agents of other shards: relayed once, from shard to shard, over the socket that proxies use.
 
-It needs no supervisor: the counts that were heard last say where an agent is, and when nobody has told, the sibling
-that is there is asked. A relayed event carries a flag, and is never relayed again, so there are no loops; its time
-limit is what is left of the first one. The sibling keeps it; this side guards against a sibling that has stopped.
+No supervisor is needed. The last published counts give the place of an agent. Without counts, a running sibling is
+asked. A relayed event carries a flag and is never relayed again, so there are no loops. Its time limit is the rest of
+the original one. The sibling applies the limit. This side guards against a sibling that has stopped.
 """
 
 import asyncio
@@ -55,21 +55,22 @@ MOST_WAITING = 16 * 1024 * 1024
 """Bytes that may wait for a sibling that does not read."""
 
 NEWS_WAIT = 0.1
-"""Seconds that word of a new agent may take from shard to shard; 20 ms are spent on gathering."""
+"""Seconds that the news of a new agent may take from shard to shard. The supervisor gathers changes for 20 ms of
+these."""
 
 MOST_MISSED = 10_000
 
 MARGIN = 0.1
-"""Seconds that a sibling gets beyond a deadline to say so itself."""
+"""Seconds after a deadline in which the sibling may still report the timeout itself."""
 
 SWEEP = 0.05
-"""Seconds between looks at deadlines, while there are any."""
+"""Seconds between checks of deadlines, while there are any."""
 
 OnRelayed = Callable[[Answer | PoolError], None]
 
 
 class _Asked:
-    """One event that a sibling was asked about; *on_done* is None once it was given up."""
+    """One event sent to a sibling. *on_done* is None once the event was given up."""
 
     __slots__ = ("on_done", "timeout")
 
@@ -79,7 +80,7 @@ class _Asked:
 
 
 class Link(asyncio.Protocol):
-    """The connection to one sibling; made when it is needed first, made anew when it is lost."""
+    """The connection to one sibling. It is made at its first use, and made anew after a loss."""
 
     def __init__(self, shard: int, sibling: int, on_lost: "Callable[[Link], None]") -> None:
         self._shard = shard
@@ -96,14 +97,14 @@ class Link(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._failed = ""
         self.leaves = False
-        """Whether the sibling is going away, and wants no new requests."""
+        """Whether the sibling is going away and takes no new requests."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send what was asked for while connecting."""
-        # uvloop's transports are none of asyncio's classes.
+        """Send the frames that were queued while connecting."""
+        # uvloop's transports are not asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
         if self._failed:
-            # What waited has been given up, and may have gone another way.
+            # The queued events have failed already, and may have gone another way.
             self._transport.abort()
             return
         self._transport.write(b"".join([encode_hello(f"shard-{self._shard}", __version__), *self._early]))
@@ -111,11 +112,11 @@ class Link(asyncio.Protocol):
         self._early_bytes = 0
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Fail everything that waits for the sibling."""
+        """Fail all events that wait for the sibling."""
         self.fail("the connection to the other shard was lost")
 
     def data_received(self, data: bytes) -> None:
-        """Give answers to those who wait for them."""
+        """Pass answers to the callbacks that wait for them."""
         try:
             for frame_type, payload in self._decoder.feed(data):
                 self._serve(frame_type, payload)
@@ -123,7 +124,7 @@ class Link(asyncio.Protocol):
             self.fail(f"shard {self._sibling} sent what makes no sense: {error}")
 
     def ask(self, request_id: int, frame: bytes, on_done: OnRelayed, seconds: float) -> None:
-        """Send an event; *on_done* gets its answer, or its failure after *seconds* and a margin at the latest."""
+        """Send an event. *on_done* gets its answer, or a failure after *seconds* and a margin at the latest."""
         if self._failed:
             on_done(ConnectionLost(self._failed, shard=self._sibling, retry_safe=True))
             return
@@ -150,14 +151,14 @@ class Link(asyncio.Protocol):
         return self._early_bytes if self._transport is None else self._transport.get_write_buffer_size()
 
     def fail(self, reason: str) -> None:
-        """Close the link and fail everything that waits for the sibling. Again, it does nothing."""
+        """Close the link and fail all events that wait for the sibling. A second call does nothing."""
         if self._failed:
             return
         self._failed = reason
         self._on_lost(self)
         if self._timer is not None:
             self._timer.cancel()
-        # What was never written has certainly been seen by nobody.
+        # A frame that was never written cannot have been seen.
         unseen = self._transport is None
         if self._transport is not None:
             self._transport.abort()
@@ -206,7 +207,7 @@ class Link(asyncio.Protocol):
             asked.on_done(result)
 
     def _sweep(self) -> None:
-        """Give up what is overdue. It keeps its place, so that a late answer is not taken for that of another event."""
+        """Give up overdue events. They keep their place, so that a late answer is not assigned to another event."""
         self._timer = self._loop.call_later(SWEEP, self._sweep)
         for asked in self._deadlines.expired(self._clock.time()):
             on_done, asked.on_done = asked.on_done, None
@@ -232,21 +233,21 @@ class Relay:
 
     @property
     def links(self) -> int:
-        """How many links there are, each with a descriptor."""
+        """The number of links. Each has a descriptor."""
         return len(self._links)
 
     def holder(self, agent_id: str, asked: Collection[int] = (), *, is_here: bool = False) -> int | None:
-        """The sibling to hand a request for *agent_id* to; None when there is no one to ask.
+        """The sibling to relay a request for *agent_id* to; None if there is none.
 
-        *asked* have said that they do not have it; one of them is named again when there is no other. *is_here* says
-        that this shard has it, though it cannot serve it now.
+        *asked* are the shards that said they do not have the agent. One of them is returned if there is no other.
+        *is_here* says that this shard has the agent, though it cannot serve it now.
         """
         known = self.directory.holders(agent_id)
         holders = [shard for shard in known if shard != self._shard and not self._leaves(shard)]
         unasked = [shard for shard in holders if shard not in asked]
         if unasked:
             return unasked[0]
-        # A supervisor that has died could not tell any more where the agent has moved.
+        # A dead supervisor cannot publish the agent's move.
         is_wrong = bool(known) and (bool(asked) or self._shard in known) and not is_here
         if self.directory.stale or is_wrong:
             others = (s for s in self._rundir.recorded_shards() if s != self._shard and s not in asked)
@@ -260,10 +261,10 @@ class Relay:
         return link is not None and link.leaves
 
     def may_be_news(self, agent_id: str, waited: float) -> bool:
-        """Whether an agent that is nowhere may have been accepted just now, so that waiting a little more makes sense.
+        """Whether an unknown agent may have been accepted just now, so that the request should wait a little more.
 
-        An agent that was waited for in vain is not waited for again within a second: proxies that ask for an agent that
-        does not exist get their failure at once.
+        After a wait in vain, requests for the same agent do not wait for a second. Requests for agents that do not
+        exist therefore fail at once.
         """
         now = self._loop.time()
         if waited < NEWS_WAIT:
@@ -274,12 +275,12 @@ class Relay:
         return False
 
     def begin(self, shard: int, agent_id: str) -> "RelayedExchange":
-        """Hand an exchange on to *shard*."""
+        """Begin an exchange that *shard* serves."""
         request_id, self._next_id = self._next_id, self._next_id + 1
         return RelayedExchange(self._link(shard), shard, agent_id, request_id)
 
     def _link(self, shard: int) -> Link:
-        """The link to a sibling, connected or on its way."""
+        """The link to a sibling, connected or connecting."""
         link = self._links.get(shard)
         if link is None:
             link = self._links[shard] = Link(self._shard, shard, self._forget)
@@ -306,20 +307,28 @@ class Relay:
 
 
 class RelayedExchange:
-    """An exchange that another shard serves; its events follow the first one."""
+    """An exchange that another shard serves. Its later events follow the first one.
 
-    __slots__ = ("agent_id", "link", "request_id", "shard")
+
+    Once an event of it was not sent, the later ones fail for the same reason. An agent must not see a body with a gap.
+    """
+
+    __slots__ = ("_begun", "_unsent", "agent_id", "link", "request_id", "shard")
 
     def __init__(self, link: Link, shard: int, agent_id: str, request_id: int) -> None:
         self.link = link
         self.shard = shard
         self.agent_id = agent_id
         self.request_id = request_id
+        self._begun = False
+        self._unsent: PoolError | None = None
 
     def submit(self, event: AgentEvent, on_done: OnRelayed, seconds: float, *, final: bool) -> None:
-        """Send *event* with the time that is left for it."""
-        if self.link.waiting_bytes > MOST_WAITING:
-            on_done(Overloaded("the other shard does not read", agent_id=self.agent_id))
+        """Send *event* with its remaining time."""
+        if self._unsent is None and self.link.waiting_bytes > MOST_WAITING:
+            self._not_sent(Overloaded("the other shard does not read", agent_id=self.agent_id))
+        if self._unsent is not None:
+            on_done(self._unsent)
             return
         flags = RELAYED | (FINAL if final else 0)
         try:
@@ -331,14 +340,22 @@ class RelayedExchange:
                 flags=flags,
             )
         except LocalProtocolError as error:
-            on_done(BadRequest(str(error), agent_id=self.agent_id))
+            on_done(self._not_sent(BadRequest(str(error), agent_id=self.agent_id)))
             return
+        self._begun = True
         self.link.ask(self.request_id, frame, on_done, seconds)
 
+    def _not_sent(self, error: PoolError) -> PoolError:
+        self._unsent = error
+        if self._begun:
+            # The sibling would wait for the rest, with the agent's connection.
+            self.finish()
+        return error
+
     def cancel(self, reason: CancelReason) -> None:
-        """Give the exchange up; what waits still gets its failure."""
+        """Cancel the exchange. Waiting events still get their failure."""
         self.link.tell(encode_cancel(self.request_id, self.agent_id, reason))
 
     def finish(self) -> None:
-        """Say that no further event follows."""
+        """Tell the shard that no further event follows."""
         self.link.tell(encode_finish(self.request_id, self.agent_id))

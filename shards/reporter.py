@@ -1,4 +1,4 @@
-"""The shard's end of the bus: what it tells the supervisor, and what it is told to do."""
+"""The shard's end of the bus: reports to the supervisor, and commands from it."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,10 +16,10 @@ HEARTBEAT_SECONDS = 0.5
 
 
 class Reporter:
-    """Sends events with a sequence number; gathers closes per turn of the loop.
+    """Sends events with a sequence number, and gathers the closes of one turn of the loop in one event.
 
-    An event that the bus cannot take is dropped and its number is not used again, so the supervisor sees the hole and
-    asks for a snapshot.
+    The bus may drop an event that it cannot take. Its number is not used again. The supervisor sees the gap and asks
+    for a snapshot.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Reporter:
         self._timer: Every | None = None
 
     def start(self) -> None:
-        """Send heartbeats from now on: with the first one the shard says that all its sockets are there."""
+        """Send heartbeats from now on. The first one tells the supervisor that all sockets of the shard exist."""
         self._due = self._loop.time()
         self._timer = Every(HEARTBEAT_SECONDS, self._beat, at_once=True)
 
@@ -65,7 +65,7 @@ class Reporter:
         let_go: list[int],
         owned: list[tuple[str, str, list[int]]],
     ) -> None:
-        """Tell all that the shard holds, after every close that was not reported yet."""
+        """Send the complete list of the shard's connections, after every close that was not reported yet."""
         self._flush()
         self._send(events.Snapshot(self._next(), request, live, prepared, moving, let_go, owned))
 
@@ -83,7 +83,7 @@ class Reporter:
         self._send(events.DirectoryRequest(self._next()))
 
     def close(self) -> None:
-        """Report what is left, and how all was in the end, and stop."""
+        """Send the remaining closes and a last heartbeat, and stop."""
         self._flush()
         self._send(events.Heartbeat(self._next(), self._report(), self._latency()))
         if self._timer is not None:
@@ -114,7 +114,7 @@ class Reporter:
         try:
             command = events.decode_command(parts[-1])
         except msgspec.MsgspecError as error:
-            # A supervisor of a newer version has taken over. What it wants done is left undone, and nothing else.
+            # A supervisor of a newer version has taken over. The unknown command is skipped.
             self._log.warning("command not understood; is the supervisor of another version?", reason=str(error))
             return
         self._on_command(command)
@@ -123,5 +123,5 @@ class Reporter:
         try:
             counts = events.decode_counts(parts[-1])
         except msgspec.MsgspecError:
-            return  # The next ones show that there is a gap.
+            return  # The next counts show the gap.
         self._on_counts(counts)

@@ -1,8 +1,8 @@
-"""Requests: an event goes to an agent, its answer comes back, or a reason why there is none.
+"""Requests: an event goes to an agent, and its answer or an error comes back.
 
-Exactly one outcome for each call, whatever happens: an answer, a timeout, a lost connection, a cancel. What the agent
-says that is no answer (request 0, unreadable, an unknown decision, "needs more" where nothing more comes) fails the
-call with `BadAnswer`, and is never an allow by accident.
+Each call has exactly one outcome: an answer, a timeout, a lost connection or a cancel. Some messages are no answer:
+request 0, unreadable payloads, unknown decisions, and "needs more" where nothing more comes. They fail the call with
+`BadAnswer`. They never become an allow by accident.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from dialout import (
     RequestHeaders,
     ResponseBodyChunk,
     ResponseHeaders,
+    WebSocketFrame,
     awake,
 )
 from dialout.proxy.errors import (
@@ -44,32 +45,34 @@ from ipc.status import RequestLatency
 from shards.calls import Call, Carrier, Exchange, Outcome, correlation_id
 from shards.deadlines import Deadlines
 
+_BEHIND_HEADERS = frozenset({RequestBodyChunk, ResponseHeaders, ResponseBodyChunk, WebSocketFrame})
+
 TICK = 0.02
-"""Seconds between looks at deadlines, while there are any."""
+"""Seconds between checks of deadlines, while there are any."""
 
 PATIENCE = 0.99
-"""Part of the pool's own time limit after which a time-out speaks against the agent: a relayed event has less time by
-its way from shard to shard."""
+"""Part of the pool's own time limit from which on a timeout counts against the agent. A relayed event has less time,
+because its way from shard to shard takes some."""
 
 _EPOCH_2025_MS = 1_735_689_600_000
 
 
 def first_request_id(shard: int, now_ms: int) -> int:
-    """The first of this life's request ids; the next ones are `MAX_SHARDS` apart.
+    """The first request id of a process; the following ones are `MAX_SHARDS` apart.
 
-    An agent's process keeps requests by their id over reconnects, and may be connected to several shards: so ids start
-    from the clock and carry the shard in their lowest `SHARD_BITS` bits. 256 ids a millisecond and shard are fewer
-    than can be used up, so that the next life starts above; below 2^53 (JSON numbers are doubles to many readers) until
-    2042.
+    An agent's process stores requests by id, also over reconnects, and may be connected to several shards. Ids
+    therefore start from the clock and contain the shard in their lowest `SHARD_BITS` bits. A shard cannot use up 256
+    ids in a millisecond, so the next process starts above. Ids stay below 2^53 until 2042 (many readers parse JSON
+    numbers as doubles).
     """
     return ((now_ms - _EPOCH_2025_MS) << 8) << SHARD_BITS | shard
 
 
 class Requests:
-    """The calls in flight of one pool, and what became of those before them: *answered*, and *failed* by code.
+    """The calls in flight of one pool, and counts of earlier ones: *answered*, and *failed* by code.
 
-    *select* finds a connection for a call (the time, monotonic), or says why there is none, or how many seconds to wait
-    before it is asked again.
+    *select* takes a call and the monotonic time. It returns a connection, an error if there is none, or the seconds
+    after which to ask again.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class Requests:
         self.in_flight = 0
         self.late = 0
         self.failed: Counter[str] = Counter()
-        # A histogram of answers, in its parts: see _finish.
+        # The parts of a histogram of answers: see _finish.
         self._answers_in = Histogram().counts
         self._answer_seconds = 0.0
         self._failures = Histogram()
@@ -95,22 +98,23 @@ class Requests:
 
     @property
     def latency(self) -> RequestLatency:
-        """How long requests took until now; the counts go on changing."""
+        """Histograms of how long requests took. The counts go on changing."""
         return RequestLatency(Histogram(self._answers_in, self._answer_seconds), self._failures)
 
     def reserve_id(self) -> int:
-        """A request id for no request: above those of all requests until now, below those of all later ones."""
+        """An unused request id: above the ids of all earlier requests, below those of all later ones."""
         return next(self._ids)
 
     def begin_above(self, last_id: int) -> None:
-        """Give the next requests ids above *last_id*, the highest id of another shard's requests.
+        """Give the next requests ids above *last_id*, the highest request id of another shard.
 
-        A clock that was set back would otherwise repeat the ids of a connection that comes from another shard.
+        After its clock was set back, this shard would otherwise repeat ids of a connection that comes from the other
+        shard.
         """
         following = next(self._ids)
         if following <= last_id:
-            following = (last_id >> 6) + 1 << 6 | self._shard
-        self._ids = itertools.count(following, 64)
+            following = (last_id // MAX_SHARDS + 1) * MAX_SHARDS + self._shard
+        self._ids = itertools.count(following, MAX_SHARDS)
 
     # For callers.
 
@@ -123,11 +127,12 @@ class Requests:
         *,
         final: bool = False,
     ) -> Call:
-        """Send *event* to the exchange's agent, after those before it; *on_done* gets the outcome, later or at once.
+        """Send *event* to the exchange's agent, after the exchange's earlier events.
 
-        *timeout* in seconds covers everything from now on. *final* says that no further event follows.
+        *on_done* gets the outcome, later or during this call. *timeout* in seconds begins now and includes all waiting.
+        *final* says that no further event follows.
         """
-        # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
+        # The loop's time has a resolution of 1 ms on uvloop. Both use the same clock.
         now = monotonic()
         seconds = self.options.request_timeout if timeout is None else timeout
         call = Call(exchange, event, on_done, now, final=final)
@@ -149,7 +154,7 @@ class Requests:
         return call
 
     def begin_on(self, connection: Carrier, agent_id: str) -> Exchange:
-        """An exchange of *connection* and no other; whoever chose it has seen that it has room."""
+        """Begin an exchange on *connection* and no other. The caller has checked that the connection has room."""
         exchange = Exchange(agent_id)
         exchange.connection = connection
         exchange.request_id = next(self._ids)
@@ -157,13 +162,13 @@ class Requests:
         return exchange
 
     def cancel(self, call: Call, reason: CancelReason) -> None:
-        """Give a call up; its outcome is `RequestCancelled`, and the agent is told where it can be."""
+        """Give a call up. Its outcome is `RequestCancelled`. The agent is told if it supports that."""
         if not call.done:
             self._tell_cancelled(call, reason)
             self._finish(call, RequestCancelled(f"cancelled: {reason.name.lower()}", agent_id=call.exchange.agent_id))
 
     def finish(self, exchange: Exchange) -> None:
-        """Note that no further event of *exchange* comes; what is in flight of it goes on."""
+        """Note that no further event of *exchange* follows. Its events in flight go on."""
         last = exchange.waiting[-1] if exchange.waiting else exchange.current
         if last is None:
             self._ended(exchange)
@@ -171,7 +176,7 @@ class Requests:
             last.final = True
 
     def give_up(self, exchange: Exchange, reason: CancelReason) -> None:
-        """Cancel what has no outcome of *exchange*, and finish it. Again, it does nothing."""
+        """Cancel all calls of *exchange* that have no outcome, and finish it. A second call does nothing."""
         for call in (exchange.current, *(exchange.waiting or ())):
             if call is not None:
                 self.cancel(call, reason)
@@ -185,7 +190,7 @@ class Requests:
     # For connections.
 
     def answer(self, call: Call, response: Decision) -> None:
-        """Take the agent's answer to *call*, which has left its connection's table."""
+        """Take the agent's answer to *call*, which its connection has removed from its table."""
         if call.done:
             self._late(call)
             return
@@ -193,46 +198,48 @@ class Requests:
         if reason is None:
             self._finish(call, response)
         else:
-            # A proxy that says "no body" where there is one brings it about: it is nothing against the agent.
+            # A proxy that says "no body" where there is one causes this: it does not count against the agent.
             call.excused = True
             self.bad_answer(call, reason)
 
     def _late(self, call: Call) -> None:
-        """Take an answer to a call that was given up: the agent works, whatever its callers had no patience for."""
+        """Take an answer to a call that was given up. It shows that the agent works."""
         self.late += 1
         if call.connection is not None:
             call.connection.forgive()
 
     def mutation(self, call: Call, mutation: BodyMutation) -> None:
-        """Take a body mutation that came in a frame of its own and may be about *call*: its chunk passes, changed."""
+        """Take a body mutation in a frame of its own, which may be about *call*. The chunk passes with the change."""
         if call.done:
             self._late(call)
             return
         exchange = call.exchange
-        if type(call.event) is RequestBodyChunk:
-            response = Decision(ALLOW, request_body_mutation=mutation)
-        elif type(call.event) is not ResponseBodyChunk:
+        if not isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
             self.bad_answer(call, "a body mutation answers no chunk")
             return
-        elif call.event.chunk_index < exchange.request_chunks:
-            self.bad_answer(call, "a body mutation may be about a chunk of the request or of the response")
+        if call.event.chunk_index < exchange.chunks:
+            # It names neither direction, and may be the second answer to a chunk that has one.
+            self.bad_answer(call, "a body mutation may be about this chunk or an earlier one of the same index")
             return
+        if type(call.event) is RequestBodyChunk:
+            response = Decision(ALLOW, request_body_mutation=mutation)
         else:
             response = Decision(ALLOW, response_body_mutation=mutation)
         exchange.mutated = True
         self._finish(call, response)
 
     def bad_answer(self, call: Call, reason: str) -> None:
-        """Fail *call*, which has left its connection's table, for an answer that is none."""
+        """Fail *call*, which its connection has removed from its table, because of an invalid answer."""
         if call.done:
             self.late += 1
             return
         self._finish(call, BadAnswer(f"the agent's answer is unusable: {reason}", agent_id=call.exchange.agent_id))
 
     def lost(self, call: Call, reason: str, *, unseen: bool) -> None:
-        """Fail *call*, whose connection is gone, or send it over a sibling once if the agent has certainly not seen it.
+        """Fail *call*, because its connection is lost. If the agent cannot have seen the event, send it again once.
 
-        Whatever was written may have been acted on (a rate limiter has counted), so that it is the caller who decides.
+        An agent may have acted on a written event (a rate limiter has counted it). The caller decides whether to repeat
+        such an event.
         """
         if call.done:
             return
@@ -249,14 +256,14 @@ class Requests:
         )
 
     def close(self) -> None:
-        """Stop the clock; nothing may be in flight any more."""
+        """Stop the timer. Nothing may be in flight any more."""
         if self._timer is not None:
             self._timer.cancel()
 
     # Inside.
 
     def _send(self, call: Call, now: float) -> None:
-        """Hand *call* to a connection; fail it when there is none."""
+        """Hand *call* to a connection, or fail it if there is none."""
         exchange = call.exchange
         connection = exchange.connection
         if connection is None:
@@ -268,7 +275,10 @@ class Requests:
                 # An agent that does not take this event may take the next one.
                 self._finish(call, found, over=found.code is not FailureCode.CANNOT_RECEIVE)
                 return
-            connection = exchange.connection = found
+            connection = found
+            if exchange.wants_headers and not self._has_headers(call, connection):
+                return
+            exchange.connection = connection
             call.is_first = True
             exchange.request_id = next(self._ids)
             exchange.correlation_id = correlation_id(call.event, exchange.request_id)
@@ -280,10 +290,12 @@ class Requests:
             return
         elif not connection.can_receive(call.event):
             name = type(call.event).__name__
-            # The exchange goes on: the caller asked for what this agent does not take part in.
+            # The exchange goes on. The agent does not take part in this event, but may take the next one.
             self._finish(call, CannotReceive(f"the agent takes no {name}", agent_id=exchange.agent_id), over=False)
             return
-        call.sent = now - self._clock.slept
+        elif exchange.wants_headers and not self._has_headers(call, connection):
+            return
+        call.sent = now
         call.request_id, call.correlation_id = exchange.request_id, exchange.correlation_id
         try:
             connection.carry(call, self._timestamp(now))
@@ -291,15 +303,26 @@ class Requests:
             if call.is_first:
                 if exchange.counted:
                     _discount(exchange)
-                exchange.connection = None  # It has seen nothing that it could be told to forget.
+                exchange.connection = None  # The agent has seen nothing that it would have to forget.
             self._finish(call, BadRequest(str(error), agent_id=exchange.agent_id))
+
+    def _has_headers(self, call: Call, connection: Carrier) -> bool:
+        """Whether the agent has seen the headers that belong before *call*, or takes none; else the call has failed."""
+        exchange, kind = call.exchange, type(call.event)
+        if kind is RequestHeaders:
+            exchange.wants_headers = False
+        elif kind in _BEHIND_HEADERS and connection.takes_headers:
+            reason = f"{kind.__name__} without the request's headers, which the agent takes"
+            self._finish(call, BadRequest(reason, agent_id=exchange.agent_id))
+            return False
+        return True
 
     def _send_again(self, call: Call) -> None:
         if not call.done:
             self._send(call, self._loop.time())
 
     def _finish(self, call: Call, outcome: Outcome, *, over: bool = True) -> None:
-        """End *call*, tell its caller, count it, and go on with what waits behind it."""
+        """End *call*, tell its caller, count it, and go on with the exchange's waiting events."""
         call.done = True
         self.in_flight -= 1
         self._deadlines.remove(call, call.timeout)
@@ -312,7 +335,7 @@ class Requests:
                     _discount(exchange)
         else:
             self.answered += 1
-            # What Histogram.observe does, without the call, which costs as much again.
+            # Histogram.observe written out: the call would double the cost.
             self._answers_in[bisect_left(BOUNDS, seconds)] += 1
             self._answer_seconds += seconds
         connection = call.connection
@@ -321,8 +344,8 @@ class Requests:
         if exchange.current is call:
             exchange.current = None
             if not call.final:
-                if type(call.event) is RequestBodyChunk:
-                    exchange.request_chunks = max(exchange.request_chunks, call.event.chunk_index + 1)
+                if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
+                    exchange.chunks = max(exchange.chunks, call.event.chunk_index + 1)
             elif not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
@@ -332,9 +355,9 @@ class Requests:
             self._go_on(exchange)
 
     def _go_on(self, exchange: Exchange) -> None:
-        """Send what waits, or fail it, until one is in flight.
+        """Send or fail waiting events until one is in flight.
 
-        A loop and never a recursion: thousands may wait, and each of them may end at once.
+        This is a loop and not a recursion: thousands of events may wait, and each of them may end at once.
         """
         if exchange.going_on:
             return
@@ -361,7 +384,7 @@ class Requests:
             call.connection.cancel(call.request_id, call.correlation_id, reason)
 
     def _ended(self, exchange: Exchange) -> None:
-        """Note that nothing of *exchange* follows, and have the agent forget it."""
+        """Note that no event of *exchange* follows, and have the agent forget the request."""
         if exchange.counted:
             _discount(exchange)
         connection = exchange.connection
@@ -375,13 +398,13 @@ class Requests:
             connection.forget(exchange.request_id)
 
     def _tick(self) -> None:
-        # Before anything that can fail: without its clock no request would ever time out again.
+        # Set before anything that can fail: without this timer no request would time out again.
         self._timer = self._loop.call_later(TICK, self._tick)
-        now = self._clock.time()
-        for call in self._deadlines.expired(now):
+        for call in self._deadlines.expired(self._clock.time()):
             if not call.done:
                 self._tell_cancelled(call, CancelReason.TIMEOUT)
-                # What a caller has no patience for speaks not against the agent; the pool's own limit is the measure.
+                # Only a timeout of the pool's own length counts against the agent. The call may have waited before it
+                # was sent.
                 had_it_for = call.timeout - (call.sent - call.began)
                 call.excused = had_it_for < PATIENCE * self.options.request_timeout
                 seconds = f"{call.timeout:g} s"
@@ -391,7 +414,7 @@ class Requests:
             self._timer = None
 
     def _timestamp(self, now: float) -> str:
-        """The time for events' timestamps, RFC 3339, at most a tenth of a second old."""
+        """The time for events' timestamps in RFC 3339, at most a tenth of a second old."""
         if now >= self._now_text_until:
             self._now_text = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             self._now_text_until = now + 0.1
@@ -399,21 +422,21 @@ class Requests:
 
 
 def _discount(exchange: Exchange) -> None:
-    """Have the connection of *exchange* count it no more."""
+    """Stop counting *exchange* among the open exchanges of its connection."""
     exchange.counted = False
     if exchange.connection is not None:
         exchange.connection.exchanges -= 1
 
 
 def may_be_about(call: Call, mutation: BodyMutation) -> bool:
-    """Whether a body mutation in a frame of its own may be about *call*, and not about an earlier event of its request.
+    """Whether a body mutation in a frame of its own may be about *call*, not an earlier event of its request.
 
-    An agent may send a decision and a mutation for the same chunk. The second of the two then comes when the next event
-    is in flight, and must not be taken for the answer to that.
+    An agent may send a decision and a mutation for the same chunk. The second of these may come when the next event is
+    in flight. It must not be taken for the answer to the next event.
     """
     if isinstance(call.event, RequestBodyChunk | ResponseBodyChunk):
         return _is_for_chunk(mutation, call.event)
-    return not call.exchange.request_chunks
+    return not call.exchange.chunks
 
 
 def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:
@@ -425,12 +448,12 @@ def _is_for_chunk(mutation: BodyMutation | None, event: AgentEvent) -> bool:
 
 
 def _why_useless(call: Call, response: Decision) -> str | None:
-    """Why an answer decides nothing although nothing more will come; None when it is of use."""
+    """The reason why an answer decides nothing although no more will come; None if it is usable."""
     if response.verdict is not None:
         if call.exchange.mutated and response.verdict is ALLOW:
             mutation = response.request_body_mutation or response.response_body_mutation
             if not _is_for_chunk(mutation, call.event):
-                # A decision names no chunk, so this one may be about the chunk that the mutation has answered.
+                # A decision names no chunk. This one may be about the chunk that the mutation has already answered.
                 return "an allow behind a body mutation in a frame of its own names no chunk"
         return None
     if not response.needs_more:

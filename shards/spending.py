@@ -1,25 +1,27 @@
-"""What agents make a shard compute for nothing. Pure: a budget of seconds for each connection, and its debt."""
+"""Processor time that agents make a shard waste: a budget in seconds for each connection, and its debt. Pure."""
 
 from shards.affinity import RecentTable
 
 BURST = 0.04
-"""Seconds of the processor that a connection may cost at once with frames that answer nothing. All others wait so long
-for each such connection, once."""
+"""Seconds of the processor that a connection may cost at once with frames that answer nothing. All other connections
+may wait that long for each such connection, once."""
 
 REFILL = 0.02
-"""Seconds that it gets back in each second: health, metrics and pongs of an agent cost less than a thousandth."""
+"""Seconds that a connection gets back in each second. Health, metrics and pongs of an agent cost less than a
+thousandth."""
 
 MOST_AT_ONCE = BURST / 2
-"""Seconds counted at a time: a shard that was stopped in the middle of a read blames no agent for it."""
+"""Seconds that one charge counts at most. A shard may have been stopped in the middle of a read, which is not the
+agent's fault."""
 
 ANSWER = 50e-6
-"""Seconds free of charge for each answer that was waited for. One costs 5 to 20 µs with all that follows from it."""
+"""Seconds free of charge for each expected answer. One costs 5 to 20 µs with all work that follows from it."""
 
 SUSPICIOUS = 1e-3
-"""Seconds for one read from which on the processor's clock is asked about that connection: it costs 0.5 µs."""
+"""Seconds of one read from which on the processor's clock is read for the connection. Reading it costs 0.5 µs."""
 
 READ_BYTE = 2e-9
-"""Seconds for each byte of a frame, beside what serving it takes: it was read, put together and copied."""
+"""Seconds for each byte of a frame, in addition to serving it: the byte was read, joined and copied."""
 
 FRAME = 1.5e-6
 """Seconds for a frame of no use, the least that one costs: many small reads hide from a clock that others share."""
@@ -28,7 +30,7 @@ MOST_DEBTORS = 10_000
 
 
 class Spending:
-    """What each connection has spent lately. One that overspent leaves its debt to the next one of its agent."""
+    """The recent debt of each connection. A connection that overspent leaves its debt to the next one of its agent."""
 
     __slots__ = ("_agents", "_connections")
 
@@ -42,7 +44,7 @@ class Spending:
         return len(self._agents) > 0 and self._agents.get(agent_id, now) is not None
 
     def charge(self, number: int, agent_id: str, seconds: float, now: float) -> float:
-        """Count *seconds* that connection *number* cost; returns what is left of its budget, below 0 for more."""
+        """Charge *seconds* to connection *number*; returns the rest of its budget, negative if it has overspent."""
         debt, at = self._connections.get(number, now) or self._agents.get(agent_id, now) or (0.0, now)
         debt = max(0.0, debt - (now - at) * REFILL) + min(seconds, MOST_AT_ONCE)
         if debt <= BURST:
@@ -53,6 +55,6 @@ class Spending:
         return BURST - debt
 
     def sweep(self, now: float) -> None:
-        """Forget those that owe nothing any more."""
+        """Forget connections and agents that owe nothing any more."""
         self._connections.sweep(now)
         self._agents.sweep(now)

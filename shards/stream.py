@@ -1,4 +1,4 @@
-"""An agent's byte stream: frames out, frames in, and the descriptor under them."""
+"""An agent's byte stream: frames out, frames in, and the descriptor that carries them."""
 
 import errno
 import os
@@ -14,44 +14,47 @@ from ipc.readiness import READ, WRITE, Readiness
 from shards.holding import Holding
 
 READ_SIZE = 65536
-"""Bytes of one read. One read for each readiness event: what is left reports again, after everybody else."""
+"""Bytes of one read. A readiness event causes one read; unread bytes report again after all other streams had a
+turn."""
 
 SMALL_READ = 1024
-"""The same until an agent has filled such a read with answers: 200 frames of no use take 0.4 ms, and many send them."""
+"""The same until an agent has filled such a read with answers. 200 useless frames take 0.4 ms, and many agents may send
+them."""
 
 LARGE_READ = 16 * 1024
-"""Bytes of a read from which on the time that it takes is looked at, even when all in it is of use."""
+"""Bytes of a read from which on its duration is checked, even if all of its frames are of use."""
 
 SLICE = 0.005
-"""Seconds after which it is looked at in the middle of a read, when part of that was of no use."""
+"""Seconds after which the duration is checked in the middle of a read, if some of its frames were of no use."""
 
 _RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 
 
 class Host(Protocol):
-    """What a stream needs of the pool that it belongs to."""
+    """The interface of a pool that its streams use."""
 
     options: PoolOptions
     readiness: Readiness
     holding: "Holding[Stream]"
     at_work: memoryview
-    """Where the number of the stream stands whose frames are served at this moment (`ipc.at_work`)."""
+    """Holds the number of the stream that is being served at this moment (`ipc.at_work`)."""
 
     def write_soon(self, stream: "Stream") -> None:
         """Flush the stream at the end of this turn of the loop."""
 
     def close_soon(self, stream: "Stream", code: CloseCode, reason: str) -> None:
-        """Close the stream, but not under the feet of whoever is just using it."""
+        """Close the stream in a later callback, so that the calling code can finish with it."""
 
 
 class Stream(ABC):
-    """The only owner of one descriptor: it reads, writes and closes, and knows nothing of what frames mean.
+    """The only owner of one descriptor: it reads, writes and closes. It does not know the meaning of frames.
 
-    Frames of one turn of the loop leave in one write. Subclasses set the *number*, serve the frames that come
-    (`_serve`), and clean up when the stream has been closed, by either side (`_closed`). *useless* counts the frames of
-    a read that were of no use, *useless_bytes* their bytes; where there are any, the subclass is told what the read has
-    cost (`_spent`). The clock costs nothing, but goes on while another process runs. The processor's own clock is asked
-    once the stream is *watched*.
+    All frames of one turn of the loop leave in one write. Subclasses set *number*, serve incoming frames (`_serve`) and
+    clean up after a close by either side (`_closed`).
+
+    *useless* counts the frames of a read that were of no use, *useless_bytes* their bytes. If there are any, `_spent`
+    receives the cost of the read. The monotonic clock is cheap to read, but runs on while another process has the
+    processor. The thread's processor clock is read only for a stream that is *watched*.
     """
 
     __slots__ = (
@@ -77,13 +80,13 @@ class Stream(ABC):
         self.pool = pool
         self.fd = fd
         self.decoder = FrameDecoder(pool.options.max_answer_bytes)
-        # What waits to be written: the frames of this turn, and what an earlier write left over.
+        # Unwritten bytes: *out* has the frames of this turn, *sending* the rest of an earlier write.
         self.out: list[bytes | bytearray] | None = None
         self.sending: memoryview | None = None
         self.waiting_bytes = 0
         self.offset = 0
         self.wants_write = False
-        # Whether the pool counts what is held for it.
+        # Whether the pool's *holding* has an entry for this stream.
         self.holds = False
         self.useless = self.useless_bytes = 0
         self.read_size = SMALL_READ
@@ -95,14 +98,14 @@ class Stream(ABC):
 
     @abstractmethod
     def _spent(self, seconds: float, frames: int) -> None:
-        """Note that so many frames of a read have taken *seconds*: of a large one, or one with useless frames."""
+        """Note that *frames* frames of a read took *seconds*. Called for large reads and those with useless frames."""
 
     @abstractmethod
     def _closed(self, code: CloseCode, reason: str) -> None:
-        """Clean up: the descriptor is closed, for *reason*."""
+        """Clean up. The descriptor has been closed for *reason*."""
 
     def start(self, unsent: bytes, residue: bytes) -> None:
-        """Write what is to be written first (the acceptance), serve what the agent sent early, and begin to read."""
+        """Write *unsent* (the acceptance), serve *residue* (the agent's early bytes), and begin to read."""
         self.pool.readiness.watch(self.fd, self)
         try:
             sent = os.write(self.fd, unsent) if unsent else 0
@@ -121,7 +124,7 @@ class Stream(ABC):
             self._take(residue)
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame; it leaves with everything else of this turn of the loop."""
+        """Queue a frame. It leaves in one write with all other frames of this turn of the loop."""
         self.waiting_bytes += len(frame)
         if self.sending is not None:
             self._pile_up(frame)
@@ -135,7 +138,7 @@ class Stream(ABC):
             self.pool.close_soon(self, CloseCode.NOT_READING, reason)
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Close the descriptor and clean up. Closing again does nothing."""
+        """Close the descriptor and clean up. A second call does nothing."""
         fd = self.fd
         if fd < 0:
             return
@@ -148,11 +151,14 @@ class Stream(ABC):
 
     @property
     def unsent(self) -> bytes:
-        """A copy of what waits to be written, in its order."""
+        """A copy of the unwritten bytes, in their order."""
         return b"".join([self.sending or b"", *(self.out or ())])
 
     def let_go(self) -> int:
-        """Give the descriptor up and return it, open and unwatched. Nothing is cleaned up; the stream is over."""
+        """Give up the descriptor and return it, open and unwatched.
+
+        The stream is over after that. `_closed` is not called.
+        """
         fd, self.fd = self.fd, -1
         self.pool.readiness.forget(fd)
         self.out = self.sending = None
@@ -160,7 +166,7 @@ class Stream(ABC):
         return fd
 
     def make_room(self) -> None:
-        """Close, because all that agents make this shard hold is above its limit, and this is among the largest."""
+        """Close this stream, a large holder, because all streams together hold more than `max_held_bytes`."""
         unsent, options = self.waiting_bytes, self.pool.options
         half = self.decoder.buffered
         held = f"{half} bytes of an unfinished frame" if half >= unsent else f"{unsent} bytes that wait for it"
@@ -168,17 +174,17 @@ class Stream(ABC):
         self.pool.close_soon(self, CloseCode.BAD_FRAME if half >= unsent else CloseCode.NOT_READING, reason)
 
     def on_ready(self, _events: int) -> None:
-        """Write what waits, then read once."""
+        """Write unsent bytes, then read once."""
         if self.wants_write:
             self.flush()
         if self.fd >= 0:
             self.read()
 
     def read(self) -> None:
-        """Read once and serve the frames that are complete by that; close at the end of the stream."""
+        """Read once and serve the complete frames. Close at the end of the stream."""
         size, decoder = self.read_size, self.decoder
         if decoder.wanted > size:
-            # The rest of a large frame is one frame, however much of it comes.
+            # The rest of a large frame is one frame, so a large read of it serves one frame.
             size = min(READ_SIZE, max(size, decoder.wanted - decoder.buffered))
         try:
             data = os.read(self.fd, size)
@@ -198,7 +204,7 @@ class Stream(ABC):
             self.close(CloseCode.CLOSED_BY_AGENT, "closed by the agent")
 
     def flush(self) -> None:
-        """Write what waits, as far as the agent takes it."""
+        """Write unsent bytes, as many as the socket takes."""
         if self.fd < 0:
             return
         if self.sending is None:
@@ -226,7 +232,7 @@ class Stream(ABC):
             self._note_held(begun=False)
 
     def _pile_up(self, frame: bytes) -> None:
-        """Queue a frame behind what the agent does not read, all in one piece: an object for each takes much more."""
+        """Queue a frame behind unread bytes. One bytearray for all takes much less memory than an object for each."""
         if self.out is None:
             self.out = [bytearray(frame)]
         elif type(self.out[-1]) is bytearray:
@@ -236,11 +242,11 @@ class Stream(ABC):
         self._note_held(begun=False)
 
     def _note_held(self, *, begun: bool) -> None:
-        """Have the pool count what is held: of an incomplete frame, and of what a write left over."""
+        """Update the pool's count of held bytes: the incomplete frame and the rest of a write."""
         holding, half = self.pool.holding, self.decoder.buffered
         size = half
         if self.sending is not None:
-            # All of what is being written stays until its last byte has left.
+            # The whole buffer stays in memory until its last byte has been written.
             size += len(cast("bytes", self.sending.obj)) + self.waiting_bytes - len(self.sending)
         self.holds = holding.note(self, size, unfinished=half > 0, begun=begun)
         if holding.total > holding.limit:

@@ -1,3 +1,3 @@
-"""The supervising process: configuration, listeners, admission, placement, care of the shards."""
+"""The supervising process: configuration, listeners, admission, placement, and monitoring of the shards."""
 
 PROJECT = "shardgate"

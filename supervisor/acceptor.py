@@ -1,15 +1,15 @@
-"""Accepting: connections come in in batches, on raw descriptors.
+"""Accept connections in batches, on raw descriptors.
 
-A loop of our own, because uvloop's ``create_server`` closes surplus clients in silence when descriptors run out. Here
-(the errno table of accept(2)):
+This is our own accept loop, because uvloop's ``create_server`` closes surplus clients without a log line when
+descriptors run out. It handles the errors of accept(2) as follows:
 
 - EAGAIN: the queue is empty.
-- ECONNABORTED, EPROTO: that client has gone; the next one.
-- EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, said once a second. With descriptors exhausted, a
-  reserved one is given up to accept the head of the queue, and to turn it away with an answer.
+- ECONNABORTED, EPROTO: that client has gone; accept the next one.
+- EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, which is logged once a second at most. When descriptors
+  are exhausted, a reserved one is given up to accept the head of the queue, and to refuse it with an answer.
 
-EMFILE should not happen: accepting stops short of the limit. Refused connections and unfinished handshakes make room
-then; a newcomer is turned away, with an answer, where all descriptors are held by agents on their way into a pool.
+EMFILE should not happen: accepting stops before the limit. Refused connections and unfinished handshakes make room
+then. When there are none, further connections are accepted one at a time, and refused with an answer.
 """
 
 import asyncio
@@ -30,46 +30,47 @@ from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
 
 BATCH = 64
-"""Connections accepted from one listener in one turn of the loop."""
+"""Most connections that are accepted from one listener in one turn of the loop."""
 
 MADE_AT_ONCE = 16
 """Descriptors freed at a time when none is left: who is to go is looked for once."""
 
 MOST_UNDER_WAY = 8192
-"""Newcomers between accept and commit beyond which accepting pauses; the rest wait in the listen queue."""
+"""Most connections between accept and commit. With more, accepting pauses, and the rest wait in the listen queue."""
 
 DESCRIPTORS_OF_A_SHARD = 4
-"""Descriptors that the supervisor has for each shard: its process, its channel, and two on the bus."""
+"""Descriptors of the supervisor for each shard: its process, its channel, and two on the bus."""
 
 MOST_FORMER = 8
-"""Listening sockets that are kept open although somebody has removed their files."""
+"""Most listening sockets that are kept open after their files were removed."""
 
 _OF_ITS_OWN = 48
-"""Descriptors of a supervisor beside its listeners and shards: the loop, ZeroMQ, locks; 36 were measured."""
+"""Descriptors of a supervisor beside those for listeners and shards: the loop, ZeroMQ, locks. 36 were measured."""
 
 _LEAST_AGENTS = 32
-"""Newcomers that there must be room for at least, between accept and handoff."""
+"""Connections between accept and handoff for which there must be room at least."""
 
 PAUSE = 0.1
-"""Seconds without accepting after descriptors or memory ran out."""
+"""Seconds for which accepting pauses after descriptors or memory have run out."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
 class TooFewDescriptors(Exception):
-    """The open files limit is too low to serve any agent; the message says how high it must be."""
+    """The open files limit is too low to serve any agent. The message says how high it must be."""
 
 
 def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
-    """Descriptors of the supervisor for connections of those who only look."""
-    return has_admin * admin_limits().descriptors + has_status_dir * LOOKERS.limits.descriptors
+    """Descriptors of the supervisor for connections to the admin endpoint and to the status directory."""
+    admin = admin_limits().descriptors if has_admin else 0
+    return admin + (LOOKERS.limits.descriptors if has_status_dir else 0)
 
 
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
-    """Raise `TooFewDescriptors` where a supervisor, or a shard, would refuse every agent for ever.
+    """Raise `TooFewDescriptors` when the open files limit is too low for a supervisor, which would refuse every agent.
 
-    To be called when the process has opened little more than what it was started with. A shard needs less.
+    Call it early, while the process has opened few descriptors of its own. A shard needs fewer.
     """
     limit = descriptor_limit()
     others = open_descriptors() + listeners + spare + DESCRIPTORS_OF_A_SHARD * shards
@@ -87,11 +88,11 @@ def _nothing() -> None:
 
 
 class Acceptor:
-    """Accepts from all listeners. *handshakes* gets each newcomer, and makes room where descriptors run out.
+    """Accepts from all listeners. *handshakes* gets each new connection, and makes room when descriptors run out.
 
-    *under_way* counts the newcomers that are neither in a pool nor refused, *held* those and the refused ones that are
-    being closed. *spare* descriptors are left to others in this process. *gather* is called before a batch is accepted
-    and *flush* after it.
+    *under_way* returns the number of connections that are neither in a pool nor refused. *held* returns the number of
+    agents' descriptors in this process, refused ones that are being closed among them. *spare* descriptors are left to
+    other parts of this process. *gather* is called before a batch is accepted, *flush* after it.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Acceptor:
         self._log = get_logger()
 
     def check_room_for(self, shards: int) -> None:
-        """Raise `TooFewDescriptors` when that many shards would leave none to agents."""
+        """Raise `TooFewDescriptors` when that many shards would leave too few descriptors for agents."""
         missing = DESCRIPTORS_OF_A_SHARD * (shards - self._shards) + _LEAST_AGENTS - self.room
         if shards > self._shards and missing > 0:
             raise TooFewDescriptors(
@@ -135,7 +136,7 @@ class Acceptor:
             )
 
     def expect_shards(self, shards: int) -> None:
-        """Leave descriptors to that many shards from now on."""
+        """Reserve descriptors for that many shards from now on."""
         self._budget.expect(DESCRIPTORS_OF_A_SHARD * (shards - self._shards))
         self._shards = shards
 
@@ -156,9 +157,9 @@ class Acceptor:
             self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
 
     def replace(self, old: Listener, new: Listener) -> None:
-        """Accept from *new*, and still from *old*, whose file is gone: its queue may hold somebody.
+        """Accept from *new*, and still from *old*, after its file was removed: connections may wait in its queue.
 
-        The oldest of more than `MOST_FORMER` such is closed.
+        At most `MOST_FORMER` old ones are kept. With more the oldest is closed.
         """
         self._listeners[self._listeners.index(old)] = new
         self._former.append(old)
@@ -170,7 +171,7 @@ class Acceptor:
             self._loop.add_reader(new.sock.fileno(), self._accept, new)
 
     def stop(self) -> None:
-        """Accept no more; the listeners stay open."""
+        """Stop accepting. The listeners stay open."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
@@ -179,7 +180,7 @@ class Acceptor:
             self._loop.remove_reader(listener.sock.fileno())
 
     def close(self, *, leave: bool = False) -> None:
-        """Stop, and close the listeners, or *leave* them to another process that has copies."""
+        """Stop, and close the listeners. *leave* keeps their files, for another process with copies."""
         self.stop()
         for listener in self._former:
             listener.leave()
@@ -200,7 +201,7 @@ class Acceptor:
             room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
-            # Half of the reserve may go to refused agents that have yet to read their answer.
+            # Refused agents that have not read their answer may use half of the reserve.
             self._turn_one_away(listener, linger=room > -DescriptorBudget.RESERVE // 2)
             return
         self._gather()
@@ -210,10 +211,10 @@ class Acceptor:
             self._flush()
 
     def _accept_batch(self, listener: Listener, most: int) -> None:
-        # socket.accept() would make an object and ask the kernel twice more, 4 µs of 6; a descriptor is all we need.
+        # Only the descriptor is needed. socket.accept() would make an object and two more system calls, 4 µs of 6.
         accept = listener.sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         kind, is_tcp = listener.kind, listener.kind == "tcp"
-        # The loop's own time has a resolution of 1 ms on uvloop; the clock is the same.
+        # loop.time() is the same clock, but uvloop's has a resolution of 1 ms.
         now = monotonic()
         deadline = self._clock.at(now) + self.handshake_timeout
         for _ in range(most):
@@ -263,14 +264,14 @@ class Acceptor:
             self._log.error("cannot accept", reason=reason, listener=listener.address)
 
     def _turn_one_away(self, listener: Listener, *, linger: bool) -> None:
-        """Answer the agent that has waited longest. Without *linger* it is closed at once: no descriptor is left."""
+        """Refuse the agent that has waited longest. Without *linger* it is closed at once: no descriptor is left."""
         try:
             fd, _address = listener.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - as in _accept
         except OSError:
             return
         newcomer = Newcomer(fd, listener.kind, 0.0)
         with contextlib.suppress(OSError):
-            # What it sent decides the type of the answer, and unread bytes would reset the answer away.
+            # Its bytes decide the type of the answer. Unread bytes would cause a reset that discards the answer.
             newcomer.received = os.read(fd, 65536)
         rejection = Rejection(
             ErrorCode.OVERLOADED, "the listener is out of descriptors", newcomer.answer_type, retry_after_ms=1000

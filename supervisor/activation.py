@@ -1,9 +1,9 @@
-"""Socket activation: listening sockets from whoever started this process, as systemd does it (sd_listen_fds(3)).
+"""Socket activation: listening sockets that the parent process passes, as systemd does (sd_listen_fds(3)).
 
-The shards keep copies of these too, so that the next supervisor has them even when it is started by hand. That is also
-why systemd's descriptor store (FDSTORE, sd_notify(3)) is not used: it would keep the sockets over the one case in which
-no shard is left, a crash of everything at once, and for that they would have to be registered, compared and removed
-in a second place. A socket unit covers that case as it is: what systemd opened, systemd keeps open.
+The shards keep copies of these sockets too. So the next supervisor has them even when it is started by hand. Therefore
+systemd's descriptor store (FDSTORE, sd_notify(3)) is not used. It would only help after a crash of all processes, when
+no shard is left, and would need its own code to register, compare and remove sockets. A socket unit covers that case:
+systemd keeps the sockets open that it has opened.
 """
 
 import os
@@ -16,15 +16,15 @@ from supervisor.config.model import TcpAddress
 from supervisor.listeners import ListenError, identity
 
 FIRST_DESCRIPTOR = 3
-"""Where passed descriptors begin: SD_LISTEN_FDS_START."""
+"""The first passed descriptor: SD_LISTEN_FDS_START."""
 
 
 def take_passed(environment: MutableMapping[str, str] = os.environ) -> dict[KeptListener, int]:
-    """The listening sockets that were passed to this process, each with its descriptor, which the caller owns.
+    """The listening sockets that were passed to this process, with their descriptors. The caller owns them.
 
-    The variables leave *environment*, and the descriptors are closed on exec, so that no child takes them for its own.
-    What was meant for another process (``LISTEN_PID``) is left alone. Raises `ListenError` for anything that agents
-    cannot be accepted on: whoever passed it expects somebody to listen there.
+    The variables are removed from *environment*, and the descriptors are closed on exec, so no child uses them. Sockets
+    for another process (``LISTEN_PID``) are left alone. Raises `ListenError` when agents cannot be accepted on a passed
+    descriptor: ignoring it would leave its address unserved.
     """
     pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count:
@@ -45,10 +45,10 @@ def take_passed(environment: MutableMapping[str, str] = os.environ) -> dict[Kept
 
 
 def _checked(fd: int, what: str) -> KeptListener:
-    """What listens at *fd*; *what* names it in an error."""
+    """The listening socket at *fd*, checked. *what* names the descriptor in an error."""
     try:
         os.set_inheritable(fd, False)
-        # A duplicate for asking: the object closes it.
+        # The socket object closes its descriptor, so it gets a duplicate.
         sock = socket.socket(fileno=os.dup(fd))
     except OSError as error:
         raise ListenError(f"{what} is no socket ({error.strerror}); pass listening stream sockets") from error

@@ -1,8 +1,8 @@
 """Admission: from a well-formed registration to an offer, or to a refusal.
 
-Policy, then slot, then offer. A registration over the limit waits for a probe round first (`supervisor.probes`). After
-the start everybody waits until the ledger knows what living shards hold: a slot that was reserved before that would
-come on top of the agent's connections.
+Admission checks the policy, reserves a slot, and makes an offer. A registration over the limit first waits for a probe
+round (`supervisor.probes`). After the start all registrations wait until the ledger knows the connections of the
+running shards. A slot that was reserved earlier could exceed the agent's limit.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from supervisor.probes import ProbeBook, Round, is_agent, scope_key
 from supervisor.quotas import LimitReached, Scope
 
 PROBE_TIMEOUT = 1.0
-"""Seconds that a shard has to look at an agent's connections, before the newcomer is refused on what is known.
+"""Seconds that a shard has to look at an agent's connections. Then admission decides by the ledger as it is.
 
-It takes 1 ms on a quiet host; on one with four times more to run than processors, 250 ms were not enough.
+It takes 1 ms on a quiet host. 250 ms were not enough on a host with four times more to run than processors.
 """
 
 MOST_PROBES = 3
-"""Probes that one newcomer waits for, each for another limit."""
+"""Most probes that one registration waits for, each for another limit."""
 
 RESERVED_PAUSE = 0.01
-"""Seconds between looks at slots that are only reserved, before a probe is sent."""
+"""Seconds between checks of reserved slots, until none is left and a probe can be sent."""
 
 
 class Admission:
-    """Admits registrations. *send* tells a shard something; False when it cannot be told."""
+    """Admits registrations. *send* sends a command to a shard, and returns False when the shard cannot be reached."""
 
     def __init__(
         self,
@@ -59,22 +59,22 @@ class Admission:
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._timer: asyncio.TimerHandle | None = None
-        # Those who wait for `open`; None once it was called.
+        # Registrations that wait for `open`; None once it was called.
         self._early: list[Newcomer] | None = []
 
     def __len__(self) -> int:
         return len(self._probes) + (0 if self._early is None else len(self._early))
 
     def open(self) -> None:
-        """Begin to admit, those who came early first: the ledger knows all that it can know."""
+        """Begin to admit, the waiting registrations first. Call it when the ledger knows the shards' connections."""
         early, self._early = self._early or [], None
-        # The rules may have been read again since they came. One that cannot be admitted takes the turn from no other.
+        # The policy may have been reloaded since they came. An error with one must not stop the others.
         all_of(*(partial(self.admit, one, one.claim) for one in early if one.claim is not None))
 
     def admit(self, newcomer: Newcomer, claim: Claim) -> None:
         """Admit *newcomer*, refuse it, or let it wait for a probe.
 
-        The policy decides on the claim. What else the registration holds is read only when that has been found good.
+        The policy checks the claim. The rest of the registration is read only after that.
         """
         try:
             newcomer.rule = self.policy.check(claim, newcomer.uid() if self.policy.wants_uid else None)
@@ -99,30 +99,30 @@ class Admission:
         self._offer(newcomer, registration, number, owner)
 
     def probed(self, probe: int, shard: int) -> None:
-        """Take a shard's answer to a probe; what it found gone has been freed before."""
+        """Take a shard's answer to a probe. The slots of connections that it found gone are free by then."""
         done = self._probes.answered(probe, shard)
         if done is not None:
             self._decide(done)
 
     def freed(self, agent_id: str) -> None:
-        """Give a slot that has become free to whoever has waited longest for one, without waiting for the probe."""
-        # A limit that was lowered meanwhile may leave no room although a slot was freed.
+        """Give a freed slot to the registration that has waited longest, before the probe is answered."""
+        # There may be no room although a slot was freed: the limit may have been lowered.
         if not len(self._probes) or self._ledger.count(agent_id) >= self._ledger.limit:
             return
         newcomer = self._probes.first(agent_id)
         if newcomer is None:
             return
         assert newcomer.registration is not None
-        # Its rule or its peer may be at a limit of theirs.
+        # Its rule or its peer may be at its own limit.
         self._reserve(newcomer, newcomer.registration)
 
     def shard_gone(self, shard: int) -> None:
-        """Expect no more answers from a shard; its slots have been freed before."""
+        """Expect no more answers from a shard. Its slots are free by then."""
         for done in self._probes.shard_gone(shard):
             self._decide(done)
 
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
-        """Turn away everybody who waits; for the end."""
+        """Refuse all waiting registrations. Called at shutdown."""
         early, self._early = self._early or [], None
         for newcomer in [*self._probes.take_all(), *early]:
             self._farewell.reject(newcomer, rejection(newcomer))
@@ -142,10 +142,11 @@ class Admission:
             self._ask(opened)
 
     def _ask(self, opened: Round[Newcomer]) -> None:
-        """Ask the shards that hold the connections in question; of an agent, as soon as no slot is only reserved.
+        """Ask the shards that hold the connections in question. For an agent, wait until none of its slots is reserved.
 
-        Reserved slots become live or free within a millisecond or so, and no shard can be asked about them earlier.
-        Where a rule, a peer or all together are at a limit, every shard closes what the kernel says is gone.
+        Reserved slots become live or free within a millisecond or so. No shard can be asked about them earlier. For the
+        limit of a rule, of a peer or of all, every shard with slots closes the connections that the kernel says are
+        gone.
         """
         key = opened.agent_id
         if not self._probes.is_open(opened):
@@ -170,7 +171,7 @@ class Admission:
             except LimitReached as reached:
                 key = scope_key(reached.scope, registration.agent_id, owner)
                 if key != done.agent_id and newcomer.waited < MOST_PROBES:
-                    # It waited for one limit, and meanwhile another one was reached.
+                    # It waited for one limit. Meanwhile another limit was reached.
                     self._probe_first(newcomer, key)
                 else:
                     self._farewell.reject(newcomer, _over_limit(newcomer, reached))
@@ -181,7 +182,7 @@ class Admission:
             self._ask(following)
 
     def _expire_early(self, early: list[Newcomer]) -> None:
-        """Turn away those whose time is up: a shard keeps us waiting, and what it holds is not known."""
+        """Refuse the early registrations whose deadline has passed: a shard has not sent its snapshot yet."""
         now = self._clock.time()
         self._early = [newcomer for newcomer in early if newcomer.deadline > now]
         for newcomer in early:
@@ -203,7 +204,7 @@ class Admission:
 
 
 def _over_limit(newcomer: Newcomer, reached: LimitReached) -> Rejection:
-    """What an agent is told that finds no place."""
+    """The rejection of a registration over a limit."""
     held, most, answer_type = reached.held, reached.most, newcomer.answer_type
     if reached.is_full:
         message = (

@@ -1,4 +1,4 @@
-"""What to do about an agent that is not as it should be. Pure: what is known goes in, sentences come out."""
+"""Advice about an agent that is refused, away or unhealthy. Pure: known facts go in, sentences come out."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,10 +8,10 @@ from ipc.events import CloseCode
 from supervisor.history_rows import Event, Refusals, Story
 
 LATELY = 600.0
-"""Seconds for which what happened is taken for what goes on."""
+"""Age in seconds up to which an event counts as recent."""
 
 FLAPPING = 4
-"""Ends of connections among the last events that make an agent one that comes and goes."""
+"""Number of recently ended connections from which on an agent counts as flapping."""
 
 _REFUSED = {
     "auth_failed": "its token is missing or wrong: give the agent one that is good for this id ('shardgate token new'"
@@ -40,7 +40,7 @@ _CLOSED = {
 
 
 class Now(msgspec.Struct, frozen=True, kw_only=True):
-    """How an agent is at this moment: accepted connections, how many it may have, and whether they work."""
+    """The present state of an agent: its accepted connections, its limit, and its health (None: unknown)."""
 
     connections: int
     limit: int
@@ -51,7 +51,7 @@ class Now(msgspec.Struct, frozen=True, kw_only=True):
 def advise(
     now: Now, story: Story | None, objection: str | None, similar: str | None, at: float, uptime_s: float
 ) -> Iterator[str]:
-    """What to look at or to do next, most pressing first; *at* is the present, in seconds since 1970."""
+    """The next things to check or to do, most pressing first. *at* is the present, in seconds since 1970."""
     if objection is not None:
         yield f"no registration under this id can succeed: {objection}"
     if story is None and not now.connections:
@@ -77,7 +77,7 @@ def _never_seen(similar: str | None, uptime_s: float) -> Iterator[str]:
 
 
 def _lately_refused(story: Story | None, at: float) -> list[Refusals]:
-    """The refusals of late that no acceptance came after, newest first; being at the limit counts in any case."""
+    """The recent refusals without a later acceptance, newest first. Refusals for the limit count in any case."""
     if story is None:
         return []
     accepted_at = max((event.at for event in story.events if event.kind == "registered"), default=0.0)

@@ -1,4 +1,7 @@
-"""The shapes of answers about agents. Apart from what makes them: a command line imports no more than it reads."""
+"""The types of the answers about agents.
+
+They are apart from `supervisor.answers`, so that a command imports only the types that it reads.
+"""
 
 import msgspec
 
@@ -6,7 +9,7 @@ from supervisor.history_rows import Story
 
 
 class SlotRow(msgspec.Struct, frozen=True):
-    """A slot of an agent; *shard* is None while none has been chosen, *live* when the agent was accepted."""
+    """A slot of an agent. *shard* is None while none has been chosen. *live* is true once the agent was accepted."""
 
     connection_id: str
     shard: int | None
@@ -14,10 +17,10 @@ class SlotRow(msgspec.Struct, frozen=True):
 
 
 class Why(msgspec.Struct, kw_only=True):
-    """What the supervisor knows about one agent.
+    """The supervisor's knowledge of one agent.
 
-    *objection* is why no registration of it can succeed at all, *similar* another id that is known and looks like this
-    one, *story* what is remembered.
+    *objection* is why no registration of it can succeed at all. *similar* is a known id that looks like this one.
+    *story* is its history. Each is None without one.
     """
 
     agent_id: str
@@ -30,7 +33,7 @@ class Why(msgspec.Struct, kw_only=True):
 
 
 class Kicked(msgspec.Struct, kw_only=True):
-    """The connections that are being closed, and shards that could not be told to close some."""
+    """The connections that are being closed, and the shards that could not be told to close theirs."""
 
     agent_id: str
     connection_ids: list[str]

@@ -1,4 +1,4 @@
-"""What operators ask about agents, and have done to them: the queries of why, events, kick and log-level."""
+"""The queries behind why, events, kick and log-level, and the agent ids for shell completion."""
 
 import difflib
 import re
@@ -21,10 +21,10 @@ from supervisor.ledger import Ledger
 from supervisor.policy import Policy
 
 MOST_SIMILAR = 2000
-"""Agents looked at for one with a similar id: 5 ms."""
+"""Most agents that are compared to find a similar id. It takes 5 ms."""
 
 MOST_OFFERED = 200
-"""Ids offered to a shell that completes one."""
+"""Most agent ids that one completion in a shell gets."""
 
 _CONNECTION_ID = re.compile(r"(.+)-conn-(\d{1,18})")
 
@@ -54,7 +54,7 @@ class _LogLevel(msgspec.Struct):
 
 
 class Answers:
-    """The queries about agents, as methods by name; *policy* and *uptime* are asked when somebody asks."""
+    """The queries about agents, as methods by name. *policy* and *uptime* are called for each query."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class Answers:
 
     @property
     def reading(self) -> Mapping[str, Method]:
-        """Those that change nothing."""
+        """The queries that change nothing."""
         return {"why": self._why, "events": self._events, "agent_ids": self._agent_ids}
 
     @property
     def acting(self) -> Mapping[str, Method]:
-        """Those that do."""
+        """The queries that change something."""
         return {"kick": self._kick, "log_level": self._log_level}
 
     def _why(self, arguments: dict[str, Any]) -> Why:
@@ -93,13 +93,13 @@ class Answers:
         )
 
     def _agent_ids(self, arguments: dict[str, Any]) -> list[str]:
-        """Agents that are connected, and begin with a text: what a shell offers."""
+        """The ids of connected agents that begin with a text, for completion in a shell."""
         beginning = typed(arguments, _Beginning).beginning
         found = (agent_id for agent_id in self._ledger.agent_ids() if agent_id.startswith(beginning))
         return sorted(islice(found, MOST_OFFERED))
 
     def _similar(self, agent_id: str) -> str | None:
-        """An agent that this one may have been meant to be."""
+        """A known agent with a similar id; None without one."""
         known = [known for known, _ in zip(self._journal.history.agent_ids(), range(MOST_SIMILAR), strict=False)]
         found = difflib.get_close_matches(agent_id[:128], known, 1, 0.75)
         return found[0] if found else None
@@ -130,7 +130,7 @@ class Answers:
         )
 
     def _meant(self, target: str) -> tuple[str, set[int] | None]:
-        """The agent, and the connections of it (None: all), that *target* names; an agent's id comes first."""
+        """The agent and its connections (None: all) that *target* names. A connected agent's id takes precedence."""
         found = _CONNECTION_ID.fullmatch(target)
         if found is None or self._ledger.count(target):
             return target, None

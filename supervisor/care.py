@@ -1,4 +1,4 @@
-"""What is known of one shard, and what follows from it. Pure: `supervisor.fleet` acts.
+"""The state of one shard, and the decisions that follow from it. Pure: `supervisor.fleet` acts on them.
 
 ::
 
@@ -21,26 +21,26 @@ REPLACE_AFTER = 15.0
 """Seconds without a heartbeat after which a shard's process is ended and started anew."""
 
 BOOT_LIMIT = 20.0
-"""Seconds from start to the first heartbeat. Starting may be slow on a busy host; a running loop may not be silent."""
+"""Seconds from start to the first heartbeat. It is longer than `REPLACE_AFTER`: a start may be slow on a busy host."""
 
 WORKING_LONGER = 4
-"""How many times as long a shard gets whose process uses the processor all the while: it works, and is slow."""
+"""Factor for the limit of a silent shard that uses the processor: it works, but slowly."""
 
 WORKS_SHARE = 0.02
-"""Share of one processor from which on a silent process works. One that hangs uses none; on a busy host a few percent
-may be all that one gets."""
+"""Share of one processor from which on a silent process counts as working. A hanging process uses none. On a busy host
+a working one may get only a few percent."""
 
 CPU_SECONDS = 1.0
-"""Seconds between looks at the processor time of a silent process, which the kernel counts in hundredths."""
+"""Seconds between readings of a silent process's processor time. The kernel counts it in hundredths of a second."""
 
 KILL_AFTER = 1.0
 """Seconds between SIGABRT, which makes the shard print its stacks, and SIGKILL."""
 
 END_MARGIN = 3.0
-"""Seconds beyond its own time after which a shard that was asked to end gets SIGTERM, and once more SIGKILL."""
+"""Seconds after `Care.end_by` until a shard that was asked to end gets SIGTERM. After as many more it gets SIGKILL."""
 
 FOREIGN_LIMIT = 20.0
-"""Seconds that a shard of another version has to drain; it takes 10 s by itself."""
+"""Seconds that a shard of another version has to drain. A drain takes 10 s."""
 
 _TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
     ShardState.DOWN: frozenset({ShardState.STARTING}),
@@ -51,11 +51,11 @@ _TRANSITIONS: dict[ShardState, frozenset[ShardState]] = {
 }
 
 GAPS = ("events", "counts", "doubt")
-"""What has to be repaired: lost events of the shard, lost counts that it was told, counts that do not agree."""
+"""Kinds of gaps that are repaired: lost events of the shard, lost counts sent to it, and counts that do not agree."""
 
 
 class IllegalTransition(Exception):
-    """A shard cannot go from this state to that one; nothing was changed."""
+    """A shard cannot change from its state to the given one. Nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -79,38 +79,38 @@ class Care:
     gaps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     has_counts: bool = False
     capacity: int = 0
-    """How many agents' connections its descriptors allow, by the last word of any of its processes; 0 is unknown."""
+    """How many agents' connections its descriptors allow, by the last report of any of its processes. 0: unknown."""
 
     draining: bool = False
-    """Gets no connections, by an operator's word; how its process is, *state* says."""
+    """It gets no connections, by an operator's command. *state* is independent of this."""
 
     foreign: bool = False
-    """Its process speaks another version: nobody can talk to it, it drains, and a new one takes its place."""
+    """Its process speaks another version, so no messages can be exchanged. It drains, and a new process replaces it."""
 
     end_by: float | None = None
-    """When the process, which was asked to end, should have done so."""
+    """The time by which the process should have ended, after it was asked to end. None otherwise."""
 
     signals: int = 0
-    """How many signals it was sent for staying where it should go."""
+    """How many signals the process got because it did not end."""
 
     signalled_at: float = 0.0
 
     cpu: tuple[float, float] | None = None
-    """The processor time of the process while it is silent, and when that was looked at."""
+    """The last reading of the processor time of a starting or silent process, and the time of the reading."""
 
     worked_at: float | None = None
-    """When it was last seen that a silent process had used the processor."""
+    """When a reading last showed that a silent process works."""
 
     busy_s: float = 0.0
-    """Seconds of the processor that it has used since it is silent."""
+    """Seconds of processor time since the first reading."""
 
     def hears_of(self, report: ShardReport, latency: RequestLatency) -> None:
-        """Keep what a heartbeat tells."""
+        """Keep the report of a heartbeat."""
         self.report, self.latency = report, latency
         self.capacity = report.capacity or self.capacity
 
     def go(self, state: ShardState) -> None:
-        """Change the state; IllegalTransition when that cannot be."""
+        """Change the state. IllegalTransition when there is no such transition."""
         if state not in _TRANSITIONS[self.state]:
             raise IllegalTransition(f"shard {self.shard}: {self.state} to {state}")
         self.state = state
@@ -134,7 +134,7 @@ class Care:
         self.end_by, self.foreign, self.signals = None, False, 0
 
     def hear(self, sequence: int, now: float) -> bool:
-        """Note an event; whether events before it were lost. A shard's first has the number 1."""
+        """Note the number of an event. True when events before it were lost. A shard's first event has the number 1."""
         self.heard_at = now
         lost = sequence != (self.sequence or 0) + 1
         if lost and self.sequence is not None:
@@ -143,9 +143,9 @@ class Care:
         return lost
 
     def is_doubtful(self, difference: int) -> bool:
-        """Whether the ledger's count and the shard's own have been apart, by as much, for two heartbeats.
+        """Whether the ledger's count and the shard's count have differed by the same number for two heartbeats.
 
-        Under load they differ by what is under way, a little more or less each time.
+        Under load they differ by the connections under way, by another number each time.
         """
         doubtful = difference != 0 and difference == self.doubt
         self.doubt = difference
@@ -153,7 +153,7 @@ class Care:
         return doubtful
 
     def wants_counts(self) -> None:
-        """Note that the shard asks for all counts: once at its start, and again when it has lost some."""
+        """Note that the shard asks for all counts. It does so once at its start, and again when it has missed some."""
         self.gaps["counts"] += self.has_counts
         self.has_counts = True
 
@@ -162,9 +162,9 @@ class Care:
         return self.state is ShardState.RUNNING and now - self.heard_at > SILENCE_LIMIT
 
     def used(self, cpu: float, now: float) -> bool:
-        """Note the processor time that a process which says nothing has used in all; whether that shows that it works.
+        """Note the total processor time of a starting or silent process.
 
-        True once in a silence: the first time.
+        Returns True at the first reading of this silence that shows that the process works.
         """
         if self.cpu is None:
             self.cpu = cpu, now
@@ -185,16 +185,17 @@ class Care:
         self.busy_s = 0.0
 
     def is_lost(self, now: float) -> bool:
-        """Whether the process should be ended for its silence: later when it works than when it hangs."""
+        """Whether the process should be ended for its silence. A working process gets more time than a hanging one."""
         limit = self.answer_limit if self.state is ShardState.STARTING else REPLACE_AFTER
         if self.worked_at is not None and now - self.worked_at <= 2 * CPU_SECONDS:
             limit *= WORKING_LONGER
         return self.state in (ShardState.STARTING, ShardState.UNHEALTHY) and now - self.heard_at > limit
 
     def signal_due(self, now: float) -> signal.Signals | None:
-        """The signal that its process is to get now: it was asked to end and stays, or is to be replaced; else None.
+        """The signal that its process must get now; None without one.
 
-        A gentle one first, then SIGKILL, each once.
+        A process gets signals when it was asked to end and has not, or when it must be replaced. The first is SIGTERM
+        or SIGABRT, the second is SIGKILL. Each is sent once.
         """
         if self.end_by is not None:
             due, gentle, pause = now > self.end_by + END_MARGIN, signal.SIGTERM, END_MARGIN
@@ -213,7 +214,7 @@ class Care:
         self.signals = 0
 
     def row(self, pid: int | None, now: float) -> ShardRow:
-        """What status says about the shard, by its last heartbeat."""
+        """The row of the shard for status, as of its last heartbeat."""
         row = ShardRow(
             id=self.shard,
             pid=pid,
@@ -231,15 +232,15 @@ class Care:
         return row
 
     def note(self, event: str, when: str) -> None:
-        """Keep *event* as the newest thing that happened to the shard, at *when* in RFC 3339."""
+        """Keep *event* as the shard's last event, at *when* in RFC 3339."""
         self.last_event, self.last_event_at = event, when
 
 
 def capacity_of(cares: Iterable[Care], load: Callable[[int], int]) -> int | None:
-    """How many agents' connections all shards may hold together, by their descriptors; None while none has said so.
+    """How many agents' connections the descriptors of all shards allow together; None before the first report.
 
-    A shard that is away for a moment, or has not said so yet, counts with what it or another had. One that drains
-    counts with its *load* alone.
+    A shard that is down counts with its last capacity. A shard without a report yet counts with the largest capacity of
+    any shard. A draining one counts with its *load* alone.
     """
     cares = list(cares)
     largest = max((care.capacity for care in cares), default=0)

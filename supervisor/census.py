@@ -1,10 +1,10 @@
-"""What the shards say that they hold, and what becomes of the ledger by that.
+"""Reconcile the ledger with the shards' snapshots of their connections.
 
-Belief is replaced by a shard's snapshot whenever there is a doubt: the shard was found running, its events have a hole,
-its channel is another one, or its count and the ledger's have been apart for two heartbeats.
+The supervisor asks a shard for a snapshot whenever the ledger may be wrong about it. The shard was adopted, some of its
+events were lost, its channel is a new one, or its count and the ledger's differ by as much for two heartbeats.
 
-Connections that a supervisor before this one left without a decision are decided about when *all* shards have told what
-they hold: a stuck shard may have been passed over, and the same connection be served by another one.
+An earlier supervisor may have left connections without a decision. They are decided about when *all* shards have sent
+their snapshots. That supervisor may have passed over a stuck shard, so that another one serves the same connection.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from supervisor.moves import Moves
 from supervisor.snapshots import Found, Inquiry, Verdict, undecided, verdict
 
 ASK_PAUSE = 0.01
-"""Seconds between attempts to ask a shard that is not on the bus yet. An adopted one is after 50 ms as a rule, and
-until it has answered newcomers wait."""
+"""Seconds between attempts to ask a shard that is not on the bus yet. An adopted shard usually is after 50 ms. New
+connections wait until it has answered."""
 
 ASK_AGAIN = 1.0
-"""Seconds after which a snapshot that has not come is asked for again."""
+"""Seconds without a snapshot after which the shard is asked again."""
 
 
 class Census:
-    """The snapshots that are wanted, and the connections that were found. *send* tells a shard something."""
+    """The outstanding snapshots, and the undecided connections that were found. *send* sends a command to a shard."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Census:
         self._loop = asyncio.get_running_loop()
         self._clock = awake.clock()
         self._log = get_logger()
-        # Numbers below it were drawn by an earlier supervisor.
+        # An earlier supervisor drew the numbers below this one.
         self._first_number = ledger.next_number
         self._next_request = 1
         self._inquiries: dict[int, Inquiry] = {}
@@ -57,18 +57,21 @@ class Census:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the ledger knows what all shards hold."""
+        """Whether no snapshot is outstanding: the ledger knows the connections of all shards."""
         return not self._inquiries
 
     def wants(self, shard: int) -> bool:
-        """Whether a snapshot of *shard* is wanted that has not come."""
+        """Whether a snapshot of *shard* is outstanding."""
         return shard in self._inquiries
 
     def ask(self, shard: int) -> None:
-        """Ask a shard what it holds, as soon as it is on the bus; one without a channel, again when it has one."""
+        """Ask a shard for its connections, as soon as it is on the bus.
+
+        A shard without a channel is not asked now. Call this again when it has one.
+        """
         inquiry = self._inquiries.setdefault(shard, Inquiry())
         if not self._handoffs.has_link(shard):
-            # Without a channel it decides by itself about connections that are on their way.
+            # A shard without a channel decides by itself about connections that are on their way.
             inquiry.request = 0
         elif self._send(shard, events.SnapshotRequest(self._next_request)):
             inquiry.ask(self._next_request, self._ledger.live_numbers(shard), self._clock.time())
@@ -77,11 +80,11 @@ class Census:
             self._timer = self._loop.call_later(ASK_PAUSE, self._ask_the_rest)
 
     def compare(self, care: Care, held: int) -> None:
-        """Hold the ledger's count against what a shard says that it has; ask it for a snapshot when they differ."""
+        """Compare the ledger's count with the count that a shard reports. A lasting difference leads to a snapshot."""
         shard = care.shard
         inquiry = self._inquiries.get(shard)
         if inquiry is not None:
-            # Meanwhile the counts may differ; the heartbeats after the snapshot compare them again.
+            # The counts may differ until the snapshot comes. Later heartbeats compare them again.
             if inquiry.request and self._clock.time() - inquiry.asked_at > ASK_AGAIN:
                 self.ask(shard)
             return
@@ -91,7 +94,7 @@ class Census:
             self.ask(shard)
 
     def take(self, shard: int, snapshot: events.Snapshot) -> None:
-        """Replace what was believed of a shard by what it says, unless a newer snapshot was asked for."""
+        """Replace the ledger's belief about a shard by its snapshot, unless a newer one was asked for."""
         inquiry = self._inquiries.get(shard)
         if inquiry is None or inquiry.request != snapshot.request:
             return
@@ -114,19 +117,19 @@ class Census:
         self._owners |= {one.number: owners[one.number] for one in self._found if one.number in owners}
 
     def forget(self, shard: int) -> None:
-        """Want nothing of a shard any more, nor decide about what it holds: it has ended, or nobody can talk to it."""
+        """Drop the inquiry and the found connections of a shard that has ended or is foreign."""
         self._inquiries.pop(shard, None)
         self._forget_found(shard)
 
     def decide(self) -> None:
-        """Decide about those who were found; call it when every shard has told what it holds."""
+        """Decide about the found connections. Every shard must have sent its snapshot before."""
         for found in sorted(self._found):
             if self._handoffs.has_link(found.shard):
                 self._found.remove(found)
                 self._decide(found)
 
     def close(self) -> None:
-        """Ask nobody any more."""
+        """Send no more requests."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,7 +1,7 @@
-"""Telling agents their configuration again, after a reload that changed it.
+"""Push changed configuration to connected agents after a reload.
 
-What shards are told is the merged text and whom it is for: no rules, no tokens, and one text for all agents that share
-it. The shards know which connections can take it.
+A shard gets the merged text and the ids of its agents. It gets no rules and no tokens, and one text for all agents that
+share it. The shards know which connections can take a push.
 """
 
 import asyncio
@@ -14,20 +14,21 @@ from supervisor.config.pushed import AgentConfig
 from supervisor.ledger import Ledger
 
 SLICE = 50
-"""Agents looked at in one turn of the loop. With 256 rules that takes up to 20 ms, with a few of them half of one."""
+"""Agents that are compared in one turn of the loop. It takes up to 20 ms with 256 rules, half a ms with a few rules."""
 
 LATER = 0.1
-"""Seconds between looks at agents that are to be told once more."""
+"""Seconds between two checks of the agents that need a second push."""
 
 NOTHING = b"{}"
-"""The configuration of an agent that no rule is for any more."""
+"""The configuration of an agent that no rule matches any more."""
 
 
 class ConfigPush:
-    """Finds the agents whose configuration changed. *send* tells a shard something; False when it cannot be told.
+    """Finds the agents with changed configuration, and sends it to their shards.
 
-    An agent may be told twice, and never too little: one with a newcomer on its way, whose acceptance may still hold
-    the old configuration, is told again when that one is in a pool.
+    *send* sends a command to a shard, and returns False when the shard cannot be reached. An agent may get the same
+    configuration twice. A connection on its way to a shard may have an acceptance with the old configuration. Its agent
+    gets a second push when the connection is in a pool.
     """
 
     def __init__(self, ledger: Ledger, send: Callable[[int, Command], bool]) -> None:
@@ -36,28 +37,28 @@ class ConfigPush:
         self._loop = asyncio.get_running_loop()
         self._log = get_logger()
         self._newest = AgentConfig(())
-        # Agents to look at, each with the configuration that it has been told.
+        # Agents to compare, each with the rules of its last push.
         self._todo: dict[str, AgentConfig] = {}
-        # Agents to be told once more, each with the number of looks that found nobody of it on the way.
+        # Agents that need a second push, each with the number of checks that found no connection of it on its way.
         self._again: dict[str, int] = {}
         self._told = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """How many agents are still to be told something."""
+        """How many agents are still to be compared, or need a second push."""
         return len(self._todo) + len(self._again)
 
     def changed(self, old: AgentConfig, new: AgentConfig) -> None:
-        """Tell every agent for which *new* says something else than *old*."""
+        """Push *new* to every agent whose configuration differs between *old* and *new*."""
         self._newest = new
         for agent_id in self._ledger.agent_ids():
-            # Whoever has not been looked at since the reload before has an older one.
+            # An agent that was not compared since the previous reload still has an older one.
             self._todo.setdefault(agent_id, old)
         if self._timer is None:
             self._timer = self._loop.call_later(0, self._turn)
 
     def close(self) -> None:
-        """Tell nobody any more."""
+        """Push nothing more."""
         if self._timer is not None:
             self._timer.cancel()
         self._todo.clear()
@@ -93,7 +94,7 @@ class ConfigPush:
             if self._ledger.reserved(agent_id):
                 self._again[agent_id] = 0
             elif looks == 0:
-                # The shard may hear this before the commit, which goes another way: give it time.
+                # The commit takes another way to the shard, so a push may overtake it. Wait one more check.
                 self._again[agent_id] = 1
             else:
                 del self._again[agent_id]

@@ -1,8 +1,8 @@
-"""Taking listening sockets back from the shards that a supervisor before this one left running.
+"""Take listening sockets back from the shards that an earlier supervisor left running.
 
-The caller holds the runtime directory's lock, so that there is no other supervisor whose shards these are. All living
-shards are asked at the same time; they keep copies of the same sockets, so one answer is enough. Whatever is not wanted
-any more is closed in the shards before anything is opened in its place.
+The caller holds the lock of the runtime directory, so no other supervisor owns these shards. All running shards are
+asked at the same time. They keep copies of the same sockets, so one answer is enough. The shards close the unwanted
+sockets before this supervisor opens new ones in their place.
 """
 
 import asyncio
@@ -25,21 +25,21 @@ from supervisor.listeners import assign, has_its_path, wanted
 from supervisor.processes import Process, adopt_shard
 
 ANSWER_TIMEOUT = 1.0
-"""Seconds for an answer from all of them, when one has answered; and for a foreign shard to close its sockets."""
+"""Seconds for all shards to answer, when at least one does. Also seconds for a foreign shard to close its sockets."""
 
 
 _NOTHING: Mapping[KeptListener, int] = {}
 
 
 class TakenBack(NamedTuple):
-    """What was found: listening sockets with their descriptors, and the shards that speak another version."""
+    """The listening sockets that were taken back, with their descriptors, and the shards that speak another version."""
 
     listeners: dict[KeptListener, int]
     foreign: set[int]
 
 
 class _Keeper:
-    """A living shard of an earlier supervisor, and what it answers."""
+    """A running shard of an earlier supervisor, and its answer."""
 
     def __init__(self, rundir: RuntimeDir, shard: int, epoch: str, process: Process) -> None:
         self.shard = shard
@@ -53,12 +53,12 @@ class _Keeper:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it speaks another version of the handoff, or nothing that can be read."""
+        """Whether its messages cannot be read: it speaks another version of the handoff."""
         return self._channel is not None and self._channel.unreadable
 
     @property
     def is_reachable(self) -> bool:
-        """Whether it listens for supervisors."""
+        """Whether it still listens for supervisors."""
         try:
             handoff.connect(self._handoff).close()
         except OSError:
@@ -66,19 +66,19 @@ class _Keeper:
         return True
 
     def ask(self) -> None:
-        """Ask what it keeps; *over* is set when it has answered, or is not going to."""
+        """Ask the shard for its sockets. *over* is set when it has answered, or when it cannot answer any more."""
         try:
             self._channel = HandoffChannel(handoff.connect(self._handoff), self._on_message, self._on_lost)
         except (ConnectionRefusedError, FileNotFoundError):
-            # It drains: what it kept it has closed before.
+            # It drains, and has closed its kept sockets before.
             self.over.set()
         except OSError:
-            pass  # A full backlog (EAGAIN): it is there, and does not answer.
+            pass  # A full backlog (EAGAIN): it runs, and does not answer.
         else:
             self._channel.try_send(TakeBack())
 
     def leave_only(self, listeners: dict[KeptListener, int], orphan_timeout: float) -> None:
-        """Have it close everything but these, and ask again: its answer says that this is done."""
+        """Have the shard close all sockets but these, and ask again. Its answer confirms that this is done."""
         if self._channel is not None and self.has_answered:
             self.over.clear()
             for message, descriptors in entrusting(listeners, orphan_timeout):
@@ -86,7 +86,7 @@ class _Keeper:
             self._channel.try_send(TakeBack())
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the channel, the process's pidfd and the received descriptors."""
         handoff.close_all([fd for _, fd in self.kept])
         self.kept = []
         if self._channel is not None:
@@ -112,13 +112,14 @@ class _Keeper:
 async def take_back(
     config: Config, rundir: RuntimeDir, default_path: Path, passed: Mapping[KeptListener, int] = _NOTHING
 ) -> TakenBack:
-    """Get the listening sockets that living shards keep, as far as *config* wants them; the others are closed there.
+    """Get the listening sockets that running shards keep and *config* wants. The shards close the others.
 
-    Those that were *passed* to this process stand above what shards keep; they are among what is returned, or closed
-    when *config* does not want them. All descriptors belong to the caller.
+    Sockets that were *passed* to this process take precedence over kept ones. They are returned too, or closed when
+    *config* does not want them. The caller owns all returned descriptors.
 
-    When no shard answers for as long as a running supervisor would wait, all are ended as it would do it: sockets that
-    nobody can get back must not stay open. Foreign shards are told to drain, and have closed theirs.
+    A running supervisor ends a silent shard after a time. When no shard answers for that time, all are ended in the
+    same way: sockets that cannot be taken back must not stay open. Foreign shards are told to drain, and so close
+    theirs.
     """
     keepers = list(_living(rundir))
     try:
@@ -150,7 +151,7 @@ async def take_back(
 def _leave_unwanted(passed: Mapping[KeptListener, int], taken: Mapping[KeptListener, int]) -> None:
     for listener, fd in passed.items():
         if listener not in taken:
-            # Whoever passed it has a copy: agents that connect there wait for somebody.
+            # The process that passed it has a copy. Agents that connect there wait in its queue.
             get_logger().warning(
                 "a passed socket serves no configured address, nobody accepts", address=listener.address
             )
@@ -188,7 +189,7 @@ async def _answers(keepers: Sequence[_Keeper]) -> None:
 
 
 async def _one_over(keepers: Sequence[_Keeper], seconds: float) -> bool:
-    """Whether one of them has answered, or ended, within so many seconds."""
+    """Wait until one of *keepers* has answered or ended. False after *seconds*."""
     waiting = [asyncio.ensure_future(keeper.over.wait()) for keeper in keepers]
     try:
         with contextlib.suppress(TimeoutError):
@@ -204,10 +205,10 @@ async def _drain(foreign: Sequence[_Keeper]) -> None:
     for keeper in foreign:
         get_logger().warning("draining a shard of another version", shard=keeper.shard, pid=keeper.process.pid)
         keeper.process.send_signal(signal.SIGTERM)
-    # The first thing that a draining shard closes is its custody, the second the socket for supervisors.
+    # A draining shard first closes its kept listening sockets, then its socket for supervisors.
     with contextlib.suppress(TimeoutError):
         async with awake.clock().timeout(ANSWER_TIMEOUT):
-            while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - the kernel tells nobody
+            while any(keeper.is_reachable for keeper in foreign):  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.01)
 
 

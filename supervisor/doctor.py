@@ -1,4 +1,4 @@
-"""What is wrong with a host, or with an installation, before it hurts. Pure: facts go in, findings come out."""
+"""Check a host and an installation for problems, before they do harm. Pure: facts go in, findings come out."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -9,20 +9,20 @@ from supervisor.config.errors import Problem
 from supervisor.config.model import Config
 
 RESERVE = 256
-"""Descriptors of a process beside its agents' connections: sockets, ZeroMQ, a reserve."""
+"""Descriptors that a process needs beside its agents' connections: sockets, ZeroMQ, a reserve."""
 
 NOFILE_WANTED = 16_384
-"""Below this many descriptors a shard is a toy, whatever the configuration says."""
+"""Descriptors that a shard should have at least, with any configuration."""
 
 SOMAXCONN_WANTED = 1024
-"""Agents that all come back after a network failure wait in the listen queue: listen(2), net.core.somaxconn."""
+"""Length of the listen queue. After a network failure all agents reconnect at once: listen(2), net.core.somaxconn."""
 
 CLOCK_JUMP = 1.0
-"""Seconds between two readings of the clock's offset that make it one that is being set."""
+"""Change of the clock's offset, in seconds between two readings, above which the clock was set."""
 
 
 class Level(StrEnum):
-    """How bad it is; only a problem makes the exit code 1."""
+    """The severity of a finding. Only a problem makes the exit code 1."""
 
     OK = "ok"
     HINT = "hint"
@@ -30,7 +30,7 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One check: what it is about, what was found, and what to do where it is not ok."""
+    """The result of one check: its subject, the finding, and the remedy where it is not ok."""
 
     about: str
     level: Level
@@ -39,14 +39,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found on this host; None where it could not be found out.
+    """The facts about this host that the checks need. A fact that could not be read is None.
 
-    *directory* is the runtime directory, with its *mode* and *owner* where it is there. *records* are those of its
-    processes, and whether they live; *sockets* those in it that nobody serves. *names* tells where each of our import
-    names comes from, *strangers* the other distributions that own one of them. *agents* is how many connections there
-    are now. *limits* are how many descriptors each of the running processes may have open. *problems* are what they
-    miss on disk, by their own word, and *held_by* is the pid that has the directory, whatever is in it. *access* is why
-    other users could change the configuration or a token file.
+    *directory* is the runtime directory. *mode* and *owner* are its own, None when it does not exist. *records* maps
+    the name of each recorded process to whether it runs. *sockets* are the sockets in it that no process serves.
+    *strangers* maps each of our import names to the other distributions that own it. *limits* are the numbers of
+    descriptors that the running processes may have open. *problems* are the problems on disk that these processes
+    report. *held_by* is the pid that has locked the directory. *access* is why other users could change the
+    configuration or a token file.
     """
 
     config: Config
@@ -75,7 +75,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
-    """Everything that was looked at, in the order of how much it hurts."""
+    """The result of every check, the most harmful first."""
     yield from _names(facts)
     yield from _directory(facts)
     yield from _on_disk(facts)
@@ -187,7 +187,7 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
 
 def _descriptors(facts: Facts) -> Iterator[Finding]:
     about = "descriptors"
-    # A process raises its soft limit to the hard one by itself, as it starts: what runs has what it has.
+    # A process raises its soft limit to the hard one as it starts. A running process keeps its limit.
     limit, whose = facts.nofile_hard, ""
     if facts.limits:
         name, limit = min(facts.limits.items(), key=lambda item: item[1])

@@ -1,9 +1,9 @@
 """A listener inside another program: one process, no shards.
 
-The same handshake, rules and refusals as those of ``shardgate run``, for a proxy that keeps the agents' connections
-itself, in an `AgentPool` of its own. ``examples/`` has the two accept loops that it is made for.
+It has the same handshake, rules and refusals as ``shardgate run``. It is for a proxy that keeps the agents' connections
+in its own `AgentPool`. ``examples/`` has two accept loops for it.
 
-Log lines go through structlog: configure it, or call `ipc.logs.configure`.
+Log lines go through structlog. Configure it, or call `ipc.logs.configure`.
 """
 
 import asyncio
@@ -47,17 +47,17 @@ __all__ = [
 ]
 
 TICK = 0.1
-"""Seconds between looks at the age of clients that are in no pool, while there are any."""
+"""Seconds between two checks of the age of clients that are in no pool, while there are any."""
 
 SECOND_LOOK = 0.03
-"""Seconds until an agent over the limit is refused. Over TCP the end of a connection and the start of the next one may
-be handled on different processors, so that the newcomer arrives first."""
+"""Seconds until an agent over the limit is refused. Over TCP different processors may handle the end of a connection
+and the start of the next one, so that the new connection arrives first."""
 
 _DEFAULTS = ReverseConnectionConfig()
 _WAITING_HELPS = frozenset({ErrorCode.OVERLOADED, ErrorCode.SHUTTING_DOWN, ErrorCode.CONNECTION_LIMIT})
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
-# Two listeners may feed one pool, which knows connections by number.
+# Two listeners may feed one pool, which identifies connections by number.
 _numbers = itertools.count(1)
 
 
@@ -70,19 +70,19 @@ class ListenerClosed(AcceptError):
 
 
 class ReverseConnectionListener:
-    """Accepts agents at one address; make it with `bind_uds` or `bind_tcp`, on a running loop.
+    """Accepts agents at one address. Create it with `bind_uds` or `bind_tcp`, on a running loop.
 
-    **What is refused is never seen.** A bad frame, a bad token, an agent over the limit, one that says nothing in time:
-    the listener answers each with its rejection, counts it in `rejected_total`, and `accept` goes on waiting. An agent
-    over the limit is refused only after its other connections were looked at, so one that hung up does not count.
+    **Refusals happen inside.** The reasons are a bad frame, a bad token, an agent over the limit, or a timeout. The
+    listener answers with a rejection and counts it in `rejected_total`. `accept` goes on waiting. An agent over the
+    limit is refused only after its other connections were checked, so a closed connection does not count.
 
-    **The limit** counts an agent's connections from the moment it is accepted until they are closed, in a pool or not.
+    **The limit** counts an agent's connections from their valid registration until they are closed, in a pool or not.
     Each listener counts for itself.
 
-    **An accepted client must come into a pool** (`AgentPool.add_reverse_connection`) before its handshake's time is up,
-    counted from its connect; otherwise it is refused.
+    **An accepted client must be added to a pool** (`AgentPool.add_reverse_connection`) within the handshake timeout,
+    counted from its connect. Otherwise it is refused.
 
-    At its end a listener refuses everybody who is in no pool. Connections in a pool stay.
+    `close` refuses all agents that are in no pool. Connections in a pool stay.
     """
 
     def __init__(self, config: Config) -> None:
@@ -95,12 +95,12 @@ class ReverseConnectionListener:
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._claimed)
         self._ledger = Ledger(config.limits.max_connections_per_agent)
         self._connections = 0
-        # Registered and in no pool, by number; those that accept has not returned yet are queued as well.
+        # Registered connections that are in no pool, by number. The queue has the numbers that accept has not returned.
         self._held: dict[int, Newcomer] = {}
         self._queue: asyncio.Queue[int] = asyncio.Queue()
-        # Refused in a moment, unless a slot turns out to be free, by descriptor.
+        # Connections over the limit, by descriptor: refused after `SECOND_LOOK`, unless a slot is free then.
         self._over_limit: dict[int, Newcomer] = {}
-        # In a pool: agent id -> number -> the pool's probe.
+        # Connections in a pool: agent id -> number -> the pool's probe.
         self._adopted: dict[str, dict[int, Probe]] = {}
         self._accepted_total = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +125,7 @@ class ReverseConnectionListener:
         *,
         tokens: Iterable[Token] = (),
     ) -> Self:
-        """Listen on a Unix socket, mode 0660; that of a dead process is replaced.
+        """Listen on a Unix socket, mode 0660. The socket file of a dead process is replaced.
 
         *tokens* are needed for ``require_auth``: `read_token_file` reads them, ``Token(("waf-*",), hash_token(text))``
         makes one. Raises `ConfigError` and `ListenError`.
@@ -153,11 +153,11 @@ class ReverseConnectionListener:
         self.close()
         await self.wait_closed()
 
-    # What it says about itself.
+    # State.
 
     @property
     def address(self) -> str:
-        """Where it listens: a path, or an address with the port that the kernel chose."""
+        """The listener's path, or its address with the port that the kernel chose."""
         return self._listener.address
 
     @property
@@ -167,27 +167,27 @@ class ReverseConnectionListener:
 
     @property
     def rejected_total(self) -> dict[str, int]:
-        """How many agents were refused, by error code; every code is there."""
+        """How many agents were refused, by error code. Every code is a key."""
         return dict(self._farewell.rejected)
 
     @property
     def connections(self) -> int:
-        """Agents' connections that count towards the limit: accepted and not closed."""
+        """The connections that count towards the limits of their agents: registered and not closed."""
         return self._connections
 
     # Accepting.
 
     async def accept(self) -> tuple[AcceptedClient, Registration]:
-        """Wait for an agent whose registration is valid; it has not been answered yet.
+        """Wait for an agent with a valid registration. The registration is not answered yet.
 
-        Cancelling it loses nothing: an agent that was not returned is there for the next call, and a client whose
-        receiver is gone refuses itself. Raises `ListenerClosed`.
+        Cancelling it loses nothing. An agent that was not returned waits for the next call. A client without references
+        is refused. Raises `ListenerClosed`.
         """
         while True:
             number = await self._queue.get()
             if self._closing:
-                self._queue.put_nowait(0)  # For whoever else waits.
-                # A loop that goes on after every error must not keep the event loop from everything else.
+                self._queue.put_nowait(0)  # Wakes the other waiting calls.
+                # An accept loop that goes on after every error must not block the event loop.
                 await asyncio.sleep(0)
                 raise ListenerClosed("the listener is closed")
             newcomer = self._held.get(number)
@@ -203,7 +203,7 @@ class ReverseConnectionListener:
             return AcceptedClient(newcomer.offer, self), newcomer.registration
 
     def close(self) -> None:
-        """Accept no more, and refuse everybody who is in no pool. Their answers leave until `wait_closed` returns."""
+        """Stop accepting, and refuse all agents that are in no pool. `wait_closed` waits until they have read that."""
         if self._closing:
             return
         self._closing = True
@@ -219,13 +219,13 @@ class ReverseConnectionListener:
         self._end_when_quiet()
 
     async def wait_closed(self) -> None:
-        """Wait until all refused agents have read their answers, a second at most."""
+        """Wait until all refused agents have read their answers and closed, for a second at most."""
         await asyncio.shield(self._closed)
 
     # For its clients (`ipc.client.Keeper`).
 
     def take(self, number: int, probe: Probe) -> tuple[int, Callable[[], None]]:
-        """Give a client's descriptor to a pool, and what the pool calls once it is closed."""
+        """Give a client's descriptor to a pool, and a callback for its close."""
         newcomer = self._held.pop(number, None)
         if newcomer is None:
             raise ClientGone("the client is not there: refused, out of time, or in a pool already")
@@ -250,7 +250,7 @@ class ReverseConnectionListener:
             self._reject(newcomer, code, message)
 
     def drop(self, number: int) -> None:
-        """Refuse a client that nobody refers to any more; may be called by the garbage collector, in any thread."""
+        """Refuse a client without references. The garbage collector may call this, in any thread."""
         if number in self._held and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(
                 self.refuse, number, ErrorCode.OVERLOADED, "the proxy did not take the connection"
@@ -282,7 +282,7 @@ class ReverseConnectionListener:
             self._reject(newcomer, ErrorCode.CONNECTION_LIMIT, message)
 
     def _hold(self, newcomer: Newcomer, registration: Registration) -> bool:
-        """Queue a newcomer for `accept`, unless its agent is at the limit."""
+        """Queue a connection for `accept`. False when its agent is at the limit."""
         self._ledger.next_number = next(_numbers)
         try:
             number = self._ledger.reserve(registration.agent_id)
@@ -297,7 +297,7 @@ class ReverseConnectionListener:
         return True
 
     def _find_gone(self, agent_id: str) -> None:
-        """Free the slots of those connections of an agent that it has closed."""
+        """Find the connections that an agent has closed, and free their slots."""
         adopted = self._adopted.get(agent_id, {})
         if self._ledger.count(agent_id) > len(adopted):
             for newcomer in list(self._held.values()):
@@ -308,7 +308,7 @@ class ReverseConnectionListener:
             probe(agent_id)
 
     def _forget(self, newcomer: Newcomer) -> None:
-        """Free the slot of a newcomer that is in no pool."""
+        """Free the slot of a connection that is in no pool."""
         assert newcomer.offer is not None
         del self._held[newcomer.number]
         self._release(newcomer.offer.agent_id, newcomer.number)
@@ -341,7 +341,7 @@ class ReverseConnectionListener:
 
 
 def _checked(limits: ReverseConnectionConfig, tokens: Iterable[Token], **fields: Any) -> Config:
-    """The configuration of a listener; `ConfigError` with everything that is wrong, under the names of the fields."""
+    """The configuration of a listener. `ConfigError` names all problems, under the names of the fields."""
     try:
         limits = msgspec.convert(msgspec.structs.asdict(limits), ReverseConnectionConfig)
     except msgspec.ValidationError as error:

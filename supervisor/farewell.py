@@ -1,7 +1,8 @@
-"""Refusing so that the agent hears it.
+"""Refuse connections so that the agent receives the rejection.
 
-A bare close makes Go agents crash, and a close with unread bytes makes TCP reset the answer away (RFC 1122, 4.2.2.13).
-So: write the rejection, shut down our side, then read and discard until the agent closes or the time is up.
+A bare close makes Go agents crash. A close with unread bytes makes TCP send a reset, which discards the answer (RFC
+1122, 4.2.2.13). So the rejection is written and our side is shut down. Then all bytes are read and discarded, until the
+agent closes or the time is up.
 """
 
 import asyncio
@@ -21,16 +22,16 @@ from ipc.version import __version__
 from supervisor.newcomer import PROXY_ID, Newcomer
 
 LINGER_SECONDS = 1.0
-"""How long a refused agent may take to close."""
+"""Seconds that a refused agent may take to close."""
 
 MOST_LINGERING = 1024
-"""Refused connections kept open at once; beyond it the oldest goes."""
+"""Most refused connections that are kept open at once. With more the oldest is closed."""
 
 
 class Farewell:
     """The refused connections that are being closed, and the count of all refusals by error code.
 
-    *on_refused* is told of each refusal, before the connection is closed.
+    *on_refused* is called with each refused connection and its rejection, before the connection is closed.
     """
 
     def __init__(self, readiness: Readiness, on_refused: Callable[[Newcomer, Rejection], None] | None = None) -> None:
@@ -38,7 +39,7 @@ class Farewell:
         self.rejected: Counter[str] = Counter({code.value: 0 for code in ErrorCode})
         self.not_agents = 0
         self.silent = 0
-        """Contacts that went without a byte: health checks, our own doctor. They are no registrations."""
+        """Connections that ended without a byte: health checks, our own doctor. They are no registrations."""
         self.resets = 0
         """Connections that were reset before their registration was complete, silent ones among them."""
         self._readiness = readiness
@@ -47,7 +48,7 @@ class Farewell:
         self._lingering: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
-        # By error code: a flood of one kind leaves the others their lines.
+        # Log lines are limited by error code, so that a flood of one kind does not suppress the others.
         self._repeats = Repeats()
         self._line_timer: asyncio.TimerHandle | None = None
 
@@ -55,7 +56,10 @@ class Farewell:
         return len(self._lingering)
 
     def reject(self, newcomer: Newcomer, rejection: Rejection, *, linger: bool = True) -> None:
-        """Answer *newcomer* with *rejection* and close it in good order. It must not be watched any more."""
+        """Answer *newcomer* with *rejection* and close it. It must not be watched any more.
+
+        *linger* keeps it open until the agent closes, for `LINGER_SECONDS` at most. Otherwise it is closed at once.
+        """
         self.rejected[rejection.error_code] += 1
         if self._on_refused is not None:
             self._on_refused(newcomer, rejection)
@@ -69,7 +73,7 @@ class Farewell:
             finally:
                 sock.detach()
         except OSError:
-            # The agent is gone, or does not read although nothing was ever sent to it.
+            # The agent is gone, or its socket does not take even this first answer.
             newcomer.close()
             return
         if linger:
@@ -78,7 +82,7 @@ class Farewell:
             newcomer.close()
 
     def frame_for(self, rejection: Rejection, answer_type: int) -> bytes:
-        """The rejection as the agent reads it."""
+        """The frame of the rejection, for the given type of answer."""
         return rejection_frame(
             answer_type,
             rejection.message,
@@ -89,14 +93,14 @@ class Farewell:
         )
 
     def dismiss(self, newcomer: Newcomer, protocol: str) -> None:
-        """Close a peer of another protocol, which no frame of ours would tell anything."""
+        """Close a peer of another protocol without an answer: it could not read our frames."""
         self.not_agents += 1
         if self._may_log("another protocol"):
             self._log.info("not an agent, closed", protocol=protocol, peer=newcomer.peer())
         newcomer.close()
 
     def part(self, newcomer: Newcomer) -> None:
-        """Close a contact that has ended its side without a byte; it may have kept the other one for an answer."""
+        """Answer and close a connection whose peer has shut down its side without a byte. It may still read."""
         self.silent += 1
         self._log.debug("silent contact", peer=newcomer.peer())
         answer_type = newcomer.answer_type
@@ -106,7 +110,7 @@ class Farewell:
         newcomer.close()
 
     def abandon(self, newcomer: Newcomer) -> None:
-        """Close a connection that its peer has reset: nobody is left to read an answer."""
+        """Close a connection that its peer has reset. There is no reader for an answer."""
         self.resets += 1
         if not newcomer.received:
             self.silent += 1
@@ -177,7 +181,7 @@ class Farewell:
 
     @staticmethod
     def _duration(newcomer: Newcomer) -> dict[str, float]:
-        # Who was turned away at once has no such time.
+        # A connection that was refused right at accept has no time of its accept.
         return {"duration_s": round(monotonic() - newcomer.accepted_at, 3)} if newcomer.accepted_at else {}
 
     def _may_log(self, what: str) -> bool:

@@ -1,4 +1,4 @@
-"""The shards' processes: started, adopted, watched, replaced, ended."""
+"""Start, adopt, watch, replace and end the shards' processes."""
 
 import asyncio
 import contextlib
@@ -28,17 +28,19 @@ from supervisor.processes import Process, adopt_shard, start_shard
 from supervisor.totals import Totals
 
 LONGEST_PAUSE = 2.0
-"""Seconds between two attempts to start a process where there is no room or no descriptor for it: 100 µs each."""
+"""Longest pause, in seconds, between attempts to start a process while disk space or descriptors are missing. An
+attempt takes 100 µs."""
 
 TICK = 0.25
-"""Seconds between looks at silence and at channels that are to be connected again."""
+"""Seconds between two checks for silent shards and for channels that must be connected again."""
 
 
 class Fleet:
     """All shards of this supervisor.
 
-    *on_freed* is told of each agent that a slot became free for, *on_probed* gets a shard's answer to a probe,
-    *on_gone* the number of a shard whose process has ended, both after the ledger was told. *journal* notes it all.
+    *on_freed* gets an agent's id after a shard has reported a closed connection of it. *on_probed* gets the numbers of
+    a probe and of a shard that has answered it. *on_gone* gets the number of a shard after its process has ended. The
+    ledger is up to date when they are called. *journal* records the events.
     """
 
     def __init__(
@@ -66,14 +68,14 @@ class Fleet:
         self._log = get_logger()
         self._members: dict[int, Member] = {}
         self.totals = Totals.decode(rundir.read_totals())
-        """What processes that have ended counted, those of an earlier supervisor included."""
+        """The counters of ended processes, also of an earlier supervisor's."""
         self._stopping = False
         self.turns = 0
-        """How often all shards have been looked at: it grows as long as this supervisor does its work."""
+        """The number of checks of all shards. It grows as long as this supervisor works."""
         self.known = asyncio.Event()
-        """Set once what living shards hold is in the ledger: no slot can be given away that is taken."""
+        """Set once the ledger has the connections of all running shards. From then on no taken slot is given away."""
         self.ready = asyncio.Event()
-        """Set once no shard is starting any more, and what living ones hold is in the ledger."""
+        """Set once no shard is starting, and the ledger has the connections of all running shards."""
         self._emptied = asyncio.Event()
         self.lines = Lines(
             rundir,
@@ -91,10 +93,10 @@ class Fleet:
     # Beginning, and ending.
 
     def start(self, shards: int, foreign: Collection[int] = ()) -> None:
-        """Adopt all shards that an earlier supervisor left running, and start as many as there are less than *shards*.
+        """Adopt all shards that an earlier supervisor left running, and start new ones until there are *shards*.
 
-        When there are more, they all serve; to end some is an operation, which moves their connections. *foreign* ones
-        cannot be adopted; they are draining.
+        When there are more, all of them serve. An operation can end the surplus and move their connections. *foreign*
+        shards are drained.
         """
         for shard in list(self._rundir.recorded_shards()):
             record = self._rundir.read_shard(shard)
@@ -106,7 +108,7 @@ class Fleet:
             member.care.begin(record.epoch, self._clock.time(), found=True)
             self.lines.census.ask(shard)
             self._watch(member, process, "adopted")
-        # Only now: until all that were found are wanted to tell what they hold, none of them completes the ledger.
+        # Only after the loop above: the census is complete only when it has asked all adopted shards.
         for member in list(self._members.values()):
             if member.shard in foreign:
                 self.lines.give_up(member)
@@ -117,9 +119,9 @@ class Fleet:
         self._look_whether_ready()
 
     def leave(self) -> None:
-        """Let go of all shards, which serve on: another supervisor adopts them."""
+        """Let go of all shards. They serve on until another supervisor adopts them."""
         self._stopping = True
-        # The next supervisor's channels end ours: no loss to warn of.
+        # The next supervisor's channels replace ours, so a lost channel needs no warning.
         self.lines.closing()
         for member in self._members.values():
             if member.respawn is not None:
@@ -130,7 +132,10 @@ class Fleet:
         self._close()
 
     async def stop(self, grace: float) -> None:
-        """End all shards and return when they are gone: asked first, SIGTERM after *grace* seconds, then SIGKILL."""
+        """End all shards, and return when their processes have ended.
+
+        They get a Stop command first, SIGTERM after *grace* seconds, and SIGKILL one second later.
+        """
         self._stopping = True
         self.lines.closing()
         for member in list(self._members.values()):
@@ -156,7 +161,7 @@ class Fleet:
 
     @property
     def shards(self) -> list[int]:
-        """The numbers of all shards, those included that are down for the moment, ascending."""
+        """The numbers of all shards, ascending. Shards that are down for the moment are among them."""
         return sorted(self._members)
 
     def free_number(self) -> int:
@@ -164,12 +169,12 @@ class Fleet:
         return next(number for number in itertools.count() if number not in self._members)
 
     def add(self, shard: int) -> None:
-        """Start a shard with a number that none has."""
+        """Start a shard. No other shard has its number."""
         member = self._members[shard] = Member(shard, self._journal)
         self._spawn(member)
 
     def end(self, shard: int, seconds: float, *, again: bool) -> None:
-        """Ask a shard to end within *seconds*, and start it *again* then, or forget it."""
+        """Ask a shard to end within *seconds*. Then start it *again*, or forget it."""
         member = self._members[shard]
         member.fate = Fate.RENEW if again else Fate.FORGET
         if member.process is not None:
@@ -177,50 +182,50 @@ class Fleet:
         self._ask_to_end(member, events.Stop(seconds))
 
     def drain(self, shard: int, *, draining: bool) -> None:
-        """Give a shard no connections, or again some."""
+        """Stop giving a shard connections, or begin again."""
         member = self._members[shard]
         member.care.draining = draining
         member.note(*(("draining", "drains") if draining else ("undrained", "takes connections")))
         self._handoffs.drain(shard, draining=draining)
 
     def is_draining(self, shard: int) -> bool:
-        """Whether a shard was told to drain."""
+        """Whether a shard was set to drain, see `drain`."""
         return self._members[shard].care.draining
 
     def is_running(self, shard: int) -> bool:
-        """Whether a shard takes connections, or could if it were not draining."""
+        """Whether a shard takes connections, or would take them without its drain."""
         member = self._members.get(shard)
         return member is not None and member.care.state is ShardState.RUNNING and self._handoffs.has_link(shard)
 
     def has_failed(self, shard: int) -> bool:
-        """Whether the process of a shard that was just started has ended again."""
+        """Whether a new shard could not be started, or its process has ended already."""
         member = self._members.get(shard)
         return member is None or member.process is None or member.care.restarts > 0
 
     def pid(self, shard: int) -> int | None:
-        """The process of a shard; None when it has none, or there is no such shard."""
+        """The pid of a shard; None when it has no process, or there is no such shard."""
         member = self._members.get(shard)
         return None if member is None else member.pid
 
     @property
     def running(self) -> int:
-        """How many shards take connections, or could if they were not draining."""
+        """How many shards take connections, or would take them without their drain."""
         return sum(map(self.is_running, self._members))
 
     @property
     def is_settled(self) -> bool:
-        """Whether no shard is starting or ending, and the ledger knows what they hold."""
+        """Whether no shard is starting or ending, and the ledger has the connections of all of them."""
         return self.lines.census.is_complete and all(
             care.state is not ShardState.STARTING and care.end_by is None for care in self.cares
         )
 
     @property
     def cares(self) -> list[Care]:
-        """What is known of each shard, ascending; to be read only."""
+        """The states of all shards, ascending by number. Read only."""
         return [member.care for _, member in sorted(self._members.items())]
 
     def rows(self) -> list[ShardRow]:
-        """What status says about the shards."""
+        """The rows of the shards for status."""
         now = self._clock.time()
         rows = [member.care.row(member.pid, now) for _, member in sorted(self._members.items())]
         for row in rows:
@@ -229,8 +234,8 @@ class Fleet:
         return rows
 
     def set_log_level(self, level: str) -> list[int]:
-        """Have all shards, and those that will be started, log from *level* on; which of them cannot be told now."""
-        # Those that are down for the moment are started with it; those that just come up may have been with another.
+        """Set the log level of all present and future shards. Returns the shards that cannot be reached now."""
+        # A shard that is down is started with this level. One that comes up now may have been started with another.
         self._log_level = self.lines.log_level = level
         return [shard for shard in self.shards if not self.lines.send(shard, events.SetLogLevel(level))]
 
@@ -242,7 +247,7 @@ class Fleet:
         self._forget(shard)
         epoch = secrets.token_hex(6)
         try:
-            # A process that finds no room for its sockets would only end again.
+            # A process without room for its sockets would end at once.
             self._rundir.check_usable()
             process = start_shard(
                 shard, epoch, self._rundir, self._pool, self._log_level, self._log_format, self._status_dir
@@ -267,7 +272,7 @@ class Fleet:
         self._log.info("shard starting", shard=member.shard, pid=process.pid, epoch=member.care.epoch)
 
     def _ask_to_end(self, member: Member, command: events.Stop) -> None:
-        """Have the process in a place end, whose fate is known; or meet that at once when there is none."""
+        """Ask a member's process to end, with `member.fate` set before. Without a process the fate applies at once."""
         if member.process is None:
             if member.respawn is not None:
                 member.respawn.cancel()
@@ -279,14 +284,14 @@ class Fleet:
             member.process.send_signal(signal.SIGTERM)
 
     def _ended(self, member: Member) -> None:
-        """A process has ended, and with it every descriptor that it held."""
+        """Handle the end of a process. The kernel has closed its descriptors."""
         process, care, shard = member.process, member.care, member.shard
         assert process is not None
         self._loop.remove_reader(process.pidfd)
         how = process.reap()
         process.close()
         if member.channel is not None:
-            # Connections that it had let go of may be among its last words.
+            # Its last messages may have connections that it has let go of.
             member.channel.take_the_rest()
         if member.channel is not None:
             member.channel.close()
@@ -318,7 +323,7 @@ class Fleet:
         self._look_whether_ready()
 
     def _meet_fate(self, member: Member) -> None:
-        """Do with the place of a shard that was asked to end what was meant to be done with it."""
+        """Start a shard again or forget it, after its process has ended on request."""
         fate, member.fate = member.fate, Fate.RESPAWN
         if fate is Fate.RENEW:
             self._spawn(member)
@@ -346,7 +351,7 @@ class Fleet:
         self._timer.cancel()
         self.lines.close()
 
-    # What is known, and time.
+    # State, and checks by time.
 
     def _look_whether_ready(self) -> None:
         census = self.lines.census
@@ -369,11 +374,11 @@ class Fleet:
         self.turns += 1
 
     def _look_at_capacity(self) -> None:
-        """Have the ledger admit what descriptors allow, before a shard has to decline connections."""
+        """Limit the ledger to the connections that descriptors allow, so that no shard has to decline any."""
         self._ledger.quotas = self._ledger.quotas.with_capacity(capacity_of(self.cares, self._ledger.load))
 
     def _at_work(self, shard: int, process: Process) -> str:
-        """What a shard that says nothing was doing when it fell silent, for people."""
+        """The work that a silent shard was doing when it fell silent, as text for people."""
         number = read_note(process.pid)
         for connection, agent_id in self._ledger.live_numbers(shard):
             if connection == number:

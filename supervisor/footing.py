@@ -1,4 +1,4 @@
-"""What the supervisor has on disk: its directories, sockets and side files, looked after as long as it serves."""
+"""Watch the supervisor's directories, sockets and side files on disk, and restore them when they are removed."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from supervisor.listeners import Listener, ListenError, open_again
 
 
 class Footing:
-    """The places and the side files of one supervisor: its *directories*, and what is added to *places*."""
+    """The side files of one supervisor, and its places: its *directories*, and the paths that are added to *places*."""
 
     def __init__(self, directories: Sequence[RuntimeDir], journal: Journal) -> None:
         self.files = SideFiles()
@@ -26,13 +26,13 @@ class Footing:
 
     @property
     def problems(self) -> list[str]:
-        """What is not on disk as it should be, for people."""
+        """The problems with places and side files, as texts for people."""
         return [*self.places.problems, *self.files.problems]
 
     def look_after(self, listener: Listener, acceptor: Acceptor, on_replaced: Callable[[], None]) -> None:
-        """Open the Unix socket of *listener* again when its file is gone, beside the old one; then *on_replaced*.
+        """Open the Unix socket of *listener* again when its file is gone, beside the old one; then call *on_replaced*.
 
-        Whoever waits in the old one's queue is accepted there, and so is who reaches it by another name.
+        The old socket still accepts: connections may wait in its queue, or reach it by another name.
         """
         path = listener.path
         if path is None or listener.kept.file is None:
@@ -48,13 +48,13 @@ class Footing:
         self.places.add(path, "the socket for agents", mend)
 
     def stop(self) -> None:
-        """Look after nothing, and write nothing, any more."""
+        """Stop the checks, and write no more files."""
         self._timer.cancel()
         self.places.clear()
         self.files.close()
 
     def look(self) -> None:
-        """Look at everything now, and mend what others have removed."""
+        """Check all places and side files now, and restore the missing ones."""
         self.places.look()
         self.files.look()
 

@@ -1,17 +1,17 @@
-"""Something that may be asked for hundreds of times a second, and is done once a second at most."""
+"""Limit an action to one call a second, for any number of requests."""
 
 import asyncio
 from collections.abc import Callable
 
 PAUSE = 1.0
-"""Seconds between the beginnings of two."""
+"""Seconds between the beginnings of two calls."""
 
 
 class Gathered:
-    """Calls *act* when it is asked to, with the number of times for which it was asked.
+    """Calls *act* on request, with the number of gathered requests.
 
-    The first is done at once. What is asked for within `PAUSE` seconds after it is done together at their end, so that
-    the last of many is never left out.
+    The first request is served at once. Requests within the next `PAUSE` seconds are served by one call at their end.
+    So no request is lost.
     """
 
     def __init__(self, act: Callable[[int], None]) -> None:
@@ -21,13 +21,13 @@ class Gathered:
         self._asked = 0
 
     def ask(self) -> None:
-        """Do it now, or with others in a moment."""
+        """Request a call: now, or together with other requests at the end of the pause."""
         self._asked += 1
         if self._timer is None:
             self._do()
 
     def close(self) -> None:
-        """Do nothing more."""
+        """Cancel the pending call."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,17 +1,17 @@
-"""Handoffs under way: offers to shards, their answers, and what happens when there is none.
+"""Handoffs of connections to shards: offers, the shards' answers, and timeouts.
 
-A newcomer goes through a `ShardLink` in three steps, each gathered per turn of the loop: *unsent* (its Prepare has not
-left), *offered* (the shard has it and has not answered), *committing* (the shard holds it, the Commit has not left).
-The newcomer's descriptor is closed when the commit has left and never earlier, so that until then any other shard can
-get it::
+A connection goes through a `ShardLink` in three steps, each gathered per turn of the loop: *unsent* (its Prepare has
+not left), *offered* (the shard has it and has not answered), *committing* (the shard holds it, the Commit has not
+left). Its descriptor is closed only after the Commit has left. Until then it can be offered to another shard::
 
     unsent ──Prepare──► offered ──Prepared──► committing ──Commit──► done
        ▲                   │                       │
        └── another link ◄──┴── declined, timeout, shard gone
 
-A `Mover`, a member that another shard has let go of, takes the same way; what becomes of it `supervisor.moves` decides.
+A `Mover` is a connection that another shard has let go of. It takes the same way, and `supervisor.moves` handles the
+result.
 
-`Handoffs` decides nothing about slots but tells the ledger what happened, in an order that can only overcount.
+`Handoffs` updates the ledger in an order that can only overcount.
 """
 
 import asyncio
@@ -41,19 +41,19 @@ from supervisor.newcomer import Mover, Newcomer
 from supervisor.placement import choose
 
 TICK = 0.05
-"""Seconds between looks at the age of offers, while there are any."""
+"""Seconds between two checks of the age of offers, while there are any."""
 
 DECLINED_PAUSE = 1.0
-"""Seconds a shard gets no offers after it declined one: it has no descriptor to spare."""
+"""Seconds without offers for a shard that has declined one: it has no descriptor to spare."""
 
 WIDEST_WINDOW = 256
-"""Unanswered offers for one shard. Descriptors in flight count against RLIMIT_NOFILE of the user (unix(7))."""
+"""Most unanswered offers for one shard. Descriptors in flight count against the user's RLIMIT_NOFILE (unix(7))."""
 
 
 class Handoffs:
     """The links to all shards that take connections.
 
-    *reject* turns a newcomer away whom nobody can take; its slot is free by then.
+    *reject* refuses a connection that no shard can take. Its slot is free by then.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Handoffs:
         self.placement = placement
         self.accepted_total = 0
         self.handoff_seconds = Histogram()
-        """From a Prepare until its answer, with which the Commit leaves."""
+        """From a Prepare until the shard's answer to it. The Commit leaves right after the answer."""
         self.registration_seconds = Histogram()
-        """From accept until the Commit: what an accepted agent waits."""
+        """From accept until the Commit, for each accepted agent."""
         self.on_accepted: Callable[[int, list[Newcomer]], None] | None = None
-        """Told of each shard's newcomers whose commit has left, movers among them; their descriptors are still open."""
+        """Called with a shard and the connections whose Commit has left, movers too; descriptors are still open."""
         self.on_moved: Callable[[Mover, int | None], None] | None = None
-        """Told of each mover which shard has its commit, or that nobody takes it (None): then it has a slot still, on
-        no shard. Its descriptor is closed."""
+        """Called with each mover and the shard that it was committed to, None when no shard takes it. Then it still has
+        a reserved slot. Its descriptor is closed in both cases."""
         self._draining: set[int] = set()
         self._ledger = ledger
         self._reject = reject
@@ -86,10 +86,10 @@ class Handoffs:
         self._gathering = False
         self._timer: asyncio.TimerHandle | None = None
         self._log = get_logger()
-        # A stuck shard's window stays in flight; a quarter of the limit for all windows together is safe.
+        # A stuck shard's window stays in flight. All windows together may use a quarter of the limit.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._window = max(8, min(WIDEST_WINDOW, limit // (4 * shards)))
-        # The listening sockets that every shard keeps copies of.
+        # The orders to keep copies of the listening sockets, for every shard.
         self._custody: list[tuple[Entrust, list[int]]] = []
 
     def __len__(self) -> int:
@@ -97,13 +97,13 @@ class Handoffs:
 
     @property
     def parked(self) -> int:
-        """How many have a slot and, for the moment, no shard that takes them."""
+        """How many connections have a slot, and no shard that can take them now."""
         return len(self._parked)
 
-    # What the fleet says about shards.
+    # Calls of the fleet.
 
     def entrust(self, listeners: Mapping[KeptListener, int], orphan_timeout: float) -> None:
-        """Have every shard keep copies of these sockets, and only of these; the descriptors stay the caller's."""
+        """Have every shard keep copies of these sockets and of no others. The caller still owns the descriptors."""
         self._custody = entrusting(listeners, orphan_timeout)
         for link in self._links.values():
             link.custody = list(self._custody)
@@ -117,7 +117,7 @@ class Handoffs:
         self._refresh()
 
     def remove_shard(self, shard: int) -> None:
-        """Offer nothing to *shard* any more, close its channel, and offer what was on the way to others."""
+        """Close the channel to *shard*, and offer the connections on their way to other shards."""
         link = self._links.pop(shard, None)
         if link is None:
             return
@@ -127,14 +127,14 @@ class Handoffs:
             self.offer(newcomer)
 
     def heard_from(self, shard: int) -> None:
-        """Note that the shard's loop runs."""
+        """Note a heartbeat: the shard's loop runs."""
         link = self._links.get(shard)
         if link is not None and link.silent:
             link.silent = False
             self._refresh()
 
     def set_silent(self, shard: int) -> None:
-        """Pass the shard over until it is heard from again, and take back what it was offered."""
+        """Offer nothing to the shard until it is heard from again, and offer its pending connections to others."""
         link = self._links.get(shard)
         if link is not None and not link.silent:
             link.silent = True
@@ -143,7 +143,7 @@ class Handoffs:
                 self.offer(newcomer)
 
     def drain(self, shard: int, *, draining: bool) -> None:
-        """Offer nothing to *shard* while it is *draining*; it may be unknown yet, or away for a moment."""
+        """Offer nothing to *shard* while it is *draining*. The shard need not have a link now."""
         if draining:
             self._draining.add(shard)
         else:
@@ -151,14 +151,14 @@ class Handoffs:
         self._refresh()
 
     def has_offers(self, shard: int) -> bool:
-        """Whether somebody is on the way to *shard*."""
+        """Whether connections are on their way to *shard*."""
         link = self._links.get(shard)
         return link is not None and bool(link.pending or link.committing)
 
     # Newcomers.
 
     def offer(self, newcomer: Newcomer) -> None:
-        """Offer *newcomer*, which has a reserved slot, to a shard; park it when none can take one now."""
+        """Offer *newcomer*, which has a reserved slot, to a shard. Park it when no shard can take a connection now."""
         assert newcomer.offer is not None
         usable = self._usable
         if newcomer.declined_by is not None:
@@ -180,31 +180,31 @@ class Handoffs:
         self._touch(link)
 
     def has_link(self, shard: int) -> bool:
-        """Whether *shard* takes connections from this supervisor."""
+        """Whether *shard* has an open channel to this supervisor."""
         return shard in self._links
 
     def order_out(self, shard: int, order: MoveOut) -> bool:
-        """Have *shard* let connections go; False when it cannot be told now."""
+        """Order *shard* to let connections go. False when the order cannot be sent now."""
         link = self._links.get(shard)
         return link is not None and link.channel.try_send(order)
 
     def commit_found(self, shard: int, number: int) -> None:
-        """Commit a connection that a shard holds, for a supervisor before this one or because it stays."""
+        """Commit a connection that a shard already holds: for an earlier supervisor, or because it does not move."""
         self._links[shard].found.append(number)
         self._touch(self._links[shard])
 
     def refuse_found(self, shard: int, number: int) -> None:
-        """Have a shard turn away a connection of an agent at its limit, held for a supervisor before this one."""
+        """Have a shard refuse a connection that it holds for an earlier supervisor: its agent is at the limit."""
         self._links[shard].refused.append(number)
         self._touch(self._links[shard])
 
     def revoke_found(self, shard: int, number: int) -> None:
-        """Have a shard close its copy of a connection that another one serves."""
+        """Have a shard close its copy of a connection that another shard serves."""
         self._links[shard].revoked.append(number)
         self._touch(self._links[shard])
 
     def refuse_all(self, rejection: Callable[[Newcomer], Rejection]) -> None:
-        """Turn away everybody whose commit cannot leave now; for the end."""
+        """Refuse all connections whose Commit cannot leave now. Called at shutdown."""
         for link in self._links.values():
             self._flush_commits(link)
             self._parked.extend(self._take_back(link))
@@ -222,7 +222,7 @@ class Handoffs:
     # What shards say.
 
     def on_message(self, shard: int, message: Message) -> None:
-        """Take a shard's answer."""
+        """Handle a shard's answer."""
         link = self._links.get(shard)
         if link is None:
             return
@@ -231,7 +231,7 @@ class Handoffs:
             self._refresh()
         if not isinstance(message, Prepared | Declined):
             return
-        # A batch that is not there was revoked: the shard learns that right behind this answer.
+        # An unknown batch was revoked. The revocation is on its way to the shard.
         batch = link.offered.pop(message.batch, None)
         if batch is None:
             return
@@ -289,11 +289,11 @@ class Handoffs:
             self._dirty.append(link)
 
     def gather(self) -> None:
-        """Let offers gather until `flush`, which the caller promises to call before its turn of the loop is over."""
+        """Gather offers until `flush`. The caller must call that before its turn of the loop is over."""
         self._gathering = True
 
     def flush(self) -> None:
-        """Send what has gathered in this turn of the loop."""
+        """Send the messages that have gathered in this turn of the loop."""
         self._gathering = False
         links, self._dirty = self._dirty, []
         for link in links:
@@ -301,7 +301,7 @@ class Handoffs:
             self._flush(link)
 
     def _flush(self, link: ShardLink) -> None:
-        """Send what has gathered for *link*, as far as the shard takes it; go on when it takes more."""
+        """Send the gathered messages of *link* as far as its channel takes them. Continue when it is writable again."""
         if link.channel.closed:
             return
         if not (self._flush_commits(link) and link.send_orders() and link.send_offers(self._clock.time())):
@@ -348,7 +348,7 @@ class Handoffs:
     def _look(self, now: float) -> None:
         for link in list(self._links.values()):
             if link.is_late(now):
-                # Its answer may wait to be read.
+                # The answer may have arrived and not been read yet.
                 link.channel.take_the_rest()
             if link.is_late(now) and not link.channel.closed:
                 self._log.warning(
@@ -364,7 +364,7 @@ class Handoffs:
                 self._parked.append(newcomer)
 
     def _refresh(self) -> None:
-        """Find out again which shards can take a connection now, and offer them those who are parked."""
+        """Find the shards that can take a connection now, and offer the parked connections to them."""
         now = self._clock.time()
         self._usable = [
             link.shard
@@ -375,7 +375,7 @@ class Handoffs:
             and link.shard not in self._draining
         ]
         for _ in range(len(self._parked)):
-            # An offer that fills a window comes back here, and may find room for all the others.
+            # An offer that fills a window calls this method again. That call may offer all the others.
             if not self._usable or not self._parked:
                 return
             self.offer(self._parked.popleft())

@@ -1,16 +1,16 @@
 """Handshakes in progress: from accept until one whole frame has been read.
 
-No transport, no stream, no task: raw non-blocking descriptors, a first read right after accept (the frame is usually
-there), and one queue ordered by age for all deadlines, since every handshake has the same time.
+There is no transport, no stream and no task. Handshakes use raw non-blocking descriptors, with a first read right after
+accept: the frame usually has arrived. One queue ordered by age serves all deadlines, since all handshakes have the
+same timeout.
 
-**Caps.** A handshake whose frame is not complete yet takes one of `max_handshakes` places, and one of its peer's
-`max_handshakes_per_peer`. When there is none left, the *oldest* unfinished handshake of that peer (or of all)
-is turned away, not the newcomer: peers that connect and say nothing can then not keep out one that talks at
-once, and an agent is pushed out only by as many newer silent ones as the cap has places. Before that it gets a
-last read.
+**Caps.** A handshake with an incomplete frame takes one of `max_handshakes` places, and one of its peer's
+`max_handshakes_per_peer`. When no place is left, the *oldest* unfinished handshake of that peer (or of all) is refused,
+not the new one. So silent peers cannot keep out a peer that sends at once. An agent is refused only after as many newer
+silent connections as the cap has places. It gets a last read before that.
 
-**Descriptors.** When they run out (`make_room`), those that were refused go first, which have their answer, and then
-the oldest unfinished handshakes of the peer that has most of them.
+**Descriptors.** When they run out (`make_room`), refused connections are closed first, since they have their answer.
+After them the oldest unfinished handshakes of the peer with most of them are refused.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from supervisor.farewell import Farewell
 from supervisor.newcomer import Newcomer
 
 READ_SIZE = 4096
-"""Bytes of a first read, and so the most that can travel as residue behind a registration."""
+"""Bytes of a first read, and so the most bytes of residue behind a registration."""
 
 LARGEST_READ = 65536
 
@@ -42,8 +42,8 @@ LARGEST_READ = 65536
 class Handshakes:
     """All handshakes in progress.
 
-    *on_claim* gets each newcomer with the claim of its registration, which is all that has been read of it. It is not
-    watched any more then.
+    *on_claim* gets each connection with the claim of its registration. The rest of the registration is not decoded yet.
+    The connection is not watched any more by then.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Handshakes:
     ) -> None:
         self.config = config
         self.seconds = Histogram()
-        """From accept until the whole frame was read, of those that claim to be registrations."""
+        """From accept until the whole frame was read, for frames with a claim."""
         self._readiness = readiness
         self._farewell = farewell
         self._on_claim = on_claim
@@ -73,7 +73,7 @@ class Handshakes:
         self._read(newcomer)
 
     def release_all(self) -> list[Newcomer]:
-        """Let go of all of them as they are, the oldest first: another supervisor goes on with them."""
+        """Stop watching all unfinished handshakes, and return them for another supervisor, the oldest first."""
         released = list(self._waiting.values())
         for newcomer in released:
             self._forget(newcomer)
@@ -83,7 +83,7 @@ class Handshakes:
         return released
 
     def reject_all(self, rejection_code: ErrorCode, message: str) -> None:
-        """Turn everybody away who has not registered yet."""
+        """Refuse all unfinished handshakes."""
         for newcomer in list(self._waiting.values()):
             self._reject(newcomer, rejection_code, message, retry_after_ms=1000)
         if self._timer is not None:
@@ -105,7 +105,7 @@ class Handshakes:
                     self._push_out(oldest, linger=False)
 
     def _read(self, newcomer: Newcomer) -> None:
-        """Read what is there and go on with it."""
+        """Read the bytes that have arrived, and process them."""
         while True:
             received = newcomer.received
             missing = newcomer.wanted - len(received)
@@ -127,7 +127,7 @@ class Handshakes:
                 self._reject(newcomer, ErrorCode.BAD_REGISTRATION, "the connection ended before one whole frame")
                 return
             if received:
-                # A bytearray grows in place: one byte at a time must not copy the whole frame for each.
+                # A bytearray grows in place: a frame that arrives byte by byte must not be copied for each byte.
                 if type(received) is bytes:
                     received = bytearray(received)
                 received += data
@@ -138,7 +138,7 @@ class Handshakes:
                 return
 
     def _advance(self, newcomer: Newcomer) -> bool:
-        """Look at what has been read; whether the handshake is over by that."""
+        """Process the bytes read so far. True when the handshake is over."""
         try:
             found = scan_first_frame(bytes(newcomer.received), self.config.max_registration_bytes)
             if isinstance(found, int):
@@ -171,7 +171,7 @@ class Handshakes:
             self._push_out(next(iter(peers.values())))
         if len(self._waiting) >= self.config.max_handshakes:
             self._push_out(next(iter(self._waiting.values())))
-        # The last read of whoever was pushed out may have emptied the peer's record.
+        # The last read of the refused handshake may have emptied the peer's record.
         self._by_peer.setdefault(key, peers)[newcomer.fd] = newcomer
         self._waiting[newcomer.fd] = newcomer
         self._readiness.watch(newcomer.fd, newcomer)
@@ -188,7 +188,10 @@ class Handshakes:
         self._readiness.forget(newcomer.fd)
 
     def _push_out(self, oldest: Newcomer, *, linger: bool = True) -> None:
-        """Free the place of *oldest*, unless its frame turns out to have arrived; without *linger* its descriptor."""
+        """Refuse *oldest*, unless a last read finishes its handshake. Its place is free after that.
+
+        Without *linger* its descriptor is free, too.
+        """
         self._read(oldest)
         if oldest.fd in self._waiting:
             self._reject(
@@ -218,7 +221,7 @@ class Handshakes:
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
             if oldest.deadline <= now:
-                # Its frame may be there, and the loop late.
+                # The frame may have arrived in time, while the loop was late.
                 self._read(oldest)
                 if oldest.fd not in self._waiting:
                     continue

@@ -1,20 +1,20 @@
-"""What happened, kept so that "why?" has an answer: a bounded past of every agent, every shard and the supervisor.
+"""A bounded history of events of the agents, the shards and the supervisor, for ``shardgate why`` and ``events``.
 
-Pure: values in, values out; no clock and no socket. Two views of one sequence of numbered events:
+Pure: values in, values out; no clock and no socket. There are two views of one sequence of numbered events:
 
-- *by time* (`since`), in rings, for who follows along. Numbers have no holes, so a reader that polls learns how many
-  events it missed. Each shard has a ring of its own, and so have the refusals of strangers: a shard that keeps dying
-  pushes out its own past only, and a flood of made-up agents none but theirs.
-- *by agent* (`story`): the last events of its connections, and its refusals, one entry for each reason with how often
-  and when. A flood under an agent's name thus changes numbers, and pushes nothing out.
+- *by time* (`since`), in rings, for readers that poll. Numbers have no gaps, so a reader learns how many events it
+  missed. Each shard has its own ring: a shard that keeps dying pushes out only its own events. Refusals of unknown
+  agents have their own ring too: a flood of made-up ids pushes out only other such refusals.
+- *by agent* (`story`): the last events of its connections, and its refusals. There is one entry for each reason, with
+  a count and times. So a flood of refusals under an agent's id changes numbers, and pushes nothing out.
 
-**Who gives way** when there is no room for another agent. Ids cost nothing, so whoever makes them up must not push out
-those that exist. From first to last:
+**Eviction** when there is no room for another agent. A peer can make up any number of ids, and these must not evict
+real agents. The order is:
 
-1. *strangers*, which were never accepted. They have places of their own, and each peer only a few of them;
-2. *visitors*, accepted, but never connected for `VISIT` seconds: a made-up id that may register is worth no more;
-3. *away*: agents that were here for longer, and are not now;
-4. *connected* agents, when there is nobody else.
+1. *strangers*: agents that were never accepted. They have a limit of their own, and each peer has a small part of it;
+2. *visitors*: accepted agents that are not connected, and never were for `VISIT` seconds. A rule may admit made-up ids;
+3. *away*: other agents that are not connected;
+4. *connected* agents, when no others are left.
 """
 
 import heapq
@@ -28,17 +28,17 @@ import msgspec
 from supervisor.history_rows import NO_SHARD, Event, Page, Refusals, Story
 
 VISIT = 60.0
-"""Seconds of one connection that make an agent one that is known."""
+"""Seconds that one connection must last so that its agent is no visitor any more."""
 
 LONGEST_TEXT = 200
 
 _AGENT_BYTES = 240
 _EVENT_BYTES = 216
-"""What an agent takes in this process, and each event of it beside its text: measured with tracemalloc."""
+"""Memory of one agent, and of each of its events without the text. Measured with tracemalloc."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is kept; with the defaults 32 MiB by agent, and some 5 MB in the rings, at the very most."""
+    """The bounds of the history. With the defaults it takes at most 32 MiB by agent, and some 5 MB in the rings."""
 
     agents: int = 20_000
     strangers: int = 4096
@@ -46,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     events_of_an_agent: int = 16
     bytes_by_agent: int = 32 * 1024 * 1024
     events: int = 8192
-    """Of all known agents, by time; strangers and the supervisor have a quarter of it each, a shard a sixty-fourth."""
+    """Size of the ring of known agents' events. Strangers and the supervisor have a quarter, a shard a sixty-fourth."""
 
 
 class _Tier(IntEnum):
@@ -56,12 +56,12 @@ class _Tier(IntEnum):
     CONNECTED = 3
 
 
-# A member of an enumeration takes 100 ns to look up on Python 3.11, and every event of an agent asks for one.
+# The lookup of an enumeration's member takes 100 ns on Python 3.11. Every event of an agent needs one.
 _VISITOR, _AWAY, _CONNECTED = _Tier.VISITOR, _Tier.AWAY, _Tier.CONNECTED
 
 
 class _Past:
-    """What is kept of one agent."""
+    """The history of one agent."""
 
     __slots__ = ("bytes", "events", "peer", "refusals", "stayed", "tier")
 
@@ -76,10 +76,10 @@ class _Past:
 
 
 class History:
-    """The past of one supervisor. *began* is the number before its first event.
+    """The history of one supervisor. *began* is the number before its first event.
 
-    *is_connected* tells whether an agent has a connection at this moment: what it had to do with, the caller has
-    noted where it keeps count, before it tells here.
+    *is_connected* returns whether an agent has a connection now. The caller must update its own count before it notes
+    an event here.
     """
 
     def __init__(self, began: int, is_connected: Callable[[str], bool], limits: Limits | None = None) -> None:
@@ -88,7 +88,7 @@ class History:
         self._began = self._n = began
         self._is_connected = is_connected
         self._agents: dict[str, _Past] = {}
-        # The same agents in the order in which they give way within their tier.
+        # The same agents in the order in which they are evicted within their tier.
         self._tiers: dict[_Tier, dict[str, _Past]] = {tier: {} for tier in _Tier}
         self._by_peer: dict[str, dict[str, None]] = {}
         self._bytes = 0
@@ -99,15 +99,15 @@ class History:
         self._of_shards: dict[int, deque[Event]] = {}
 
     def __len__(self) -> int:
-        """How many agents are remembered."""
+        """How many agents have a history."""
         return len(self._agents)
 
     @property
     def bytes_by_agent(self) -> int:
-        """About what the agents' pasts take."""
+        """Approximate memory of the agents' histories."""
         return self._bytes
 
-    # What happens to agents.
+    # Events of agents.
 
     def registered(self, now: float, agent_id: str, number: int, shard: int, seconds: float) -> None:
         """Note that a connection was accepted, after *seconds*, and is on *shard*."""
@@ -115,7 +115,7 @@ class History:
         self._note(Event(self._n, now, "registered", agent_id, number, shard, "", "", seconds))
 
     def adopted(self, now: float, agent_id: str, number: int, shard: int) -> None:
-        """Note that a shard was found to hold a connection that was accepted by an earlier supervisor."""
+        """Note that *shard* holds a connection that an earlier supervisor accepted."""
         self._n += 1
         self._note(Event(self._n, now, "adopted", agent_id, number, shard))
 
@@ -127,13 +127,13 @@ class History:
     def closed(
         self, now: float, agent_id: str, number: int, shard: int, code: str, seconds: float = 0.0, text: str = ""
     ) -> None:
-        """Note that a connection ended after *seconds*, and why."""
+        """Note that a connection ended after *seconds*, for the reason *code*."""
         self._n += 1
         event = Event(self._n, now, "closed", agent_id, number, shard, code, text[:LONGEST_TEXT], seconds)
         self._note(event, stayed=seconds >= VISIT)
 
     def refused(self, now: float, agent_id: str | None, peer: str, code: str, text: str) -> None:
-        """Note that a registration was refused; without an agent's id when it did not get as far.
+        """Note that a registration was refused. *agent_id* is None when no id had been read.
 
         *peer* is the other end with its port or pid, as ``192.0.2.1:50000`` or ``uid 1000 pid 4711``.
         """
@@ -159,10 +159,10 @@ class History:
             self._weigh(past, len(text) + len(peer) - len(earlier.text) - len(earlier.peer))
             past.refusals[code] = Refusals(code, earlier.times + 1, earlier.first_at, now, text, peer)
 
-    # What happens to us.
+    # Events of the processes.
 
     def shard(self, now: float, shard: int, code: str, text: str) -> None:
-        """Note what happened to a shard's process; *code* is one word for it."""
+        """Note an event of a shard's process. *code* is one word for it."""
         self._n += 1
         ring = self._of_shards.get(shard)
         if ring is None:
@@ -170,14 +170,14 @@ class History:
         ring.append(Event(self._n, now, "shard", "", 0, shard, code, text[:LONGEST_TEXT]))
 
     def supervisor(self, now: float, code: str, text: str) -> None:
-        """Note what the supervisor did, or was told to do."""
+        """Note an action of the supervisor, or a command to it."""
         self._n += 1
         self._of_supervisor.append(Event(self._n, now, "supervisor", "", 0, NO_SHARD, code, text[:LONGEST_TEXT]))
 
-    # What can be asked.
+    # Queries.
 
     def story(self, agent_id: str) -> Story | None:
-        """What is remembered of an agent; None when that is nothing."""
+        """The history of an agent; None without one."""
         past = self._agents.get(agent_id)
         if past is None:
             return None
@@ -185,14 +185,14 @@ class History:
         return Story(agent_id=agent_id, events=list(past.events), refusals=refusals)
 
     def agent_ids(self) -> Iterator[str]:
-        """All agents of which something is remembered, strangers last."""
+        """All agents with a history, strangers last."""
         for tier in reversed(_Tier):
             yield from self._tiers[tier]
 
     def since(self, after: int | None, limit: int, *, agent_id: str | None = None, shard: int | None = None) -> Page:
-        """At most *limit* events with a number above *after*; without one the last ones.
+        """At most *limit* events with a number above *after*; the last ones when *after* is None.
 
-        With *agent_id* or *shard* only those that have to do with it; *lost* counts all.
+        *agent_id* and *shard* select events. *lost* counts forgotten events of all agents and shards.
         """
         rings = [self._of_agents, self._of_strangers, self._of_supervisor, *self._of_shards.values()]
         if after is None:
@@ -299,7 +299,7 @@ class History:
             del self._by_peer[past.peer]
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless everything is within its limits, and counted right."""
+        """Raise AssertionError unless all limits are kept and all counts are right."""
         limits, strangers = self._limits, self._tiers[_Tier.STRANGER]
         assert {name: past for tier in self._tiers.values() for name, past in tier.items()} == self._agents
         assert all(past.tier is tier for tier, pasts in self._tiers.items() for past in pasts.values())
@@ -314,7 +314,7 @@ class History:
 
 
 def peer_key(peer: str) -> str:
-    """Who counts as one peer: a uid, an IPv4 address, or the 64 bits of an IPv6 one that a host can choose below."""
+    """The key under which a peer is counted: a uid, an IPv4 address, or the /64 of an IPv6 address."""
     if peer.startswith("uid "):
         return peer.partition(" pid ")[0]
     host = peer.rpartition(":")[0]
@@ -330,5 +330,5 @@ def _concerns(event: Event, agent_id: str | None, shard: int | None) -> bool:
 
 
 def _after(ring: deque[Event], n: int) -> list[Event]:
-    """The events of a ring with a number above *n*, oldest first; costs as much as there are."""
+    """The events of a ring with a number above *n*, oldest first. Takes time in proportion to their number."""
     return list(takewhile(lambda event: event.n > n, reversed(ring)))[::-1]

@@ -1,4 +1,4 @@
-"""What the history tells: events, refusals, the story of an agent, and pages of what happened."""
+"""The records of the history: events, refusals, the story of an agent, and pages of events."""
 
 import msgspec
 
@@ -6,11 +6,12 @@ NO_SHARD = -1
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One thing that happened.
+    """One event.
 
-    *n* is its place in the sequence, *at* seconds since 1970. *kind* is one word: ``registered``, ``refused``,
-    ``closed``, ``moved``, ``adopted`` of an agent (*number* is its connection's, 0 for none), ``shard`` and
-    ``supervisor`` of ours. *code* is an error code or a close code, *seconds* how long it took or lasted.
+    *n* is its number in the sequence. *at* is in seconds since 1970. *kind* is one word: ``registered``, ``refused``,
+    ``closed``, ``moved`` or ``adopted`` for an agent's connection, ``shard`` or ``supervisor`` for a process of ours.
+    *number* is the connection's number, 0 without one. *code* is an error code, a close code, or one word for the event
+    of a process. *seconds* is how long the registration took or the connection lasted.
     """
 
     n: int
@@ -26,7 +27,10 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Refusals(msgspec.Struct, array_like=True, gc=False):
-    """All refusals of one agent for one reason: how many, the first, and the last."""
+    """All refusals of one agent for one reason: their number, and the times of the first and the last.
+
+    *text* and *peer* are those of the last one.
+    """
 
     code: str
     times: int
@@ -37,7 +41,7 @@ class Refusals(msgspec.Struct, array_like=True, gc=False):
 
 
 class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of one agent, oldest first."""
+    """The remembered events and refusals of one agent, oldest first."""
 
     agent_id: str
     events: list[Event]
@@ -47,8 +51,9 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """Events after a number, oldest first.
 
-    *next* is what to ask for next. *lost* events came in between and are gone; *began* is the first number of this
-    history: whoever asks for less has followed another one, of which it cannot know how much it missed.
+    *next* is the number to pass for the next page. *lost* is the number of events in between that are forgotten.
+    *began* is the number before the first event of this history. A reader that passes less has followed an earlier
+    history, and cannot know how many of its events it missed.
     """
 
     events: list[Event]

@@ -1,11 +1,11 @@
-"""What an event says beside its kind, for people: at a terminal, and on the page. Pure."""
+"""The text of an event beside its kind, for people: at a terminal, and on the status page. Pure."""
 
 from supervisor.history_rows import Event
 from supervisor.words import duration, safe
 
 
 def what(event: Event) -> str:
-    """What an event says beside its kind."""
+    """The text of an event beside its kind."""
     text = safe(event.text, 200)
     if event.kind == "registered":
         return f"after {1000 * event.seconds:.0f} ms"
@@ -17,12 +17,12 @@ def what(event: Event) -> str:
 
 
 def with_code(code: str, text: str) -> str:
-    """A text behind its code, where it does not begin with the same words."""
+    """The code and the text. Without the code when the text begins with the code's words."""
     if text and _says_the_same(text, code):
         return safe(text, 200)
     return ": ".join(filter(None, (safe(code), safe(text, 200))))
 
 
 def _says_the_same(text: str, code: str) -> bool:
-    """Whether a text says nothing, or begins with the words of its code."""
+    """Whether a text is empty, or begins with the words of its code."""
     return not text or text.lower().startswith(code.replace("_", " "))

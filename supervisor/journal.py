@@ -1,6 +1,6 @@
-"""What happens goes two ways from here: into the history, for "why?", and into the log, a line for each outcome.
+"""Record events in the history, and log accepted registrations.
 
-The shards log how connections end, since they go on when there is no supervisor; here it only becomes history.
+The shards log how connections end, because they run on without a supervisor. Here an end goes only into the history.
 """
 
 import time
@@ -16,15 +16,15 @@ from supervisor.newcomer import Mover, Newcomer
 
 
 class Journal:
-    """Notes what happens to agents, shards and the supervisor, at the time at which it is told.
+    """Records events of agents, shards and the supervisor, with the time of the call.
 
-    Numbers of events begin at the clock's microseconds, so that those of the next supervisor are higher.
+    The numbers of events begin at the clock's microseconds, so that the next supervisor's numbers are higher.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.history = History(time.time_ns() // 1000, lambda agent_id: ledger.count(agent_id) > 0)
-        # The address of a TCP peer takes 1.3 µs. The uid and pid of a Unix one would take 3 µs of the 50 that such a
-        # registration takes in all, with their quotes; 'shardgate connections' shows them.
+        # The address of a TCP peer takes 1.3 µs. The uid and pid of a Unix peer, with quotes, would take 3 µs of the 50
+        # that such a registration takes in all. 'shardgate connections' shows them.
         self._accepted = {
             transport: Line(
                 "registration accepted",
@@ -36,7 +36,7 @@ class Journal:
         }
 
     def accepted(self, shard: int, newcomers: Sequence[Newcomer]) -> None:
-        """Note newcomers whose commit has left for *shard*."""
+        """Note connections that were committed to *shard*: their Commit message has left. Moved ones are skipped."""
         now = time.time()
         committed_at = time.monotonic()
         history = self.history
@@ -54,29 +54,29 @@ class Journal:
                 line.write(now, agent_id, f"{agent_id}-conn-{number}", transport, *peer, shard, seconds)
 
     def refused(self, newcomer: Newcomer, rejection: Rejection) -> None:
-        """Note a refusal; the line is written by `supervisor.farewell`."""
+        """Note a refusal. `supervisor.farewell` writes the log line."""
         self.history.refused(
             time.time(), newcomer.agent_id, newcomer.peer(), rejection.error_code.value, rejection.message
         )
 
     def closed(self, shard: int, gone: Gone) -> None:
-        """Note a connection that its shard has reported."""
+        """Note a connection that its shard has reported as closed."""
         self.history.closed(time.time(), gone.agent_id, gone.number, shard, gone.code[:32], gone.seconds, gone.detail)
 
     def lost(self, shard: int, connections: Iterable[tuple[int, str]], code: CloseCode) -> None:
-        """Note connections (number, agent id) of which the shard itself could not tell."""
+        """Note connections (number, agent id) that ended without a report from their shard."""
         now = time.time()
         for number, agent_id in sorted(connections):
             self.history.closed(now, agent_id, number, shard, code.value)
 
     def adopted(self, shard: int, connections: Iterable[tuple[int, str]]) -> None:
-        """Note connections that a shard was found to hold."""
+        """Note connections (number, agent id) of a shard that the ledger did not have."""
         now = time.time()
         for number, agent_id in sorted(connections):
             self.history.adopted(now, agent_id, number, shard)
 
     def moved(self, mover: Mover, shard: int | None) -> None:
-        """Note which shard serves a connection that was on its way; None when it was lost with the one it came from."""
+        """Note the shard that serves a moved connection. None: it was lost with the shard that it came from."""
         assert mover.offer is not None
         agent_id, number, now = mover.offer.agent_id, mover.number, time.time()
         if shard is None:
@@ -86,14 +86,14 @@ class Journal:
             self.history.moved(now, agent_id, number, mover.began_at, shard)
 
     def shard(self, shard: int, code: str, text: str) -> None:
-        """Note what happened to a shard's process."""
+        """Note an event of a shard's process."""
         self.history.shard(time.time(), shard, code, text)
 
     def supervisor(self, code: str, text: str = "") -> None:
-        """Note what the supervisor did."""
+        """Note an event of the supervisor."""
         self.history.supervisor(time.time(), code, text)
 
     def close(self) -> None:
-        """Log what was left out of the last second."""
+        """Log how many lines were suppressed in the last second."""
         for line in self._accepted.values():
             line.close()

@@ -1,24 +1,24 @@
-"""The ledger: who owns which slot on which shard, and nothing else.
+"""The ledger: the slots of each agent, and the shard of each slot.
 
-The supervisor alone admits, so that checking the limit and reserving the slot are one step of one process. A slot is
-*reserved* from then until its commit has left for the shard, and *live* until the shard reports the connection gone::
+Only the supervisor admits agents, so checking the limit and reserving the slot are one step in one process. A slot is
+*reserved* until its Commit has left for the shard. Then it is *live* until the shard reports the connection gone::
 
     reserve ──► place ──► commit ──► release
        │          │ ▲
        │          └─┘ another shard, when this one did not take it
        └──────► release   (refused, or the agent went away)
 
-Invariant: at no instant does an agent own more slots than the limit allowed when the newest was reserved; live
-connections are slots, so an agent never has more accepted connections either. The same holds for what `Quotas` bounds:
-the slots of each *owner*, the rule that let the agent in and the peer that it comes from, and all of them. An owner
-stays with its slot all the way, and the shards' snapshots tell it to the next supervisor. What the supervisor
-*believes* can only be too much, never too little: a slot is freed when the connection is known to be gone, and a
-shard's full snapshot (`reconcile`) replaces belief whenever there is a doubt.
+Invariant: `reserve` never gives an agent more slots than the limit at that time. Each live connection has a slot, so
+this bounds the accepted connections too. The same holds for the limits in `Quotas`: the slots of each *owner*, and all
+slots. An owner is the rule that admits the agent, and the peer that it comes from. A slot keeps its owner, and the
+shards' snapshots pass it on to the next supervisor. The ledger may overcount, but never undercounts: a slot is freed
+only when the connection is known to be gone. When the ledger may be wrong, a shard's full snapshot replaces its belief
+(`reconcile`).
 
-A connection that moves to another shard goes back to *reserved* when its shard has let go of it (`recall`), and is
-placed and committed like a new one. It keeps its slot and its number all the way.
+A connection that moves to another shard goes back to *reserved* when its shard has let go of it (`recall`). Then it is
+placed and committed like a new one. It keeps its slot and its number.
 
-No clock, no socket: tests drive it through every interleaving.
+The ledger has no clock and no socket, so that tests can run it through every interleaving.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ _NOWHERE: dict[int, int] = {}
 
 
 class Slot(NamedTuple):
-    """Where one connection is; *shard* is None while no shard has been chosen."""
+    """The shard of one connection, None while none has been chosen, and whether the connection is live."""
 
     shard: int | None
     live: bool
@@ -43,14 +43,14 @@ class Slot(NamedTuple):
 
 @cache
 def _slot(shard: int | None, live: bool) -> Slot:
-    """One object for all slots alike: 100,000 tuples weigh."""
+    """One object for all equal slots: 100,000 tuples would take much memory."""
     return Slot(shard, live)
 
 
 class _Agent:
     """The slots of one agent. An agent without slots has no record.
 
-    *owner* is that of all its slots, unless they have several: then *owners* has them by number.
+    *owner* is the owner of all its slots. When the slots have several owners, *owners* has them by number.
     """
 
     __slots__ = ("by_shard", "owner", "owners", "slots")
@@ -59,7 +59,7 @@ class _Agent:
         self.slots: dict[int, Slot] = {}
         self.owner = owner
         self.owners: dict[int, Owner] | None = None
-        # Kept once there is a second slot: most agents have one connection, and 100,000 dictionaries weigh.
+        # Kept from the second slot on. Most agents have one connection, and 100,000 dictionaries take much memory.
         self.by_shard: dict[int, int] | None = None
 
     def count_on(self, shard: int) -> int:
@@ -71,7 +71,7 @@ class _Agent:
         return self.owner if self.owners is None else self.owners[number]
 
     def put(self, number: int, slot: Slot, owner: Owner) -> None:
-        """Add a slot; whoever puts it on a shard counts it there."""
+        """Add a slot. The caller must count it on its shard, if it has one."""
         if self.owners is None and owner != self.owner:
             self.owners = dict.fromkeys(self.slots, self.owner)
         if self.owners is not None:
@@ -88,23 +88,23 @@ class _Agent:
 
 
 class Ledger:
-    """Slots of all agents; *limit* and *quotas* may be changed at any time and hold for reservations from then on.
+    """Slots of all agents. *limit* and *quotas* may be changed at any time, and apply to later reservations.
 
-    Numbers are drawn upwards from *first_number* and never drawn twice.
+    Numbers are drawn upwards from *first_number*, each only once.
     """
 
     def __init__(self, limit: int, first_number: int = 1) -> None:
         self.limit = limit
         self.quotas = Quotas()
         self.owned = Holdings()
-        """Slots of each rule, of each peer, and of all, reserved and live; to be read only."""
+        """Numbers of slots of each rule, of each peer, and of all, reserved and live. Read only."""
         self.next_number = first_number
         self._agents: dict[str, _Agent] = {}
         self.loads: dict[int, int] = {}
-        """Slots on each shard, reserved and live, of all agents; to be read only."""
+        """Numbers of slots on each shard, reserved and live, of all agents. Read only."""
         self.live_total = 0
         self.changed: set[str] = set()
-        """Agents whose live connections have changed; whoever publishes the counts empties it."""
+        """Ids of agents with changed live connections. The publisher of the counts empties it."""
 
     def count(self, agent_id: str) -> int:
         """Slots of the agent, reserved and live."""
@@ -116,9 +116,10 @@ class Ledger:
         return self.loads.get(shard, 0)
 
     def counts_by_shard(self, agent_id: str) -> Mapping[int, int]:
-        """Slots of the agent on each shard, reserved and live; to be read only.
+        """Slots of the agent on each shard, reserved and live. Read only.
 
-        Empty for an agent with one slot: that of a newcomer, which is on no shard, or on one that did not take it.
+        It is empty while an agent has only had one slot. `placement` asks for a connection that has a slot already. An
+        agent's only slot is then the slot of this connection: on no shard, or on one that did not take it.
         """
         agent = self._agents.get(agent_id)
         return _NOWHERE if agent is None or agent.by_shard is None else agent.by_shard
@@ -134,7 +135,7 @@ class Ledger:
         return {} if agent is None else dict(agent.slots)
 
     def live_shards(self, agent_id: str) -> set[int]:
-        """The shards that hold live connections of the agent: those to ask whether they still do."""
+        """The shards that hold live connections of the agent. A probe asks these."""
         return set(self.live_counts(agent_id))
 
     def live_counts(self, agent_id: str) -> dict[int, int]:
@@ -181,7 +182,7 @@ class Ledger:
         }
 
     def reserve(self, agent_id: str, owner: Owner = NOBODY) -> int:
-        """Reserve a slot and return its number; `LimitReached` when the agent, or its owner, has all that it may."""
+        """Reserve a slot and return its number. `LimitReached` when the agent or its owner is at a limit."""
         agent = self._agents.get(agent_id)
         held = 0 if agent is None else len(agent.slots)
         if held >= self.limit:
@@ -204,7 +205,7 @@ class Ledger:
         return self.count(agent_id) < self.limit
 
     def place(self, agent_id: str, number: int, shard: int | None) -> None:
-        """Count a reserved slot on *shard* from now on, wherever it was before; on none when no shard takes it now."""
+        """Count a reserved slot on *shard* from now on, and not on its shard before. None: on no shard."""
         agent = self._agents[agent_id]
         slot = agent.slots[number]
         if slot.live:
@@ -216,7 +217,7 @@ class Ledger:
             self._count(agent, shard, 1)
 
     def shard_of(self, agent_id: str, number: int) -> int | None:
-        """The shard on which a slot is counted; None when it is on none, or free."""
+        """The shard of a slot; None when it is on no shard, or there is no such slot."""
         agent = self._agents.get(agent_id)
         slot = None if agent is None else agent.slots.get(number)
         return None if slot is None else slot.shard
@@ -232,19 +233,20 @@ class Ledger:
         self.changed.add(agent_id)
 
     def recall(self, agent_id: str, number: int, shard: int) -> bool:
-        """Make a live slot of *shard* a reserved one on no shard; False when it is not a live one of that shard."""
+        """Turn a live slot of *shard* into a reserved one on no shard. False when it is not live on that shard."""
         agent = self._agents.get(agent_id)
         slot = None if agent is None else agent.slots.get(number)
         if agent is None or slot is None or not slot.live or slot.shard != shard:
             return False
         agent.slots[number] = _slot(None, False)
         self._count(agent, shard, -1)
-        # Not among the changed: it is told when it is somewhere else, and meanwhile sought where it was.
+        # Not added to `changed`: the counts are published when it is on its new shard. Until then requests for it go
+        # to the old one.
         self.live_total -= 1
         return True
 
     def release(self, agent_id: str, number: int) -> bool:
-        """Free a slot; False when it is free already, so that hearing of a close twice does no harm."""
+        """Free a slot. False when it is free already, so a second report of a close does no harm."""
         agent = self._agents.get(agent_id)
         if agent is None:
             return False
@@ -262,7 +264,7 @@ class Ledger:
         return True
 
     def release_live(self, agent_id: str, number: int, shard: int) -> bool:
-        """Free a slot that *shard* says is gone; False when it is not a live one of that shard."""
+        """Free the slot of a connection that *shard* reports as gone. False when it is not live on that shard."""
         agent = self._agents.get(agent_id)
         slot = None if agent is None else agent.slots.get(number)
         if slot is None or not slot.live or slot.shard != shard:
@@ -270,7 +272,7 @@ class Ledger:
         return self.release(agent_id, number)
 
     def adopt(self, agent_id: str, number: int, shard: int, owner: Owner = NOBODY) -> None:
-        """Count a connection that a shard holds and the ledger did not know, limit or no limit: it is there."""
+        """Count an existing connection of a shard that the ledger did not have. The limits do not apply."""
         agent = self._agents.get(agent_id)
         if agent is None:
             agent = self._agents[agent_id] = _Agent(owner)
@@ -290,10 +292,11 @@ class Ledger:
         held: Iterable[tuple[int, str]],
         owners: Mapping[int, Owner] | None = None,
     ) -> int:
-        """Replace what was believed of *shard* by what it says it holds; returns how many slots changed.
+        """Replace the *believed* connections of *shard* by its *held* ones. Returns how many slots changed.
 
-        *believed* are the live connections of the shard when the snapshot was **asked for**: one that became live
-        later may be missing from the snapshot and exist nevertheless. *owners* are those of what is held, by number.
+        *believed* are the live connections of the shard when the snapshot was **asked for**. A connection that became
+        live later may be missing from the snapshot and exist nevertheless. *owners* are the owners of the held
+        connections, by number.
         """
         held = set(held)
         changed = 0
@@ -308,14 +311,14 @@ class Ledger:
         return changed
 
     def drop_shard(self, shard: int) -> set[tuple[int, str]]:
-        """Free every live slot of a shard whose process has ended; returns which, as `live_numbers` does."""
+        """Free every live slot of a shard after the end of its process. Returns them as `live_numbers` does."""
         gone = self.live_numbers(shard)
         for number, agent_id in gone:
             self.release(agent_id, number)
         return gone
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless every count agrees with the slots that it counts."""
+        """Raise AssertionError unless every count agrees with its slots."""
         slots = [(number, slot) for agent in self._agents.values() for number, slot in agent.slots.items()]
         assert len({number for number, _ in slots}) == len(slots), "a number was drawn twice"
         assert all(number < self.next_number for number, _ in slots), "a number in use would be drawn again"

@@ -1,7 +1,7 @@
-"""The lines to the shards: handoff channels and the bus. What shards are told, and what follows from what they say.
+"""The communication with the shards over handoff channels and the bus: commands to them, and handling of their events.
 
-A shard is spoken to as the process that it is now; what comes from an earlier life of it is dropped. Its first event on
-the bus says that its socket for supervisors is there, the Hello over its channel that it takes connections.
+Commands go to the current process of a shard. Events from its earlier processes are dropped. A shard's first event on
+the bus shows that its socket for supervisors exists. The Hello on its channel shows that it takes connections.
 """
 
 import signal
@@ -28,11 +28,11 @@ from supervisor.publisher import Publisher
 
 
 class Lines:
-    """The lines to all of *members*, which the fleet keeps.
+    """The channels and the bus to all of *members*, which the fleet keeps.
 
-    *on_freed* is told of each agent that a slot became free for, *on_probed* gets a shard's answer to a probe, and
-    *on_known* is called when more is known of a shard: that it takes connections, what it holds, or that it never will
-    say so.
+    *on_freed* gets an agent's id after a shard has reported a closed connection of it and its slot is free. *on_probed*
+    gets the numbers of a probe and of a shard that has answered it. *on_known* is called when a shard takes
+    connections, has sent its snapshot, or turns out to be foreign.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Lines:
         self._ledger, self._handoffs, self._moves, self._journal = ledger, handoffs, moves, journal
         self._on_probed, self._on_freed, self._on_known = on_probed, on_freed, on_known
         self.on_agents: Callable[[int, events.AgentsPage], None] | None = None
-        """Gets a shard's answer to `events.ListAgents`."""
+        """Called with a shard and its answer to `events.ListAgents`."""
         self.log_level: str | None = None
-        """What shards are told when they come up; None when they were started with it."""
+        """The log level for shards that come up; None when they were started with it."""
         self._clock = awake.clock()
         self._log = get_logger()
         self._closing = False
@@ -64,11 +64,11 @@ class Lines:
         self.bind()
 
     def bind(self) -> None:
-        """Listen, or listen again where the socket's file is gone; who is connected stays so."""
+        """Listen, also again after the socket's file was removed. Existing connections stay."""
         self._bus.bind(self._rundir.bus)
 
     def send(self, shard: int, command: events.Command) -> bool:
-        """Tell a shard something; False when it cannot be told now, or there is no such shard."""
+        """Send a command to a shard. False when it cannot be reached now, or there is no such shard."""
         member = self._members.get(shard)
         if member is None:
             return False
@@ -76,7 +76,7 @@ class Lines:
         return self._bus.send(identity.encode(), events.encode(command))
 
     def connect(self, member: Member) -> None:
-        """Open the channel to a shard, if it listens; whoever looks after it tries again."""
+        """Open the channel to a shard, if it listens. The caller tries again later."""
         try:
             sock = handoff.connect(self._rundir.shard_handoff(member.shard))
         except OSError:
@@ -84,7 +84,7 @@ class Lines:
         member.channel = HandoffChannel(sock, partial(self._take, member), partial(self._lost, member))
 
     def give_up(self, member: Member) -> None:
-        """Have a shard end that nobody can talk to; its agents reconnect, and its place gets a new process."""
+        """Drain a shard that speaks another version. Its agents reconnect, and a new process takes its place."""
         care = member.care
         care.foreign = True
         self.census.forget(member.shard)
@@ -96,11 +96,11 @@ class Lines:
         self._on_known()
 
     def closing(self) -> None:
-        """Expect the channels to end: the shards do, or another supervisor has opened its own."""
+        """Expect the channels to close, and do not warn: the shards end, or another supervisor takes over."""
         self._closing = True
 
     def close(self) -> None:
-        """Say nothing more, and hear nothing more."""
+        """Close the bus and the publisher, and stop the census."""
         self.census.close()
         self.publisher.close()
         self._bus.close()
@@ -127,8 +127,8 @@ class Lines:
         if self.log_level is not None:
             self.send(shard, events.SetLogLevel(self.log_level))
         if care.state is not ShardState.STARTING or self.census.wants(shard):
-            # A channel in place of a lost one, or of an earlier supervisor's: the shard has decided by now what becomes
-            # of connections that were on their way then.
+            # The channel replaces a lost one, or one of an earlier supervisor. By now the shard has decided about the
+            # connections that were on their way then.
             self.census.ask(shard)
         if care.state is ShardState.STARTING:
             care.go(ShardState.RUNNING)

@@ -1,6 +1,6 @@
-"""The supervisor's end of one shard's handoff channel: who is on the way through it, and what is still to be sent.
+"""The supervisor's end of one shard's handoff channel: the connections on their way, and the messages to send.
 
-Decides nothing: `supervisor.handoffs` says who goes where, and keeps the ledger.
+Nothing is decided here: `supervisor.handoffs` chooses the shard of each connection, and updates the ledger.
 """
 
 from collections import deque
@@ -11,22 +11,23 @@ from ipc.messages import BATCH_BYTES, MAX_BATCH, Entrust, Offer, Prepare, Refuse
 from supervisor.newcomer import Newcomer
 
 ANSWER_TIMEOUT = 0.5
-"""Seconds a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
+"""Seconds that a shard has to answer a Prepare. A running shard answers in well under 1 ms."""
 
 
 class Batch(NamedTuple):
-    """The newcomers of one Prepare that has left and is not answered."""
+    """The connections of one Prepare that was sent and is not answered."""
 
     sent_at: float
     newcomers: list[Newcomer]
 
 
 class ShardLink:
-    """The newcomers on their way to one shard, and the orders for it.
+    """The connections on their way to one shard, and the orders for it.
 
-    *pending* counts offers that the shard has not answered, sent or not. *found* are connections that it holds and that
-    are to be committed, by number, though nobody is on the way here for them; *revoked* and *refused* those whose
-    copies it is to close. *custody* are the orders to keep listening sockets that have not left.
+    *pending* counts offers that the shard has not answered, sent or not. *found* are the numbers of connections to
+    commit that the shard already holds and that this link did not offer. *revoked* are the numbers of copies that the
+    shard must close. *refused* are the numbers of connections that it must reject. *custody* are the unsent orders to
+    keep listening sockets.
     """
 
     __slots__ = (
@@ -64,16 +65,16 @@ class ShardLink:
 
     @property
     def newcomers(self) -> list[Newcomer]:
-        """Everybody on the way, in the order of offering."""
+        """All connections on their way, in the order in which they were offered."""
         return [*self.committing, *(n for batch in self.offered.values() for n in batch.newcomers), *self.unsent]
 
     def is_late(self, now: float) -> bool:
-        """Whether a Prepare has been out for too long."""
+        """Whether a Prepare has been unanswered for longer than `ANSWER_TIMEOUT`."""
         oldest = next(iter(self.offered.values()), None)
         return oldest is not None and now - oldest.sent_at > ANSWER_TIMEOUT
 
     def take_back(self) -> list[Newcomer]:
-        """Everybody on the way, whom the shard is told to forget: they are on the way here no more."""
+        """Return all connections on their way, and remove them from this link. The shard is told to forget them."""
         taken = self.newcomers
         self.revoked += [n.number for n in self.committing]
         self.revoked += [n.number for batch in self.offered.values() for n in batch.newcomers]
@@ -84,7 +85,7 @@ class ShardLink:
         return taken
 
     def send_orders(self) -> bool:
-        """Send what the shard is to close and to keep; False when it takes no more now."""
+        """Send the orders to revoke, refuse and keep. False when the channel takes no more now."""
         if self.revoked:
             if not self.channel.try_send(Revoke(self.revoked)):
                 return False
@@ -100,7 +101,7 @@ class ShardLink:
         return True
 
     def send_offers(self, now: float) -> bool:
-        """Send the offers that have gathered; False when the shard takes no more now."""
+        """Send the gathered offers. False when the channel takes no more now."""
         while self.unsent:
             newcomers, offers = next_batch(self.unsent)
             if not self.channel.try_send(Prepare(self.next_batch, offers), [n.fd for n in newcomers]):
@@ -113,7 +114,7 @@ class ShardLink:
 
 
 def next_batch(unsent: deque[Newcomer]) -> tuple[list[Newcomer], list[Offer]]:
-    """The first newcomers of *unsent* that go into one message, with their offers."""
+    """The first connections of *unsent* that fit into one message, with their offers."""
     batch: list[Newcomer] = []
     offers: list[Offer] = []
     size = 0

@@ -1,4 +1,4 @@
-"""Listening sockets for agents: made with their mode before they listen, removed only if they are still ours."""
+"""Listening sockets for agents. A socket file gets its mode before listen, and is removed only while it is ours."""
 
 import contextlib
 import ipaddress
@@ -20,31 +20,31 @@ from supervisor.config.paths import Objection
 from supervisor.places import WHAT_TO_DO, bind_tcp, folder_objection, group_id, socket_objection, user_id
 
 BACKLOG = 4096
-"""Connections that wait for accept. The kernel takes net.core.somaxconn if that is less."""
+"""Length of the queue of connections that wait for accept. The kernel uses net.core.somaxconn if that is less."""
 
 LOCK_WAIT = 0.5
-"""Seconds for the lock of a socket's folder: what is started at the same time holds it for a moment."""
+"""Seconds to wait for the lock of a socket's folder. A process that starts at the same time holds it briefly."""
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 30, 10, 3
 USER_TIMEOUT_MS = (KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES) * 1000
-"""A peer that vanished is dead after a minute, with or without unacknowledged data: tcp(7). Linux's default is 2 h."""
+"""A vanished peer is detected after a minute, with or without unacknowledged data: tcp(7). Linux's default is 2 h."""
 
 SO_PASSRIGHTS = 83
-"""Linux 6.16: off means that an agent's socket takes no descriptors. Not in the socket module of Python 3.13 yet."""
+"""Option of Linux 6.16. 0 makes an agent's socket take no descriptors. Python 3.13's socket module does not have it."""
 
 
 Address = Path | TcpAddress | KeptListener
-"""Where somebody is to listen: on a socket to be opened, or on one that is inherited."""
+"""An address to listen at: a path or a TCP address to open, or an inherited socket."""
 
 
 class ListenError(Exception):
-    """A listening socket cannot be made; the message says which and what to do."""
+    """A listening socket cannot be made. The message says which one, and what to do."""
 
 
 class Listener:
-    """One listening socket. *kind* is ``uds`` or ``tcp``; *inherited* is one whose file is not ours to remove.
+    """One listening socket. *kind* is ``uds`` or ``tcp``. The file of an *inherited* socket is never removed.
 
-    *config* says with what owner and mode a Unix socket was opened.
+    *config* has the owner and the mode with which a Unix socket was opened.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Listener:
 
     @property
     def row(self) -> ListenerRow:
-        """What status says about it."""
+        """The listener's row for status."""
         return ListenerRow(self.kind, self.address)
 
     @property
     def kept(self) -> KeptListener:
-        """What it is called in the custody of shards."""
+        """The name under which shards keep copies of this socket."""
         return KeptListener(self.kind, self.address, self._file, self.inherited)
 
     def leave(self) -> None:
-        """Close our copy; whoever has another one goes on."""
+        """Close this process's copy. Processes with other copies still listen."""
         self.sock.close()
 
     def close(self) -> None:
-        """Stop listening; a socket file goes, unless it was inherited, or somebody else has put another one there."""
+        """Close the socket and remove its file, unless the socket was inherited or another file is at the path."""
         self.sock.close()
         if self.path is not None and not self.inherited and identity(self.path) == self._file:
             with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ class Listener:
 
 
 def wanted(config: Config, default_path: Path, inherited: Iterable[KeptListener] = ()) -> list[Address]:
-    """Where *config* wants to listen. When it names no address: on what was *inherited*, else at *default_path*."""
+    """The addresses of *config*. Without any: the *inherited* sockets, or *default_path* when there are none."""
     named: list[Address] = [*config.tcp_addresses]
     if config.path is not None:
         named.insert(0, Path(config.path))
@@ -96,10 +96,10 @@ def wanted(config: Config, default_path: Path, inherited: Iterable[KeptListener]
 
 
 def assign(addresses: Sequence[Address], kept: Iterable[KeptListener]) -> dict[Address, KeptListener]:
-    """Which of the *kept* sockets serves which address, the first of several alike.
+    """Map each address to the *kept* socket that serves it, to the first of several alike.
 
-    A wanted port 0 takes any port of its host. Two spellings of one address are one: systemd writes /run/… where a
-    configuration has /var/run/….
+    Port 0 matches any port of its host. Two spellings of one address match: systemd writes /run/… where a configuration
+    has /var/run/….
     """
     free: dict[tuple[str, str], KeptListener] = {}
     for listener in kept:
@@ -119,26 +119,26 @@ def assign(addresses: Sequence[Address], kept: Iterable[KeptListener]) -> dict[A
 
 
 def _key(address: Address) -> tuple[str, str]:
-    """What two spellings of the same address have in common."""
+    """A key that is the same for all spellings of one address."""
     if isinstance(address, TcpAddress) or (isinstance(address, KeptListener) and address.kind == "tcp"):
         host, _, port = str(address if isinstance(address, TcpAddress) else address.address).rpartition(":")
         with contextlib.suppress(ValueError):
             host = str(ipaddress.ip_address(host.strip("[]")))
         return "tcp", f"{host}:{port}"
     path = address.address if isinstance(address, KeptListener) else str(address)
-    # Only the folder: where the socket's own name leads is for whoever opens it.
+    # Only the folder is resolved, not a symbolic link in the socket's own name.
     return "uds", os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))  # noqa: PTH118,PTH119,PTH120 - "@name" is no path
 
 
 def has_its_path(listener: KeptListener) -> bool:
-    """Whether the path of a Unix socket still leads to it; agents do not find it otherwise."""
+    """Whether the path of a Unix socket still leads to it. Otherwise agents cannot reach it. True for TCP."""
     return listener.kind != "uds" or identity(listener.address) == listener.file
 
 
 def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, int] | None = None) -> list[Listener]:
-    """All listeners of *config*, from what was *taken* back as far as it goes. ListenError: none is open then.
+    """Open all listeners of *config*, from the sockets in *taken* where they match.
 
-    The descriptors in *taken* are owned from now on.
+    Takes ownership of the descriptors in *taken*. After a ListenError none of the listeners is open.
     """
     listeners: list[Listener] = []
     left: dict[KeptListener, int] = {}
@@ -146,7 +146,7 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
         if kept.inherited or has_its_path(kept):
             left[kept] = fd
         else:
-            # Somebody has removed its file a moment ago: agents do not find it.
+            # Its file was removed a moment ago, so agents cannot reach it.
             os.close(fd)
     addresses = wanted(config, default_path, [one for one in left if one.inherited])
     found = assign(addresses, left)
@@ -161,7 +161,7 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
                 listeners.append(_open_tcp(address))
     except BaseException:
         for open_one in listeners:
-            # What was taken back is in the custody of shards: the next supervisor finds it there.
+            # Shards keep copies of the sockets that were taken back. The next supervisor finds them there.
             open_one.leave() if open_one.kept in found.values() else open_one.close()
         raise
     finally:
@@ -170,14 +170,17 @@ def open_all(config: Config, default_path: Path, taken: Mapping[KeptListener, in
 
 
 def open_again(listener: Listener) -> Listener:
-    """Open the Unix socket of *listener* anew, beside the one that is open: its file is gone. Raises `ListenError`."""
+    """Open the Unix socket of *listener* again after its file was removed. The old one stays open.
+
+    Raises `ListenError`.
+    """
     if listener.path is None or listener.config is None or listener.inherited:
         raise ListenError("whoever passed this socket has to make it again; restart its socket unit")
     return _open_uds(listener.path, listener.config, wait=0.0)
 
 
 def remove_files(kept: Iterable[KeptListener], listeners: Sequence[Listener]) -> None:
-    """Remove the socket files of those *kept* that none of *listeners* has taken over, where they are ours."""
+    """Remove the files of the *kept* sockets that none of *listeners* has taken over, unless they were inherited."""
     taken = {listener.kept for listener in listeners}
     for one in kept:
         if one.kind == "uds" and one not in taken and not one.inherited and has_its_path(one):
@@ -186,7 +189,7 @@ def remove_files(kept: Iterable[KeptListener], listeners: Sequence[Listener]) ->
 
 
 def tune_tcp(fd: int) -> bool:
-    """Set what every agent's TCP connection gets, and travels with it; False when its peer has reset it already."""
+    """Set the options of an agent's TCP connection, which it keeps in a handoff. False when its peer has reset it."""
     sock = borrowed(fd, "tcp")
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -223,7 +226,7 @@ def _bind_uds(path: Path, config: Config) -> Listener:
             sock.bind(os.fspath(path))
         finally:
             os.umask(previous)
-        # Nobody can connect before listen, so owner and mode are right from the first connection on.
+        # No peer can connect before listen, so owner and mode apply to the first connection too.
         _set_access(path, config)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
@@ -272,7 +275,7 @@ def _open_tcp(address: TcpAddress) -> Listener:
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove the socket of a dead process at *path*; ListenError when there is anything else."""
+    """Remove the socket of a dead process at *path*. ListenError when another kind of file or a listener is there."""
     if (objection := socket_objection(path)) is not None:
         raise ListenError(f"{path}: {_said(objection)}")
     if not path.is_socket():
@@ -285,7 +288,7 @@ def _clear_stale(path: Path) -> None:
             path.unlink()
             return
         except OSError:
-            # A full backlog (EAGAIN), no permission, another kind of socket: somebody may well be there.
+            # A full backlog (EAGAIN), no permission, or another kind of socket: a process may listen there.
             pass
     raise ListenError(f"{path}: a running process listens there; stop it or choose another path")
 
@@ -294,8 +297,9 @@ def _clear_stale(path: Path) -> None:
 def _folder_lock(folder: Path, wait: float) -> Iterator[None]:
     """Keep two starting listeners from taking each other's new socket for a stale one.
 
-    They hold it for a millisecond. Whoever may read the folder may hold it for ever: what another user holds after
-    *wait* seconds is passed over, and what this user's own process holds is a `ListenError` that names it.
+    They hold it for a millisecond. Any process that may read the folder may hold the lock for ever. After *wait*
+    seconds a lock that only other users hold is ignored. A lock of this user's own process, or of an unknown one, is a
+    `ListenError` that names the holder.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -311,7 +315,7 @@ def _folder_lock(folder: Path, wait: float) -> Iterator[None]:
 
 
 def identity(path: str | Path) -> tuple[int, int, int] | None:
-    """Which socket file is at *path*; None when none is. A number of an inode alone is used again at once."""
+    """The identity of the socket file at *path*; None without one. An inode's number alone is reused at once."""
     try:
         info = os.lstat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The supervisor: everything that it has, wired together; how it begins, hands over, and ends."""
+"""The supervisor: it connects all of its parts, and controls the start, the handover and the end."""
 
 import asyncio
 import contextlib
@@ -68,19 +68,19 @@ from supervisor.takeover import (
 )
 
 STOP_GRACE = 10.0
-"""Seconds that shards have to end by themselves."""
+"""Seconds that shards have to end after a Stop command, before SIGTERM."""
 
 READY_LIMIT = 5.0
-"""Seconds that newcomers wait at most, after the start, for all shards to be there."""
+"""Seconds that connections wait at most, after the start, until all shards are running or down."""
 
 SURPLUS_SECONDS = 30.0
-"""Seconds for what is in flight on shards that an earlier supervisor left and that are too many."""
+"""Seconds to move the connections off surplus shards that an earlier supervisor left."""
 
 RECORD_SECONDS = 0.5
-"""Between looks at the recorded number, and at how late the loop is."""
+"""Seconds between two checks of the recorded number, and of how late the loop is."""
 
 NUMBERS_AHEAD = 100_000
-"""Connection numbers recorded as used ahead of use, so that a crash repeats none."""
+"""Connection numbers that are recorded as used ahead of use, so that none is repeated after a crash."""
 
 
 class _Reload(msgspec.Struct):
@@ -88,7 +88,7 @@ class _Reload(msgspec.Struct):
 
 
 class Supervisor:
-    """The supervisor: everything that it has, wired together. Make it on a running loop."""
+    """The supervisor with all of its parts. Create it on a running loop."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Supervisor:
         status_dir: RuntimeDir | None,
         logging: tuple[str, str],
     ) -> None:
-        # What would be missing is found before anything is made. Those who only look can wait for their directory.
+        # Find missing places before anything is created. The status directory is not checked: it can wait.
         rundir.check_usable()
         self._started = time.monotonic()
         self._config, self._rundir, self.listeners, self._load = config, rundir, listeners, load
@@ -196,7 +196,7 @@ class Supervisor:
             "reload": self._reload_for_query,
             "stop": self._stop_for_query,
             "operate": self._operate,
-            # It acts no more than the others above, but shows what helps to guess a token.
+            # It changes nothing, but it shows values that help to guess a token.
             "config": self._show_config,
             **self._answers.acting,
         }
@@ -210,10 +210,10 @@ class Supervisor:
         self._look_after_sockets()
 
     async def run(self, on_serving: Callable[[], None] = lambda: None) -> Estate | None:
-        """Serve until told to stop, then stop in order: no new connections, then shards, then sockets.
+        """Serve until told to stop. Then stop in order: new connections first, then shards, then sockets.
 
-        *on_serving* is called once agents are accepted. Asked to hand over, this returns what the *successor* gets;
-        `close` is to be called when that one serves.
+        *on_serving* is called when the shards have been started, just before agents are accepted. After a request to
+        hand over, this returns the estate for the *successor*. The caller must call `close` afterwards.
         """
         log_loop_errors(self._loop)
         for number, act in (
@@ -253,7 +253,7 @@ class Supervisor:
         return self._config, self._admission.policy
 
     def stop(self) -> None:
-        """Stop in order; asked again, at once."""
+        """Stop in order. A second call ends the shards at once."""
         if self.stop_asked and self._left is None:
             self._log.warning("stopping at once")
             self._fleet.kill()
@@ -261,7 +261,7 @@ class Supervisor:
         self._over.set()
 
     def close(self) -> None:
-        """Close what is still open after everything was handed over."""
+        """Close the parts that are still open after the handover."""
         self._handoffs.close()
         self._farewell.close()
         self._readiness.close()
@@ -271,15 +271,19 @@ class Supervisor:
             self.successor.close()
 
     async def say_farewell(self) -> None:
-        """Let the refused agents read their answers, and the shards hear from the successor first; a second at most."""
+        """Wait until refused agents have read their answers and the shards are linked to the successor.
+
+        Waits for `LINGER_SECONDS` at most.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while len(self._farewell) or any(map(self._handoffs.has_link, self._fleet.shards)):  # noqa: ASYNC110
-                    # Nothing tells us.
+                    # There is no event to wait for.
                     await asyncio.sleep(PAUSE)
 
     async def _open_when_ready(self) -> None:
-        # However long that takes: whoever is admitted before would come on top of what a silent shard holds.
+        # Without a time limit: an agent that is admitted earlier could exceed its limit, with connections of a silent
+        # shard.
         await self._fleet.known.wait()
         with contextlib.suppress(TimeoutError):
             async with awake.clock().timeout(READY_LIMIT):
@@ -293,12 +297,12 @@ class Supervisor:
             lambda: self._manager.begin(self._summary, lambda: self._fleet.turns),
         )
         if len(self._fleet.shards) > self.shards:
-            # An earlier supervisor had more: by its configuration, or in the middle of a restart.
-            with contextlib.suppress(CannotOperate):  # An operator was faster, and has seen how many there are.
+            # An earlier supervisor had more shards: its configuration had more, or it was ended during a restart.
+            with contextlib.suppress(CannotOperate):  # An operator's operation runs already.
                 self._operations.scale(self.shards, SURPLUS_SECONDS, self._config.placement)
 
     def _set_quotas(self, config: Config, policy: Policy) -> None:
-        """Have these limits hold for whoever comes from now on."""
+        """Apply these limits to all registrations from now on."""
         self._ledger.limit = config.limits.max_connections_per_agent
         self._ledger.quotas = Quotas(
             max_connections=config.max_connections,
@@ -308,7 +312,7 @@ class Supervisor:
         )
 
     def _entrust(self) -> None:
-        """Have the shards keep the listening sockets, for the supervisor after this one."""
+        """Have the shards keep copies of the listening sockets for the next supervisor."""
         sockets = {listener.kept: listener.sock.fileno() for listener in self.listeners}
         self._handoffs.entrust(sockets, self._config.orphan_timeout)
 
@@ -325,7 +329,7 @@ class Supervisor:
             self._admin.look_after(places)
 
     def _record_numbers(self) -> None:
-        """Keep the recorded number ahead of use; looks again before half of the room can be used up."""
+        """Keep the recorded number ahead of use. Called often enough that half of the margin is not used up between."""
         self._lag_ms = max(0.0, (self._loop.time() - self._due) * 1000)
         self._due = self._loop.time() + RECORD_SECONDS
         if self._ledger.next_number + NUMBERS_AHEAD // 2 > self._numbers_recorded:
@@ -355,7 +359,7 @@ class Supervisor:
         self._handing_over = self._loop.create_task(self._hand_over(successor))
 
     def _why_not_now(self) -> str | None:
-        """Why the next supervisor could not begin here: both would be left without their sockets."""
+        """Why the next supervisor could not start: both supervisors would be left without their sockets. Else None."""
         self._footing.look()
         try:
             self._rundir.check_usable()
@@ -365,7 +369,7 @@ class Supervisor:
         return f"goes on, since something is not on disk: {problems[0]}" if problems else None
 
     async def _hand_over(self, successor: Successor) -> None:
-        """Accept no more, finish what is under way, and leave; or go on as before."""
+        """Stop accepting, finish the registrations under way, and leave. When that fails, go on as before."""
         try:
             left = self._estate_left() if await self._finishes(successor) else None
         except Exception as error:  # noqa: BLE001 - nothing has been given away by now
@@ -380,7 +384,7 @@ class Supervisor:
         successor.refuse("could not finish what is under way, and goes on as it is")
 
     async def _finishes(self, successor: Successor) -> bool:
-        """Accept no more, and finish what is under way; whether that is done in time."""
+        """Stop accepting, and finish the registrations under way. False when that takes too long or is given up."""
         self._acceptor.stop()
         clock = awake.clock()
         deadline = clock.time() + FINISH_LIMIT
@@ -391,7 +395,7 @@ class Supervisor:
         return True
 
     def _estate_left(self) -> Estate:
-        """What the next supervisor gets; OSError when there is no descriptor for a copy of a listening socket."""
+        """The estate for the next supervisor. OSError when there is no descriptor for a copy of a listening socket."""
         draining = [shard for shard in self._fleet.shards if self._fleet.is_draining(shard)]
         copies: dict[KeptListener, int] = {}
         try:
@@ -403,14 +407,18 @@ class Supervisor:
         return Estate(copies, self._handshakes.release_all(), draining)
 
     def _is_quiet(self) -> bool:
-        """Whether nobody is between a registration and a pool, and nothing else would be lost with this process."""
+        """Whether this process could end without loss.
+
+        No registered connection is on its way to a shard, no configuration push is pending, and no shard is starting or
+        ending.
+        """
         under_way = len(self._handoffs) + len(self._admission) + len(self._config_push)
         return under_way == 0 and self._fleet.is_settled
 
     def _leave(self, successor: Successor, left: Estate) -> None:
-        """Let go of everything that another process can have, the shards above all. What is left is closed later.
+        """Let go of all resources that only one process can own, first the shards. `close` closes the rest later.
 
-        There is no way back: whatever fails, all the rest is done, and the successor gets what there is.
+        This cannot be undone. When one step fails, the other steps are done all the same.
         """
         self._state, self._left = "handing over", left
         status = f"handing over to pid {successor.process.pid}"
@@ -425,12 +433,12 @@ class Supervisor:
             self._config_push.close,
             *(queries.close for queries in self._queries),
             lambda: self._succession.close(keep=successor),
-            # The next one opens its own; a configuration may have another address for it.
+            # The next supervisor opens its own. Its configuration may have another address for it.
             *([] if self._admin is None else [self._admin.close]),
             self._numbers_timer.cancel,
             lambda: self._rundir.write_first_number(self._ledger.next_number),
             self._footing.stop,
-            # Before another process binds the same names.
+            # This must happen before another process binds the same names.
             close_context,
             self._over.set,
         )
@@ -513,7 +521,7 @@ class Supervisor:
         return self._fleet.lines.send(shard, command)
 
     def _announce(self) -> None:
-        """Say where the sockets are and what to try next: as text to a person, as a log line to a machine."""
+        """Log the addresses of the sockets. On a terminal also print them, with the commands to try next."""
         addresses = [listener.address for listener in self.listeners]
         self._log.info("listening", addresses=addresses, runtime_dir=str(self._rundir.path), shards=self.shards)
         if not sys.stderr.isatty():
@@ -529,7 +537,7 @@ class Supervisor:
     # Queries.
 
     def status(self) -> Status:
-        """What ``shardgate status`` and the admin endpoint tell; each shard as of its last heartbeat."""
+        """The status for ``shardgate status`` and the admin endpoint, each shard as of its last heartbeat."""
         return Status(
             supervisor=SupervisorRow(
                 pid=os.getpid(),
@@ -567,12 +575,12 @@ class Supervisor:
         )
 
     def _stop_for_query(self, _: dict[str, Any]) -> dict[str, Any]:
-        # The answer leaves before the end begins.
+        # The answer must be sent before the supervisor stops.
         self._loop.call_soon(self.stop)
         return {}
 
     def _operate(self, arguments: dict[str, Any]) -> OperationRow:
-        """Start an operation; what becomes of it, the query "operation" tells."""
+        """Start an operation. The query "operation" returns its progress."""
         if self.successor is not None:
             raise Refused("a new supervisor takes over; ask that one in a moment")
         order = typed(arguments, Operate)
@@ -616,14 +624,14 @@ class Supervisor:
         }
 
     def _policy_of(self, config: Config) -> Policy:
-        """The rules of another configuration, for the listeners that there are until a restart."""
+        """The policy of a new configuration, for the TCP listeners that stay open until a restart."""
         return Policy(config, [listener.address for listener in self.listeners if listener.kind == "tcp"])
 
     def _settings(self) -> list[Setting]:
         return settings(self._config, tokens=self._admission.policy.tokens)
 
     def _show_config(self, _: dict[str, Any]) -> dict[str, Any]:
-        """What is set, and where; and what runs otherwise, until a restart."""
+        """The settings and their origins, and the old values that apply until a restart."""
         differences = changes(settings(self._started_with), settings(self._config))
         return {
             "source": self._config.source,
@@ -642,7 +650,7 @@ class Supervisor:
             self._reload()
 
     def _reload(self) -> None:
-        """Read configuration and tokens again. ConfigError leaves all as it was."""
+        """Read the configuration and the tokens again. After a ConfigError the old ones stay in force."""
         self._manager.reloading()
         try:
             self._read_again()

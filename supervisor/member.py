@@ -1,4 +1,4 @@
-"""One shard's place in the fleet: what is known of it, what is held open for it, and what is to become of it."""
+"""The fleet's record of one shard: its state, its process, its handoff channel, and its fate when the process ends."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from supervisor.processes import Process
 
 
 class Fate(Enum):
-    """What becomes of a shard's place when its process ends."""
+    """The fleet's action when a shard's process ends."""
 
     RESPAWN = "start it again, later each time"
     RENEW = "start it again at once: it was asked to end"
@@ -20,10 +20,10 @@ class Fate(Enum):
 
 
 class Member:
-    """A place, which stays while processes come and go in it. *respawn* is the timer of the next start.
+    """The record of one shard. It outlives the shard's processes. *respawn* is the timer of the next start.
 
-    *began_at* is when its process was started, or found (monotonic time). *why_not_started* is said once, while the
-    same keeps a process from being started.
+    *began_at* is the time at which its process was started or adopted (monotonic). *why_not_started* is the last reason
+    why no process could be started; the same reason is logged once.
     """
 
     __slots__ = ("_journal", "began_at", "care", "channel", "fate", "process", "respawn", "shard", "why_not_started")
@@ -41,15 +41,15 @@ class Member:
 
     @property
     def pid(self) -> int | None:
-        """Its process; None while it has none."""
+        """The pid of its process; None while it has none."""
         return None if self.process is None else self.process.pid
 
     @property
     def uptime(self) -> float:
-        """Seconds since its process was started, or found; those included in which the supervisor was stopped."""
+        """Seconds since its process was started or adopted. Seconds in which the supervisor was stopped count too."""
         return 0.0 if self.process is None else round(time.monotonic() - self.began_at, 1)
 
     def note(self, code: str, text: str, more: str = "") -> None:
-        """Keep what happened to it: *text* for status, with *more* for the history."""
+        """Record an event of the shard: *text* for status, *text* and *more* for the history."""
         self.care.note(text, rfc3339(time.time()))
         self._journal.shard(self.shard, code, text + more)

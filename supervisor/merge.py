@@ -1,7 +1,7 @@
-"""Putting together what the supervisor and the shards say about themselves. Pure: values in, values out.
+"""Merge the answers of the supervisor and of the shards into one status. Pure: values in, values out.
 
-Whoever answers for itself is believed for itself: a shard's fresh numbers replace those of its last heartbeat, and
-the supervisor's view of a shard's life (its state, its restarts) stands as long as there is a supervisor.
+A shard's own answer replaces the numbers of its last heartbeat. The supervisor's answer decides about a shard's state
+and restarts, as long as there is a supervisor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ _WELL = (ShardState.RUNNING, ShardState.DRAINING)
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """The whole of ``shardgate status``; *supervisor* is None while it is down or silent."""
+    """The whole answer of ``shardgate status``. *supervisor* is None while it is down or silent."""
 
     schema: int = SCHEMA
     supervisor: SupervisorRow | None
@@ -34,7 +34,7 @@ class ShardAnswer(msgspec.Struct, kw_only=True):
 
 
 class RecordedShard(msgspec.Struct, frozen=True):
-    """What the runtime directory tells about a shard: its process, whether that runs, and since when (seconds)."""
+    """The record of a shard in the runtime directory: its process, whether that runs, and its age in seconds."""
 
     pid: int
     alive: bool
@@ -42,7 +42,7 @@ class RecordedShard(msgspec.Struct, frozen=True):
 
 
 class AgentEntry(msgspec.Struct, array_like=True, frozen=True):
-    """An agent as one shard knows it."""
+    """One shard's entry for an agent."""
 
     agent_id: str
     connections: int
@@ -51,7 +51,7 @@ class AgentEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConnectionEntry(msgspec.Struct, kw_only=True, frozen=True):
-    """A connection as its shard knows it: *connected_at* in seconds of the epoch, *metadata* as JSON text or empty."""
+    """A shard's entry for a connection. *connected_at* is in seconds of the epoch. *metadata* is JSON text or empty."""
 
     n: int
     connection_id: str
@@ -71,9 +71,9 @@ def merge_status(
 ) -> Status:
     """Merge the supervisor's answer, the shards' answers and the records into one status, shards ascending.
 
-    Without a supervisor's answer the records decide about the shards that stay silent: a process that lives is
-    unhealthy, one that does not is down. With it, a shard that it does not list appears only while its process lives:
-    one that is left over from before.
+    Without a supervisor's answer the records decide about the silent shards: a running process is unhealthy, an ended
+    one is down. With it, a silent shard that it does not list appears only while its process runs. An earlier
+    supervisor has left it.
     """
     rows = {row.id: _refreshed(row, answers.get(row.id)) for row in supervised.shards} if supervised else {}
     for number, answer in answers.items():
@@ -88,7 +88,7 @@ def merge_status(
 
 
 def is_healthy(status: Status) -> bool:
-    """Whether the supervisor answers and there are shards, all of them running or draining, and nothing is amiss."""
+    """Whether the supervisor answers, there are shards, all of them run or drain, and no process reports a problem."""
     return (
         status.supervisor is not None
         and bool(status.shards)
@@ -98,7 +98,7 @@ def is_healthy(status: Status) -> bool:
 
 
 def problems(status: Status) -> list[str]:
-    """What processes need on disk and do not find as it should be, each named once."""
+    """The problems that the processes report about their files on disk, each once."""
     found = [] if status.supervisor is None else list(status.supervisor.problems)
     found += [f"shard {row.id}: {problem}" for row in status.shards for problem in row.problems]
     return list(dict.fromkeys(found))
@@ -112,8 +112,7 @@ def is_anything_alive(status: Status) -> bool:
 def merge_agents(entries: Mapping[int, Iterable[AgentEntry]], limit: int | None) -> list[AgentRow]:
     """Add up the shards' agents, sorted by id.
 
-    An agent is healthy when it is so in every shard that holds connections of it: requests that reach a shard are
-    served by that shard's connections alone.
+    An agent is healthy when it is healthy in every shard that holds connections of it.
     """
     rows: dict[str, AgentRow] = {}
     for shard in sorted(entries):
@@ -154,12 +153,12 @@ def merge_connections(entries: Mapping[int, Iterable[ConnectionEntry]]) -> list[
 
 
 def rfc3339(seconds: float) -> str:
-    """A time of the epoch in RFC 3339, UTC, milliseconds: ``2026-11-22T08:53:01.250Z``."""
+    """Format seconds of the epoch by RFC 3339, in UTC with milliseconds: ``2026-11-22T08:53:01.250Z``."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _refreshed(row: ShardRow, answer: ShardAnswer | None) -> ShardRow:
-    # Another pid: either side speaks of a process that is gone, and only the supervisor knows which one counts.
+    # With different pids one side describes an ended process. The supervisor's row is kept.
     if answer is None or answer.pid != row.pid:
         return row
     return msgspec.structs.replace(row, **msgspec.structs.asdict(answer.report), stale_s=0.0)
@@ -172,7 +171,7 @@ def _row_from_answer(number: int, answer: ShardAnswer) -> ShardRow:
 def _row_from_record(number: int, record: RecordedShard) -> ShardRow:
     if not record.alive:
         return ShardRow(id=number, pid=None, state=ShardState.DOWN, last_event=f"process {record.pid} is gone")
-    # Its numbers are unknown. They were 0 when it started, so that is how old they are.
+    # Its numbers are unknown. They were 0 when it started, so their age is that of the process.
     return ShardRow(
         id=number,
         pid=record.pid,

@@ -1,8 +1,8 @@
-"""Moving connections from shard to shard: orders, and what becomes of each connection.
+"""Move connections from one shard to another: orders, and the result for each connection.
 
-An `Order` names connections of one shard, which are asked for a few at a time. Each one that the shard lets go of comes
-here with its descriptor, leaves its place in the ledger but not its slot, and goes through `Handoffs` like a newcomer.
-When nobody takes it, it goes back to the shard that it came from, which still holds it.
+An `Order` names connections of one shard. The shard is asked for a few of them at a time. Each connection that it lets
+go of arrives here with its descriptor. In the ledger the connection keeps its slot and is on no shard. It goes through
+`Handoffs` like a new connection. When no other shard takes it, it goes back to its old shard, which still holds it.
 """
 
 import asyncio
@@ -21,23 +21,24 @@ from supervisor.ledger import Ledger
 from supervisor.newcomer import Mover
 
 WINDOW = 256
-"""Connections of one order that are asked for and not decided: their descriptors are in this process for a moment."""
+"""Most connections of one order that are asked for and not decided. This process holds their descriptors briefly."""
 
 MOVER_LIMIT = 2.0
-"""Seconds within which another shard must take a connection, before it goes back: nobody serves it meanwhile."""
+"""Seconds within which another shard must take a connection, before it goes back. No shard serves it meanwhile."""
 
 ASK_AGAIN = 0.05
-"""Seconds after which connections are asked for again that could not be: there was no room, here or in the channel."""
+"""Seconds until connections are asked for again, after there was no room here or in the channel."""
 
 ANSWER_LIMIT = 5.0
-"""Seconds beyond an order's own time after which a shard that says nothing is not waited for any more."""
+"""Seconds after an order's deadline until an unresponsive shard is not waited for any more."""
 
 
 class Order:
-    """Connections that *shard* is to let go of, until *deadline* (loop time).
+    """Connections that *shard* must let go of before *deadline*.
 
-    *done* is set when each one has *moved* or *stayed* (busy for too long, taken by nobody, closed meanwhile), or is
-    *gone* with its shard. *seconds* are how long each of the moved was served by nobody.
+    *done* is set when each connection has *moved* or *stayed*, or is *gone* with its shard. A connection stays when it
+    was busy for too long, no shard took it, or it was closed meanwhile. *seconds* has, for each moved connection, the
+    time without a shard.
     """
 
     def __init__(self, shard: int, numbers: Iterable[int], deadline: float, *, force: bool) -> None:
@@ -54,9 +55,9 @@ class Order:
 
 
 class Moves:
-    """All orders that are not done; *handoffs* tells it of each connection on its way.
+    """All orders that are not done. *handoffs* reports the shard of each connection under way.
 
-    *room* says how many more agents' descriptors this process may hold.
+    *room* returns how many more agents' descriptors this process may hold.
     """
 
     def __init__(self, ledger: Ledger, handoffs: Handoffs, room: Callable[[], int]) -> None:
@@ -70,14 +71,14 @@ class Moves:
         self._by_number: dict[int, Order] = {}
         self._wanted: dict[int, int] = {}
         self.under_way: dict[int, Mover] = {}
-        """Those that one shard has let go of and no other one serves yet, by number; to be read only."""
+        """Connections between two shards, by number: one has let go of them, and no other serves them. Read only."""
         self.seconds = Histogram()
-        """How long each connection that moved was served by nobody."""
+        """The time without a shard, for each moved connection."""
         self._timer: asyncio.TimerHandle | None = None
         self.on_moved: Callable[[Mover, int | None], None] | None = None
-        """Told of each connection that was on its way which shard serves it now; None when it was lost."""
+        """Called with each connection that was under way and the shard that serves it now, None when it was lost."""
         self.on_recalled: Callable[[int, int], None] | None = None
-        """Told of each connection that has lost its place in the ledger, because its shard has let go of it."""
+        """Called with a shard and the number of each connection that it has let go of."""
         handoffs.on_moved = self._moved
 
     def order(
@@ -89,9 +90,9 @@ class Moves:
         force: bool = False,
         wanted: Mapping[int, int] | None = None,
     ) -> Order:
-        """Have *shard* let these connections go within *seconds*; *wanted* says to which shard each should go.
+        """Have *shard* let these connections go within *seconds*. *wanted* maps connections to their new shards.
 
-        With *force* those that are busy until then go nevertheless, and what is in flight on them fails.
+        With *force* connections that are busy until then move nevertheless, and their requests in flight fail.
         """
         order = Order(shard, numbers, self._clock.time() + seconds, force=force)
         self._orders.add(order)
@@ -102,7 +103,7 @@ class Moves:
     # What shards say.
 
     def let_go(self, shard: int, message: Moving, descriptors: list[int]) -> None:
-        """Take connections that a shard has let go of, and offer them to the others."""
+        """Take connections that a shard has let go of, and offer them to other shards."""
         if len(descriptors) != len(message.offers):
             self._log.warning("out of descriptors, connections do not move", shard=shard, n=len(message.offers))
             close_all(descriptors)
@@ -119,18 +120,18 @@ class Moves:
                 mover = self.under_way[offer.number] = Mover(fd, offer, shard, wanted, deadline)
                 self._handoffs.offer(mover)
             else:
-                # The ledger knows nothing of it: it stays, and the snapshot that this difference leads to mends that.
+                # The ledger does not have it on this shard. It stays. The counts differ, so a snapshot corrects that.
                 close_all([fd])
                 self._handoffs.commit_found(shard, offer.number)
                 self._decided(offer.number, stayed=True)
 
     def staying(self, message: Staying) -> None:
-        """Note that a shard goes on serving these, or that they are gone."""
+        """Note connections that a shard goes on serving, or that are gone."""
         for number in message.numbers:
             self._decided(number, stayed=True)
 
     def shard_ended(self, shard: int) -> None:
-        """Note that a shard's process has ended, with all that it had not let go of."""
+        """Note that a shard's process has ended, with all connections that it had not let go of."""
         for mover in self.under_way.values():
             if mover.came_from == shard:
                 mover.came_from = None
@@ -143,14 +144,14 @@ class Moves:
                         self._decided(number)
                 self._go_on(order)
 
-    # What becomes of a connection that is under way.
+    # The result for a connection under way.
 
     def _moved(self, mover: Mover, shard: int | None) -> None:
-        """Note that *shard* has its commit, or have the shard that it came from go on with it."""
+        """Note that *mover* was committed to *shard*. With None send it back to its old shard."""
         del self.under_way[mover.number]
         source = mover.came_from
         if source is not None and not self._handoffs.has_link(source):
-            # Its channel is away: the snapshot after the next Hello shows that it holds it.
+            # The old shard has no channel. The snapshot after its next Hello shows that it holds the connection.
             source = None
         if shard is None:
             shard = self._send_back(mover, source)
@@ -159,7 +160,7 @@ class Moves:
         self._settled(mover, shard)
 
     def _send_back(self, mover: Mover, source: int | None) -> int | None:
-        """Have *source* serve a connection that nobody took, or free its slot; returns who serves it."""
+        """Have *source* serve a connection that no other shard took, or free its slot without one. Returns *source*."""
         assert mover.offer is not None
         agent_id, number = mover.offer.agent_id, mover.number
         if source is None:
@@ -171,7 +172,7 @@ class Moves:
         return source
 
     def _settled(self, mover: Mover, shard: int | None) -> None:
-        """Tell, and count, which shard serves a connection that was under way."""
+        """Report and count the shard that serves a connection that was under way."""
         if self.on_moved is not None:
             self.on_moved(mover, shard)
         order = self._by_number.get(mover.number)
@@ -190,7 +191,7 @@ class Moves:
     # Inside.
 
     def _go_on(self, order: Order) -> None:
-        """Ask for the next ones of an order, and end it when there are none."""
+        """Ask for the next connections of an order, and end it when there are none."""
         if order not in self._orders:
             return
         if order.queue and len(order.asked) <= WINDOW // 2:
@@ -203,7 +204,7 @@ class Moves:
 
     def _ask(self, order: Order) -> None:
         now = self._clock.time()
-        # Those that were asked for and have not come will take room, too.
+        # Connections that were asked for and have not come will need room, too.
         room = min(WINDOW - len(order.asked), self._room() - len(self._by_number))
         if room > 0:
             numbers = list(islice(order.queue, room))
@@ -214,7 +215,7 @@ class Moves:
                     order.asked[number] = now
                     self._by_number[number] = order
                 return
-        # Out of descriptors, or the channel is full, or away: a shard that is gone for good ends the order.
+        # Out of descriptors, or the channel is full or away. The end of the shard's process would end the order.
         if now >= order.deadline:
             order.stayed.update(order.queue)
             order.queue.clear()
@@ -232,7 +233,7 @@ class Moves:
         self._go_on(order)
 
     def _look(self) -> None:
-        """Give up on shards that have not said anything for too long."""
+        """Give up the orders of shards that have not answered in time."""
         self._timer = None
         now = self._clock.time()
         for order in list(self._orders):
@@ -247,7 +248,7 @@ class Moves:
             self._timer = self._loop.call_later(1.0, self._look)
 
     def close(self) -> None:
-        """End all orders as they are."""
+        """End all orders in their present state."""
         if self._timer is not None:
             self._timer.cancel()
         for order in self._orders:

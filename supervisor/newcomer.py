@@ -1,4 +1,4 @@
-"""An agent between accept and commit."""
+"""An agent's connection between accept and commit, or between two shards."""
 
 import fcntl
 import os
@@ -12,25 +12,27 @@ from ipc.peers import NOBODY, Owner
 from ipc.version import __version__
 
 METADATA_KEPT = 4096
-"""Bytes of metadata that are kept for display; longer metadata is served all the same and not shown."""
+"""Most bytes of metadata that are kept for display. Longer metadata is not shown; the agent is served all the same."""
 
 PROXY_ID = os.uname().nodename
-"""What we call ourselves in answers: the host's name."""
+"""The proxy id in answers: the host's name."""
 
 _NON_BLOCKING = os.O_RDWR | os.O_NONBLOCK
 
 
 class Newcomer:
-    """One accepted connection that is not in a pool yet: the only owner of the supervisor's copy of its descriptor.
+    """One accepted connection that is not in a pool yet. It alone owns the supervisor's copy of the descriptor.
 
-    *transport* is ``uds`` or ``tcp``. *accepted_at* and *deadline*, which bounds everything until the commit, are
-    monotonic time. Before its frame is complete a newcomer collects bytes in *received* and needs *wanted* of them to
-    go on; later it has a *claim*, a *registration* once that is found good, then a *number* (its reserved slot) and an
-    *offer*. *waits_as* is the key by which an unfinished handshake was counted. *rule* is what lets the agent in.
-    *host* is the address of a TCP peer, if accept(2) has told it. *waited* counts the probes that it has waited for.
-    *wanted_by* is the shard that it should go to, if that takes it.
+    *transport* is ``uds`` or ``tcp``. *accepted_at* is monotonic time. *deadline* is in the time of `dialout.awake` and
+    bounds all steps until the commit. Before the frame is complete, *received* has the bytes so far, and *wanted* of
+    them are needed to go on. After that it gets a *claim*, then a *registration* when that is valid, then a *number*
+    (its reserved slot) and an *offer*. *waits_as* is the key by which an unfinished handshake was counted. *rule* is
+    the rule that admits the agent. *host* is the address of a TCP peer, if accept(2) has returned it. *waited* counts
+    the probes that it has waited for. *declined_by* are the shards that do not take it. *wanted_by* is the preferred
+    shard.
 
-    No slots: with them each of these would have to be set for every connection, and most go through with a few.
+    The class has no slots. With them every attribute would have to be set for each connection. Most connections set
+    only a few.
     """
 
     received: bytes | bytearray = b""
@@ -53,49 +55,52 @@ class Newcomer:
         self.fd = fd
         self.transport = transport
         self.deadline = deadline
-        # accept(2) gives a blocking one; one system call instead of the two of os.set_blocking.
+        # accept(2) returns a blocking descriptor. This is one system call; os.set_blocking would need two.
         fcntl.fcntl(fd, fcntl.F_SETFL, _NON_BLOCKING)
 
     @property
     def answer_type(self) -> int:
-        """Type byte of the answer that this agent understands, as far as that can be known yet."""
+        """Type byte of the answer that this agent understands, as far as it is known yet."""
         if self.claim is not None:
             return self.claim.answer_type
         return answer_type_for(self.received[4] if len(self.received) > 4 else None)
 
     @property
     def agent_id(self) -> str | None:
-        """The agent id that it claims, of a legal form; None while it has claimed none."""
+        """The claimed agent id, of a legal form; None before the claim."""
         return None if self.claim is None else self.claim.agent_id
 
     def on_ready(self, _events: int) -> None:
-        """Pass readiness on to whoever waits for it."""
+        """Pass readiness on to *on_readable*, if that is set."""
         if self.on_readable is not None:
             self.on_readable(self)
 
     def uid(self) -> int | None:
-        """The user at the other end of a Unix socket; None for TCP."""
+        """The uid of the peer of a Unix socket; None for TCP."""
         return None if self.transport == "tcp" else peers.credentials(self.fd)[1]
 
     def peer_key(self) -> str:
-        """What handshakes and connections are counted by: the uid of a Unix socket's peer, the network of a TCP one."""
+        """The key that a peer is counted by: the uid of a Unix socket's peer, the network of a TCP peer."""
         try:
             if self.transport == "tcp":
                 return peers.key_of(self.host or peers.address(self.fd)[0])
             return peers.key_of_uid(peers.credentials(self.fd)[1])
         except OSError:
-            return ""  # It has gone; the next read says so.
+            return ""  # The peer has gone. The next read finds that.
 
     def owner(self) -> Owner:
-        """Whose connection it is, once it has a *rule*."""
-        return peers.owner(self.rule, self.peer_key())
+        """The rule and the peer of the connection, once it has a *rule*."""
+        return peers.owner(self.rule, self.waits_as or self.peer_key())
 
     def peer(self) -> str:
-        """Who it is, for people."""
+        """The peer's address, or its uid and pid, as text for people."""
         return peers.describe(self.fd, self.transport)
 
     def make_offer(self, registration: Registration, number: int, config: bytes | None, owner: Owner = NOBODY) -> Offer:
-        """What a pool needs to serve this agent, in the slot *number*; *config* goes into its acceptance."""
+        """Make the offer with all that a pool needs to serve this agent, in the slot *number*.
+
+        *config* goes into the agent's acceptance.
+        """
         agent_id, metadata = registration.agent_id, registration.metadata
         self.number, self.registration = number, registration
         offer = self.offer = Offer(
@@ -119,19 +124,19 @@ class Newcomer:
         return offer
 
     def close(self) -> None:
-        """Close the supervisor's copy. It must not be watched any more."""
+        """Close the supervisor's copy of the descriptor. It must not be watched any more."""
         os.close(self.fd)
 
 
 class Mover(Newcomer):
-    """A member on its way from one shard to another, which the first one has let go of: in its slot, and established.
+    """An accepted connection on its way from one shard to another. The first shard has let go of it. It keeps its slot.
 
-    It is offered like a newcomer, but never turned away: when no other shard takes it, it goes back to the one that it
-    *came_from*, which is None once that shard's process has ended. *began_at* is that shard for good.
+    It is offered like a new connection, but never refused. When no other shard takes it, it goes back to the shard that
+    it *came_from*, None once that shard's process has ended. *began_at* is the number of that shard in any case.
     """
 
     def __init__(self, fd: int, offer: Offer, came_from: int, wanted_by: int | None, deadline: float) -> None:
-        # Not Newcomer's, which makes the descriptor non-blocking: that it is.
+        # Newcomer's constructor is not called: it makes the descriptor non-blocking, which this one is already.
         self.fd, self.transport, self.deadline = fd, offer.transport, deadline
         self.offer, self.number = offer, offer.number
         self.began_at = came_from

@@ -1,7 +1,8 @@
-"""What operators do to running shards: drain, restart, scale, rebalance. One operation at a time, each in small steps.
+"""Operations on running shards: drain, restart, scale, rebalance. One operation runs at a time, in small steps.
 
-Every operation leaves agents their connections: a shard is emptied before it ends, its connections move to others, and
-nothing is emptied before there is somewhere to go. What cannot be done is left as it was, and said.
+A shard is emptied before it ends: its connections move to other shards. It is emptied only when another shard can take
+them. A connection that does not move before the deadline is lost when its shard ends. A refused operation changes
+nothing. A failed one keeps its finished steps, and its error says why.
 """
 
 import asyncio
@@ -23,17 +24,20 @@ from supervisor.moves import Moves, Order
 from supervisor.rebalance import Move, plan
 
 BOOT_LIMIT = 30.0
-"""Seconds that a new shard has to take connections."""
+"""Seconds from the start of a shard until it must take connections."""
 
 END_SECONDS = 5.0
-"""Seconds that an emptied shard has for what proxies ask through it."""
+"""Seconds that an emptied shard has to finish the requests that proxies send through it."""
 
 PAUSE = 0.02
-"""Seconds between looks at what is waited for."""
+"""Seconds between two checks of a condition that an operation waits for."""
 
 
 class Operate(msgspec.Struct, kw_only=True):
-    """What the query "operate" takes: *number* is a shard's for drain, and how many for scale."""
+    """Arguments of the query "operate". *number* is the shard to drain or undrain, or the number of shards to scale to.
+
+    *shards* are the shards to restart, none for all. *seconds* is the time for moving connections.
+    """
 
     what: Literal["drain", "undrain", "restart", "scale", "rebalance"]
     number: int = 0
@@ -42,23 +46,23 @@ class Operate(msgspec.Struct, kw_only=True):
 
 
 class CannotOperate(Exception):
-    """The operation cannot be done, or could not be finished; the message says why, and what to do."""
+    """The operation cannot be started, or could not be finished. The message says why, and what to do."""
 
 
 class Operation:
-    """One operation, running or over. *row* is what is told about it."""
+    """One operation, running or over. *row* is its state for status."""
 
     def __init__(self, name: str) -> None:
         self.row = OperationRow(name=name)
         self.seconds: list[float] = []
 
     def step(self, text: str) -> None:
-        """Say what is being done."""
+        """Set and log the step that begins now."""
         self.row.step = text
         get_logger().info("operation", name=self.row.name, step=text)
 
     def add(self, order: Order) -> None:
-        """Count what has become of an order."""
+        """Add the result of an order: the moved connections, and the durations of their moves."""
         self.row.moved += order.moved
         self.seconds += order.seconds
         times = sorted(self.seconds)
@@ -82,12 +86,12 @@ class Operations:
         self._log = get_logger()
         self._task: asyncio.Task[None] | None = None
         self.current: Operation | None = None
-        """The operation that runs, or the last one that did."""
+        """The operation that runs, or the last one that ran."""
 
     # For operators.
 
     def drain(self, shard: int, seconds: float, *, undo: bool = False) -> Operation:
-        """Move all connections of *shard* to others and give it no new ones; or, with *undo*, give it some again."""
+        """Move all connections of *shard* to other shards, and give it no new ones. *undo* gives it new ones again."""
         self._check_known(shard)
         if undo:
             return self._start(f"drain {shard} --undo", lambda _: self._undrain(shard))
@@ -96,7 +100,7 @@ class Operations:
         return self._start(f"drain {shard}", lambda operation: self._drain(operation, shard, seconds))
 
     def restart(self, shards: list[int], seconds: float) -> Operation:
-        """Replace the processes of *shards*, or of all when there are none, one after the other."""
+        """Replace the processes of *shards* one after the other. An empty list stands for all shards."""
         for shard in shards:
             self._check_known(shard)
         if len(self._fleet.shards) >= MAX_SHARDS:
@@ -105,21 +109,21 @@ class Operations:
         return self._start(name, lambda operation: self._restart(operation, shards or self._fleet.shards, seconds))
 
     def scale(self, shards: int, seconds: float, placement: Placement) -> Operation:
-        """Start or end shards until there are *shards*, and spread the connections over them."""
+        """Start or end shards until there are *shards* of them, and rebalance the connections."""
         if not 1 <= shards <= MAX_SHARDS:
             raise CannotOperate(f"{shards} is no number of shards: 1 to {MAX_SHARDS}")
         return self._start(f"scale {shards}", lambda operation: self._scale(operation, shards, seconds, placement))
 
     def rebalance(self, seconds: float, placement: Placement) -> Operation:
-        """Move as few connections as it takes until they lie as new ones would be placed."""
+        """Move connections to the shards where *placement* would put them, with as few moves as possible."""
         return self._start("rebalance", lambda operation: self._rebalance(operation, seconds, placement))
 
     def plan(self, placement: Placement) -> list[Move]:
-        """What `rebalance` would move."""
+        """The moves that `rebalance` would make."""
         return plan(placement, {shard: self._ledger.live_by_agent(shard) for shard in self._takers()}, self._takers())
 
     async def close(self) -> None:
-        """Give up what runs; nothing is undone."""
+        """Cancel the running operation. Its finished steps are not undone."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -160,7 +164,7 @@ class Operations:
             )  # fmt: skip
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait for *condition*; whether it came true within *seconds*."""
+        """Wait until *condition* is true. False after *seconds*."""
         deadline = self._clock.time() + seconds
         while not condition():
             if self._clock.time() >= deadline:
@@ -179,7 +183,7 @@ class Operations:
         operation.row.left += await self._empty(operation, shard, self._clock.time() + seconds, force=False)
 
     async def _empty(self, operation: Operation, shard: int, deadline: float, *, force: bool) -> int:
-        """Move everything off a draining shard; returns how many connections are left on it at the deadline."""
+        """Move all connections off a draining shard. Returns how many are left on it at the deadline."""
         while True:
             numbers = {number for number, _ in self._ledger.live_numbers(shard)}
             now = self._clock.time()
@@ -191,7 +195,7 @@ class Operations:
                 order = self._moves.order(shard, sorted(numbers), deadline - now, force=force)
                 await order.done.wait()
                 operation.add(order)
-            # For those who were on the way to it, and those whom nobody took.
+            # Connections may have been on their way to it, and others may have come back.
             await asyncio.sleep(PAUSE)
 
     async def _restart(self, operation: Operation, shards: list[int], seconds: float) -> None:
@@ -211,7 +215,7 @@ class Operations:
         await self._retire(operation, [spare], seconds)
 
     async def _start_spare(self, operation: Operation) -> int:
-        """Start one more shard, so that there is somewhere to go; CannotOperate when it does not come up."""
+        """Start one more shard, to take the connections of the others. CannotOperate when it does not come up."""
         spare = self._fleet.free_number()
         operation.step(f"starting the spare shard {spare}")
         self._fleet.add(spare)
@@ -234,7 +238,7 @@ class Operations:
             raise CannotOperate(f"shard {shard} does not come up again; its connections are on the other shards")
 
     async def _retire(self, operation: Operation, shards: list[int], seconds: float) -> None:
-        """Empty *shards* and end them for good."""
+        """Empty *shards* and end them; they are not started again."""
         for shard in shards:
             self._fleet.drain(shard, draining=True)
         deadline = self._clock.time() + seconds
@@ -247,7 +251,7 @@ class Operations:
     async def _scale(self, operation: Operation, shards: int, seconds: float, placement: Placement) -> None:
         present = self._fleet.shards
         if shards < len(present):
-            # Of those that stay, one must be able to take what comes.
+            # One of the remaining shards must be able to take the connections.
             if not any(shard in self._takers() for shard in present[:shards]):
                 raise CannotOperate("none of the shards that would stay takes connections now; see 'shardgate status'")
             leaving = present[shards:]

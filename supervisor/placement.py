@@ -1,7 +1,7 @@
 """Placement: which shard gets the next connection.
 
-Pure: the ledger's counts and the shards that can take one now go in, a shard comes out. Shards that are unhealthy,
-draining or back-pressured are not among the candidates.
+Pure: the ledger's counts and the candidates go in, a shard comes out. The candidates are the shards that can take a
+connection now. Unhealthy, draining and back-pressured shards are not among them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def choose(placement: Placement, ledger: Ledger, agent_id: str, candidates: Sequ
 
 def spread(ledger: Ledger, agent_id: str, candidates: Sequence[int]) -> int:
     """The candidate with the fewest connections of this agent, then the fewest in all, then the lowest number."""
-    # Once for every registration: a loop takes 0.6 µs for two shards, min() with a key of tuples 2.
+    # This runs for every registration. The loop takes 0.6 µs for two shards, min() with a key of tuples 2 µs.
     own, loads = ledger.counts_by_shard(agent_id), ledger.loads
     best = candidates[0]
     fewest, lightest = own.get(best, 0), loads.get(best, 0)
@@ -37,9 +37,9 @@ def spread(ledger: Ledger, agent_id: str, candidates: Sequence[int]) -> int:
 
 
 def rendezvous(agent_id: str, candidates: Sequence[int]) -> int:
-    """The same candidate for the same agent, whatever the others do (highest random weight).
+    """The same candidate for the same agent, independent of the other candidates (highest random weight).
 
-    When a shard goes, only its agents move; when it comes back, only they return. Thaler and Ravishankar, "Using
+    When a shard goes, only its agents move. When it comes back, only they return. Thaler and Ravishankar, "Using
     name-based mappings to increase hit rates", IEEE/ACM Transactions on Networking 6 (1), 1998.
     """
     name = agent_id.encode()

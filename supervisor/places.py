@@ -1,7 +1,7 @@
-"""Where a supervisor is to have its sockets and folders, looked at before anything is made there.
+"""Check the places of a supervisor's sockets and folders, before anything is created there.
 
-A start and ``shardgate check`` ask the same functions. Each returns what would fail, with what to do, or None; none of
-them changes anything. What only the kernel can tell (a full disk, a policy of its own) is found by the start alone.
+A start and ``shardgate check`` use the same functions. Each returns an objection with a remedy, or None. None of them
+changes anything. Only a start finds problems that the kernel alone knows, such as a full disk or a security policy.
 """
 
 import errno
@@ -19,7 +19,7 @@ from supervisor.config.model import TcpAddress
 from supervisor.config.paths import Objection
 
 _CAP_CHOWN = 0
-"""Its number in capabilities(7)."""
+"""The number of CAP_CHOWN, see capabilities(7)."""
 
 _LISTENS = 0x10000
 """__SO_ACCEPTCON of the kernel, in the flags of /proc/net/unix."""
@@ -33,7 +33,7 @@ WHAT_TO_DO = {
 
 
 def folder_objection(folder: Path) -> Objection | None:
-    """Say why no socket can be made in *folder*: not there, no folder, or not this user's to write."""
+    """Say why no socket can be made in *folder*: it is missing, is no folder, or is not writable for this user."""
     missing = [path for path in (folder, *folder.parents) if not _is_there(path)]
     shown = shlex.quote(str(folder))
     if missing:
@@ -47,7 +47,7 @@ def folder_objection(folder: Path) -> Objection | None:
         )
     if not stat.S_ISDIR(mode):
         return f"{folder} is a file, and no socket can be made below it", "choose another folder"
-    # The folder is locked for a moment while a socket is made in it, which takes the right to read it.
+    # The folder is locked while a socket is made in it. That needs the right to read it.
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         if os.statvfs(folder).f_flag & os.ST_RDONLY:
             return f"{folder} is on a file system that is mounted read-only", "choose another folder"
@@ -57,7 +57,7 @@ def folder_objection(folder: Path) -> Objection | None:
 
 
 def socket_objection(path: Path) -> Objection | None:
-    """Say why no socket can take the place of what is at *path*."""
+    """Say why no socket can be made at *path*, because of the file there. A socket is no objection."""
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -70,7 +70,7 @@ def socket_objection(path: Path) -> Objection | None:
 
 
 def private_folder_objection(folder: Path) -> Objection | None:
-    """Say why a folder that is this user's alone, cannot be made, or is another one's."""
+    """Say why *folder* cannot be used as a private folder: it cannot be made, is no folder, or is another user's."""
     there = next(path for path in (folder, *folder.parents) if _is_there(path))
     try:
         info = there.stat() if there != folder else folder.lstat()
@@ -88,17 +88,17 @@ def private_folder_objection(folder: Path) -> Objection | None:
 
 
 def user_id(name: int | str | None) -> int:
-    """The number of a user, -1 for None. KeyError for a name that this host does not know."""
+    """The uid of a user, -1 for None. KeyError for a name that this host does not know."""
     return pwd.getpwnam(name).pw_uid if isinstance(name, str) else -1 if name is None else name
 
 
 def group_id(name: int | str | None) -> int:
-    """The number of a group, -1 for None. KeyError for a name that this host does not know."""
+    """The gid of a group, -1 for None. KeyError for a name that this host does not know."""
     return grp.getgrnam(name).gr_gid if isinstance(name, str) else -1 if name is None else name
 
 
 def owner_objection(name: int | str | None) -> Objection | None:
-    """Say why a file of ours cannot be given to a user."""
+    """Say why this process cannot give a file of its own to a user."""
     try:
         uid = user_id(name)
     except KeyError:
@@ -109,7 +109,7 @@ def owner_objection(name: int | str | None) -> Objection | None:
 
 
 def group_objection(name: int | str | None) -> Objection | None:
-    """Say why a file of ours cannot be given to a group."""
+    """Say why this process cannot give a file of its own to a group."""
     try:
         gid = group_id(name)
     except KeyError:
@@ -120,7 +120,7 @@ def group_objection(name: int | str | None) -> Objection | None:
 
 
 def address_objection(address: TcpAddress) -> Objection | None:
-    """Say why no socket can be bound to an address. One that another process has is an objection, too."""
+    """Say why no socket can be bound to an address. An address in use is an objection, too."""
     try:
         with socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             bind_tcp(sock, address)
@@ -130,16 +130,16 @@ def address_objection(address: TcpAddress) -> Objection | None:
 
 
 def bind_tcp(sock: socket.socket, address: TcpAddress) -> None:
-    """Bind as every TCP listener is. Raises OSError."""
+    """Bind a socket with the options of every TCP listener. Raises OSError."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if address.family == socket.AF_INET6:
-        # "[::]:9090" beside "0.0.0.0:9090" must work whatever net.ipv6.bindv6only says.
+        # "[::]:9090" beside "0.0.0.0:9090" must work with any value of net.ipv6.bindv6only.
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     sock.bind((address.host, address.port))
 
 
 def is_listened_on(where: Path | TcpAddress) -> bool:
-    """Whether a process listens there now. Nothing connects: that could start a service of systemd."""
+    """Whether a process listens there now. It does not connect, since that could start a service of systemd."""
     if isinstance(where, TcpAddress):
         try:
             with socket.socket(where.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
@@ -157,7 +157,7 @@ def is_listened_on(where: Path | TcpAddress) -> bool:
 
 
 def listeners_at(where: Path | TcpAddress) -> list[str]:
-    """The names of the processes that listen there, of those that this user may look into."""
+    """The names of the processes that listen there, as far as this user may inspect them."""
     names = set()
     kind = "tcp" if isinstance(where, TcpAddress) else "unix"
     wanted = {str(where), os.path.realpath(where)} if isinstance(where, Path) else set()
@@ -184,13 +184,13 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        # Not to be seen is not the same as not there.
+        # It cannot be inspected, and may exist.
         return True
     return True
 
 
 def _may(capability: int) -> bool:
-    """Whether this process has a capability: an ordinary user may have it, and root may lack it in a container."""
+    """Whether this process has a capability. An ordinary user may have it, and root may lack it in a container."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

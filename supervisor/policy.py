@@ -1,4 +1,4 @@
-"""Who may register: token, allowlist, uid. Pure; the limit is the ledger's."""
+"""The policy for registrations: token, allowlist, uid. The ledger checks the connection limits."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from supervisor.config.tokens import TokenTable, load_tokens
 
 
 class Policy:
-    """The rules of one configuration, ready to be asked for each registration.
+    """The rules of one configuration, applied to each registration.
 
-    *tcp_addresses* are those that are listened on beside those of *config*: inherited ones, or until a restart. Reads
-    the token files of *config*. ConfigError when one of them cannot be used, or when agents at a TCP address would be
-    held to no rule.
+    *tcp_addresses* are listened on beside the addresses of *config*: inherited ones, and old ones until a restart. The
+    constructor reads the token files of *config*. ConfigError when one of them cannot be used, or when no rule would
+    apply to agents at a TCP address.
     """
 
     def __init__(self, config: Config, tcp_addresses: Iterable[str] = ()) -> None:
@@ -26,13 +26,13 @@ class Policy:
         self._tokens = TokenTable(loaded) if limits.require_auth else None
         self._all_tokens = loaded
         self.tokens = loaded[len(config.tokens) :]
-        """Those of the token files, for who shows them; `Config` has the others."""
+        """The tokens of the token files, for display. `Config` has the others."""
         self._allowed = None if limits.allowed_agents is None else AgentPatterns(limits.allowed_agents)
         self._uids = None if config.allow_uids is None else frozenset(config.allow_uids)
 
     @property
     def rules(self) -> dict[str, int | None]:
-        """The rules by which agents are let in, by name, each with how many connections it may have."""
+        """The rules that admit agents, by name, each with its connection limit (None: no limit)."""
         found: dict[str, int | None] = {}
         if self._tokens is not None:
             for token in self._all_tokens:
@@ -43,7 +43,7 @@ class Policy:
         return found
 
     def objection(self, agent_id: str) -> str | None:
-        """Why no registration under this id can succeed, whatever token it brings; None when one may."""
+        """Why no registration under this id can succeed, with any token; None when one may succeed."""
         if self._tokens is not None and not self._tokens.knows(agent_id):
             return "no token is good for this id"
         if self._allowed is not None and not self._allowed.matches(agent_id):
@@ -52,15 +52,15 @@ class Policy:
 
     @property
     def wants_uid(self) -> bool:
-        """Whether the uid of a Unix socket's peer matters."""
+        """Whether `check` needs the uid of a Unix socket's peer."""
         return self._uids is not None
 
     def check(self, claim: Claim | Registration, uid: int | None) -> str:
-        """Raise Rejection when the agent may not register, return the rule that lets it in; see `rules`.
+        """Return the rule that admits the agent (see `rules`), or raise Rejection.
 
-        Looks at the agent id and the token alone; *uid* is that of a Unix socket's peer. The rule is empty where
-        nothing is asked for. The token comes before the allowlist, so that nobody without one can find out which ids
-        exist.
+        Looks only at the agent id, the token, and *uid*, the uid of a Unix socket's peer. The rule is empty when the
+        configuration has neither tokens nor an allowlist. The token is checked before the allowlist, so that a peer
+        without a valid token cannot find out which ids exist.
         """
         agent_id, answer_type = claim.agent_id, claim.answer_type
         rule: str | None = ""

@@ -1,7 +1,7 @@
-"""What of a configuration this host does not have, found without starting anything.
+"""Check whether this host has everything that a configuration needs, without starting anything.
 
-``shardgate check`` calls a file good only when ``shardgate run`` would start with it. Both ask what is in `places`.
-These look as the user of the process, so a check is for the user that it runs as.
+``shardgate check`` calls a file good only when ``shardgate run`` would start with it. Both use the functions of
+`places`. These check with the rights of the calling process, so the result holds for its user.
 """
 
 import os
@@ -18,14 +18,14 @@ from supervisor.config.paths import Objection
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What stands against a start on this host, and what cannot be told by this user."""
+    """The problems that would prevent a start on this host, and notes on checks that this user cannot make."""
 
     problems: list[Problem]
     notes: list[str]
 
 
 def look(config: Config, lines: Mapping[str, int | None]) -> Host:
-    """Look at everything that a start needs; *lines* has the line of each node of the file, under its path."""
+    """Check everything that a start needs. *lines* maps the path of each node of the file to its line."""
     notes: list[str] = []
     problems = []
     for node, objection in _objections(config, notes):
@@ -75,7 +75,7 @@ def _runtime_dir(rundir: RuntimeDir, notes: list[str]) -> Iterator[tuple[str, Ob
     if objection is None:
         return
     if _is_of_another_user(rundir.path):
-        # Root looks at the directory of a service: that of a user who can be asked better.
+        # Root checks the directory of a service that runs as another user: only a check as that user is conclusive.
         owner = rundir.path.lstat().st_uid
         notes.append(
             f"{rundir.path} belongs to uid {owner}: only a check as that user tells whether its start succeeds"
@@ -97,7 +97,7 @@ def _socket(
     if rundir.is_ours(path.absolute()):
         yield node, (f"{path} is a name that shardgate itself uses", "choose another name, or another folder")
         return
-    # A start makes the runtime directory before the sockets.
+    # A start creates the runtime directory before the sockets, so it need not exist now.
     if path.parent != rundir.path:
         objection = places.folder_objection(path.parent)
         if objection is not None:
@@ -116,7 +116,7 @@ def _address(node: str, address: TcpAddress, notes: list[str], *, runs: bool) ->
 
 
 def _in_use(node: str, where: Path | TcpAddress, notes: list[str], *, runs: bool) -> Iterator[tuple[str, Objection]]:
-    """Judge an address that is listened on: by the shardgate that runs, by systemd for it, or by another process."""
+    """Judge an address in use. The running shardgate, systemd on its behalf, or another process listens there."""
     names = [] if runs else places.listeners_at(where)
     if runs or "systemd" in names:
         return

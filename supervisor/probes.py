@@ -1,14 +1,14 @@
-"""Probe rounds: before an agent is refused for the limit, its connections are looked at.
+"""Probe rounds: before an agent is refused for the limit, the shards check its connections.
 
-An agent that has closed a connection can register again at once, even when the close has not been reported yet. So a
-registration over the limit waits while the shards that hold the agent's connections look for those that are gone; they
-report these first and answer the probe after, over the same ordered pipe.
+An agent that has closed a connection may register again at once, even when its shard has not reported the close yet.
+So a registration over the limit waits. The shards that hold the agent's connections look for closed ones. A shard
+reports these first and answers the probe after that, over the same ordered pipe.
 
-One round is in flight for each agent, however many registrations wait. A round decides only those that came *before*
-it was sent: it may have looked at a connection before the close that a later newcomer relies on. They get the next one.
+One round is in flight for each agent, however many registrations wait. A round decides only registrations that came
+*before* it was sent. A later registration may rely on a close that the round has missed. It waits for the next round.
 
-A round may be about more than one agent, where a rule, a peer or all together are over a limit. *agent_id* is then what
-`scope_key` makes of that.
+A round may be about more than one agent, when a rule, a peer or all agents together are over a limit. *agent_id* is
+then the key that `scope_key` makes.
 
 Pure: the clock comes in as an argument.
 """
@@ -24,7 +24,10 @@ Waiter = TypeVar("Waiter")
 
 @dataclass(slots=True)
 class Round(Generic[Waiter]):
-    """One probe of one agent: who waits for it, and once it is *asked*, the shards that have not answered."""
+    """One probe of one agent: the registrations that wait for it, and the shards that have not answered.
+
+    *asked* says whether the probe was sent.
+    """
 
     probe: int
     agent_id: str
@@ -35,7 +38,7 @@ class Round(Generic[Waiter]):
 
 
 def scope_key(scope: Scope, agent_id: str, owner: Owner) -> str:
-    """What a round is about: an agent's id, or a text with a space in it, which no id has."""
+    """The key of a round: an agent's id, or a text with a space. No agent id has a space."""
     match scope:
         case Scope.AGENT:
             return agent_id
@@ -68,10 +71,10 @@ class ProbeBook(Generic[Waiter]):
         return sum(len(r.waiters) for r in self._rounds.values()) + sum(map(len, self._later.values()))
 
     def wait(self, agent_id: str, waiter: Waiter, now: float) -> Round[Waiter] | None:
-        """Let *waiter* wait; a new round that is to be asked, or None when it waits with others."""
+        """Let *waiter* wait. Returns a new round that the caller must send, or None when it waits in another one."""
         current = self._by_agent.get(agent_id)
         if current is None:
-            # Between the end of a round and `next_round`, those who came earlier are in this one too.
+            # Between the end of a round and `next_round`, earlier waiters join this round too.
             return self._open(agent_id, [*self._later.pop(agent_id, ()), waiter], now)
         if current.asked:
             self._later.setdefault(agent_id, []).append(waiter)
@@ -80,7 +83,7 @@ class ProbeBook(Generic[Waiter]):
         return None
 
     def ask(self, current: Round[Waiter], shards: set[int]) -> bool:
-        """Note that *shards* are asked now; True when there are none, and the round is over."""
+        """Note that *shards* are asked now. True when there are none and the round is over."""
         current.asked = True
         current.shards = set(shards)
         if not shards:
@@ -88,7 +91,7 @@ class ProbeBook(Generic[Waiter]):
         return not shards
 
     def answered(self, probe: int, shard: int) -> Round[Waiter] | None:
-        """Note a shard's answer; the round when it is over by that."""
+        """Note a shard's answer. Returns the round when this was the last answer."""
         current = self._rounds.get(probe)
         if current is None or not current.asked:
             return None
@@ -99,30 +102,30 @@ class ProbeBook(Generic[Waiter]):
         return current
 
     def shard_gone(self, shard: int) -> list[Round[Waiter]]:
-        """Expect no more answers from a shard; the rounds that are over by that."""
+        """Expect no more answers from a shard. Returns the rounds that are over now."""
         answered = (self.answered(probe, shard) for probe in list(self._rounds))
         return [current for current in answered if current is not None]
 
     def expired(self, now: float) -> list[Round[Waiter]]:
-        """The rounds that took too long; they are over and decided on what is known."""
+        """End the rounds that took too long, and return them. The caller decides without the missing answers."""
         late = [current for current in self._rounds.values() if current.deadline <= now]
         for current in late:
             self._close(current)
         return late
 
     def is_open(self, current: Round[Waiter]) -> bool:
-        """Whether *current* is not over."""
+        """Whether *current* is still in flight."""
         return current.probe in self._rounds
 
     def next_round(self, agent_id: str, now: float) -> Round[Waiter] | None:
-        """The round for those who came while the last one was in flight; None when nobody did, or it is open."""
+        """Open a round for registrations that came during the last one. None without any, or when one is open."""
         if agent_id in self._by_agent:
             return None
         waiters = self._later.pop(agent_id, None)
         return None if waiters is None else self._open(agent_id, waiters, now)
 
     def first(self, agent_id: str) -> Waiter | None:
-        """Take out who has waited longest for a slot of the agent; None when nobody waits."""
+        """Remove and return the registration that has waited longest for a slot of the agent; None without one."""
         current = self._by_agent.get(agent_id)
         if current is not None and current.waiters:
             return current.waiters.pop(0)
@@ -135,7 +138,7 @@ class ProbeBook(Generic[Waiter]):
         return waiter
 
     def take_all(self) -> list[Waiter]:
-        """Everybody who waits; the book is empty after that."""
+        """Remove and return all waiting registrations."""
         waiters = [w for current in self._rounds.values() for w in current.waiters]
         waiters += [w for later in self._later.values() for w in later]
         self._rounds.clear()

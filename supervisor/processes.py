@@ -1,8 +1,8 @@
-"""Shards, and the next supervisor, as processes: started by exec, watched by pidfd. No other module starts any.
+"""Start shards and the next supervisor by exec, and watch them by pidfd. No other module starts processes.
 
-No fork without exec and no multiprocessing: a forked shard would share the loop's epoll set and hold copies of agents'
-descriptors, which keep an agent half-open after its real owner died. A session of their own keeps the terminal's Ctrl-C
-from reaching the shards beside the supervisor.
+Neither fork without exec nor multiprocessing is used. A forked shard would share the loop's epoll set. It would also
+hold copies of agents' descriptors, which keep an agent half-open after its real owner died. Each shard has its own
+session, so that the terminal's Ctrl-C reaches only the supervisor.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from ipc.options import PoolOptions
 from ipc.rundir import ProcessRecord, RuntimeDir
 
 IMPORT_PATH = "SHARDGATE_IMPORT_PATH"
-"""The variable in a shard's environment that says where it imports from; ``shards/__main__.py`` reads it."""
+"""The environment variable with the import path of a shard. ``shards/__main__.py`` reads it."""
 
 
 _children: set[int] = set()
-"""The processes that this one has started and not collected."""
+"""The pids of child processes that are not collected yet."""
 
 
 class Process:
     """A running process of ours: our child, or a shard that an earlier supervisor left, or the next supervisor.
 
-    *pidfd* becomes readable when it has ended. Unlike a pid it cannot come to mean another process.
+    *pidfd* becomes readable when the process has ended. Unlike a pid it never refers to another process later.
     """
 
     def __init__(self, pid: int, pidfd: int, *, is_child: bool) -> None:
@@ -50,18 +50,21 @@ class Process:
     def cpu_seconds(self) -> float | None:
         """The processor time that its main thread has used (proc(5), stat); None when that cannot be read.
 
-        All of our work is done in the main thread. Other threads, ZeroMQ's, go on where that one hangs.
+        Shards do all of their work in the main thread. ZeroMQ's threads run on when that one hangs.
         """
         try:
             stat = Path(f"/proc/{self.pid}/task/{self.pid}/stat").read_bytes()
         except OSError:
             return None
-        # Behind the name, which may hold anything: the 14th and 15th field of all, utime and stime.
+        # The fields 14 and 15 of all, utime and stime. They are counted from behind the name, which may hold any bytes.
         user, system = stat[stat.rindex(b")") + 2 :].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def reap(self) -> str:
-        """Collect the ended process and say how it ended, for people. Call once, when *pidfd* is readable."""
+        """Collect the ended process. Returns how it ended, as text for people.
+
+        Call it once, when *pidfd* is readable.
+        """
         if not self.is_child:
             return "ended"
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
@@ -76,7 +79,7 @@ class Process:
         return f"killed by {names.get(number, f'signal {number}')}"
 
     def close(self) -> None:
-        """Close *pidfd*. A child that is not collected by then is an orphan, as far as `reap_orphans` is concerned."""
+        """Close *pidfd*. A child that is not collected by then counts as an orphan in `reap_orphans`."""
         _children.discard(self.pid)
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -92,7 +95,7 @@ def start_shard(
     log_format: str,
     status_dir: RuntimeDir | None = None,
 ) -> Process:
-    """Start shard *shard*; OSError when the process cannot be made."""
+    """Start the process of a shard. OSError when it cannot be started."""
     command = [
         *_interpreter(),
         str(Path(_package("shards"), "__main__.py")),
@@ -113,7 +116,7 @@ def start_shard(
     ]
     if status_dir is not None:
         command += ["--status-dir", str(status_dir.path)]
-    # Standard output would mix with what the command line prints; log lines go to standard error.
+    # Shards share this process's output: log lines go to standard error, so that standard output stays clean.
     environment = {**os.environ, IMPORT_PATH: import_path()}
     with signals.held_back():
         child = subprocess.Popen(
@@ -122,20 +125,20 @@ def start_shard(
     try:
         pidfd = os.pidfd_open(child.pid)
     except OSError:
-        # Out of descriptors: nobody could ever watch it, nor end it.
+        # Out of descriptors: this process could neither watch nor end it.
         child.kill()
         child.wait()
         raise
     _children.add(child.pid)
-    # `reap` collects the status; Popen must neither do so nor warn that nobody did.
+    # `reap` collects the status. Popen must not collect it, and must not warn that it was not collected.
     child.returncode = 0
     return Process(child.pid, pidfd, is_child=True)
 
 
 def reap_orphans() -> bool:
-    """Collect processes that have ended and are not children of ours; whether one of ours has ended, too.
+    """Collect ended processes that this one did not start. True when a started one has ended, too.
 
-    That one comes first, and hides those behind it until `Process.reap` has collected it.
+    An ended child of ours hides the other ended processes until `Process.reap` has collected it.
     """
     try:
         while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -148,16 +151,16 @@ def reap_orphans() -> bool:
 
 
 def import_path() -> str:
-    """Where this process imports from, for a shard: the version of the interpreter and the entries of sys.path.
+    """The import path of this process, for a shard: the version of the interpreter and the entries of sys.path.
 
-    A shard that looked for itself could find another package: with ``python -m`` the current directory comes first for
-    this process and not at all for a shard, and with ``-I`` only this process passes $PYTHONPATH over.
+    A shard with its own import path could find another package: with ``python -m`` the current directory comes first
+    for this process, and is missing for a shard.
     """
     return "\n".join([str(sys.hexversion), *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109 - a string
 
 
 def _interpreter() -> list[str]:
-    """The interpreter with those of its own flags that decide about imports; never the folder of a script (-P)."""
+    """The interpreter with its present flags for imports. -P keeps the folder of the script out of the import path."""
     flags = {
         "-I": sys.flags.isolated,
         "-E": sys.flags.ignore_environment,
@@ -169,7 +172,7 @@ def _interpreter() -> list[str]:
 
 
 def _package(name: str) -> str:
-    """The folder of a package of ours, which is not imported; FileNotFoundError when there is none."""
+    """The folder of a package of ours, without importing it. FileNotFoundError when there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(errno.ENOENT, f"there is no package '{name}' any more; install shardgate again")
@@ -177,11 +180,11 @@ def _package(name: str) -> str:
 
 
 def start_successor(variables: Mapping[str, str]) -> Process:
-    """Start the command of this process again, with the code that is installed now, to take over from it.
+    """Start the command of this process again, from the installed code, to take over from this process.
 
-    *variables* go into its environment beside ours. It is no child of ours: systemd waits for the end of a main process
-    only if that was its own child when it was named (MAINPID), and kills it at once otherwise. An orphan is its child.
-    OSError when the process cannot be made.
+    *variables* are added to its environment. It is started as an orphan, and so becomes a child of systemd. systemd
+    waits for the end of a main process only if that was its child when it was named (MAINPID). Otherwise systemd kills
+    it at once. OSError when the process cannot be made.
     """
     done = subprocess.run(
         ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *successor_command(sys.orig_argv)],
@@ -196,7 +199,7 @@ def start_successor(variables: Mapping[str, str]) -> Process:
 def successor_command(arguments: Sequence[str]) -> list[str]:
     """The command line that takes over from the process with these *arguments* (sys.orig_argv).
 
-    A script is run by its name, and so by the interpreter that it names now: after an upgrade that may be another one.
+    A script is run by its own name, so that its first line selects the interpreter. That may change with an upgrade.
     """
     script = arguments[1:2]
     is_script = bool(script) and not script[0].startswith("-") and os.access(script[0], os.X_OK)
@@ -205,7 +208,7 @@ def successor_command(arguments: Sequence[str]) -> list[str]:
 
 
 def hold(pid: int) -> Process | None:
-    """The process *pid*, which is known to live; None when it has ended nevertheless."""
+    """The process *pid*; None when it has ended. The caller must know that the pid was not reused."""
     try:
         return Process(pid, os.pidfd_open(pid), is_child=False)
     except OSError:
@@ -213,12 +216,12 @@ def hold(pid: int) -> Process | None:
 
 
 def adopt_shard(record: ProcessRecord) -> Process | None:
-    """The living process of *record*; None when it has ended or its pid belongs to another process by now."""
+    """The running process of *record*; None when it has ended, or its pid belongs to another process now."""
     try:
         pidfd = os.pidfd_open(record.pid)
     except ProcessLookupError:
         return None
-    # Looked at after the pidfd was opened, so that the two are the same process.
+    # The check comes after pidfd_open, so that it applies to the process of the pidfd.
     if not record.is_alive() or not record.belongs_to(os.geteuid()):
         os.close(pidfd)
         return None

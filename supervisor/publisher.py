@@ -1,4 +1,4 @@
-"""Telling the shards where agents are: counts of live connections, published as they change."""
+"""Publish to the shards how many live connections each agent has on each shard."""
 
 import time
 
@@ -9,10 +9,10 @@ from ipc.timers import Every
 from supervisor.ledger import Ledger
 
 GATHER_SECONDS = 0.02
-"""Changes are gathered for this long: a burst of registrations of one agent is one message."""
+"""Seconds for which changes are gathered, so that a burst of registrations makes one message."""
 
 SILENT_TURNS = 50
-"""After so many turns without a change an empty message goes out, so that a shard notices a lost one."""
+"""Turns without a change after which an empty message is sent. It lets a shard notice a lost message."""
 
 
 class Publisher:
@@ -23,25 +23,25 @@ class Publisher:
         self._rundir = rundir
         self._bus = Bus.publisher()
         self.bind()
-        # From the clock, so that no number of this supervisor can seem to follow the last one of its predecessor.
+        # From the clock, so that no number follows the last one of an earlier supervisor without a gap.
         self._sequence = time.time_ns() // 1_000_000
         self._silent = 0
         self._is_open = False
         self._timer = Every(GATHER_SECONDS, self._turn)
 
     def bind(self) -> None:
-        """Listen, or listen again where the socket's file is gone; who is connected stays so."""
+        """Listen, also again after the socket's file was removed. Existing connections stay."""
         self._bus.bind(self._rundir.counts)
 
     def open(self) -> None:
-        """Begin to publish: before the ledger knows all that living shards hold, agents would seem to be gone."""
+        """Begin to publish. Call it when the ledger is complete; before that agents would seem to be gone."""
         self._is_open = True
 
     def full(self) -> events.FullDirectory | None:
-        """All counts, as of the newest published change; None before `open`."""
+        """All counts, under the number of the newest published message; None before `open`."""
         if not self._is_open:
             return None
-        # What has changed since is published next, once more, which does no harm: counts are whole, not differences.
+        # Later changes are published again with the next message. That does no harm: counts are no differences.
         ledger = self._ledger
         counts = {agent_id: ledger.live_counts(agent_id) for agent_id in ledger.agent_ids()}
         return events.FullDirectory(self._sequence, {agent_id: shards for agent_id, shards in counts.items() if shards})

@@ -1,7 +1,7 @@
-"""Orphans that have ended: as process 1, or as a subreaper, this process is given them, and has to collect them.
+"""Collect ended orphans. The kernel gives them to this process when it is process 1 or a subreaper.
 
-An image without an init has no other process for it. Our own children are watched by their pidfds, and `Process.reap`
-wants their status: only those that are not ours are collected here, when SIGCHLD says that there may be one.
+A container image without an init has no other process that collects them. Our own children are watched by their pidfds,
+and `Process.reap` needs their status. So only other processes are collected here, after a SIGCHLD.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from ipc import signals
 from supervisor.processes import reap_orphans
 
 LOOK_AGAIN = 0.1
-"""Seconds until the next look where a child of ours has ended and is not collected yet: it hides those behind it."""
+"""Seconds until the next attempt, when one of our children has ended and is not collected yet. It hides the others."""
 
 
 class Reaper:
-    """Collects orphans from now on, those included that have ended before. Make it on a running loop."""
+    """Collects ended orphans from now on, and those that have ended before. Create it on a running loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Which connections to move so that every shard has its share. Pure: the ledger's counts go in, a plan comes out."""
+"""Plan which connections must move so that every shard has its share. Pure: counts go in, a plan comes out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from supervisor.placement import rendezvous
 
 
 class Move(NamedTuple):
-    """One connection, and where it is to go."""
+    """The move of one connection from the shard *source* to the shard *target*."""
 
     agent_id: str
     number: int
@@ -21,11 +21,11 @@ Held = Mapping[int, Mapping[str, Sequence[int]]]
 
 
 def plan(placement: Placement, held: Held, shards: Iterable[int]) -> list[Move]:
-    """The moves after which the connections lie as *placement* would have put them, among *shards*.
+    """The moves after which the connections are on *shards* as *placement* would put them.
 
-    ``affinity``: every agent on its own shard. ``spread``: as many connections on each shard, give or take one, and the
-    connections of one agent apart, as far as that goes without more moves than are needed. Connections of shards that
-    are not among *shards* are left alone.
+    ``affinity``: all connections of an agent are on the shard of its id. ``spread``: all shards have the same number of
+    connections, give or take one. The connections of one agent are spread too, as far as the least number of moves
+    allows. Connections of other shards stay.
     """
     members = sorted(shards)
     if len(members) < 2:
@@ -48,7 +48,7 @@ def _by_affinity(held: Held, members: list[int]) -> list[Move]:
 def _evenly(held: Held, members: list[int]) -> list[Move]:
     loads = {shard: sum(map(len, held.get(shard, {}).values())) for shard in members}
     share, rest = divmod(sum(loads.values()), len(members))
-    # The fullest shards keep what cannot be divided, which saves a move for each.
+    # The fullest shards keep the remainder of the division. That saves a move for each of them.
     fullest_first = sorted(members, key=lambda shard: (-loads[shard], shard))
     wanted = {shard: share + (position < rest) for position, shard in enumerate(fullest_first)}
     own = {shard: {agent_id: len(numbers) for agent_id, numbers in held.get(shard, {}).items()} for shard in members}
@@ -59,7 +59,7 @@ def _evenly(held: Held, members: list[int]) -> list[Move]:
         if surplus <= 0:
             continue
         for agent_id, number in _most_crowded_first(held[source], surplus):
-            # Where the agent has the fewest, then where there is most room.
+            # The shard with the fewest connections of the agent, then the one with most room.
             target = min(room, key=lambda shard: (own[shard].get(agent_id, 0), -room[shard], shard))
             moves.append(Move(agent_id, number, source, target))
             own[target][agent_id] = own[target].get(agent_id, 0) + 1
@@ -70,7 +70,7 @@ def _evenly(held: Held, members: list[int]) -> list[Move]:
 
 
 def _most_crowded_first(agents: Mapping[str, Sequence[int]], count: int) -> list[tuple[str, int]]:
-    """*count* connections, of those agents first that have most of theirs here."""
+    """*count* connections, taken from the agents with the most connections on this shard first."""
     left = {agent_id: list(numbers) for agent_id, numbers in agents.items()}
     chosen: list[tuple[str, int]] = []
     for height in range(max(map(len, left.values()), default=0), 0, -1):

@@ -1,7 +1,7 @@
-"""What the service manager is told (sd_notify(3)): ready, status, reloading, stopping, and that we are alive.
+"""Notifications to the service manager (sd_notify(3)): ready, status, reloading, stopping, and the watchdog.
 
-Own code, since the protocol is one datagram, and the packages that speak it either block or need libsystemd. Without
-``NOTIFY_SOCKET`` everything here does nothing.
+The protocol is one datagram. The packages for it either block or need libsystemd, so this is our own code. Without
+``NOTIFY_SOCKET`` nothing is sent.
 """
 
 import asyncio
@@ -16,13 +16,14 @@ from ipc.timers import Every
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 STATUS_SECONDS = 1.0
-"""Seconds between looks at whether the status has changed."""
+"""Seconds between two checks whether the status has changed."""
 
 
 class ServiceManager:
-    """The one who started us, if it wants to be told anything. The variables that say so leave *environment*.
+    """The service manager that started this process, if it wants notifications.
 
-    Nothing here waits for the manager: what its socket does not take now stays queued, and goes before anything newer.
+    Its variables are removed from *environment*. Nothing here waits for the manager: messages that its socket does not
+    take now stay queued, and are sent before newer ones.
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -35,45 +36,45 @@ class ServiceManager:
         microseconds = found.get("WATCHDOG_USEC", "")
         is_ours = found.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_seconds = int(microseconds) / 1e6 if is_ours and microseconds.isdecimal() else 0.0
-        """Seconds within which the manager wants to hear that we are alive; 0 for never."""
-        # For who takes over from us; not WATCHDOG_PID, which would be ours. Unset stands for "whoever reads this".
+        """Seconds within which the manager expects a watchdog message; 0 for never."""
+        # For the next supervisor. Without WATCHDOG_PID, which would be this process: unset means any process.
         self.variables: Mapping[str, str] = {name: value for name, value in found.items() if name != "WATCHDOG_PID"}
         self._told_status: str | None = None
         self._timer: Every | None = None
 
     @property
     def is_there(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager to notify."""
         return self._socket is not None
 
     def tell(self, *assignments: str) -> None:
-        """Send one message of ``NAME=value`` assignments, as soon as the manager takes it."""
+        """Queue one message of ``NAME=value`` assignments. It is sent when the manager's socket takes it."""
         if self._socket is not None:
             self._unsent.append("\n".join(assignments).encode())
             self._flush()
 
     def ready(self, status: str) -> None:
-        """Say that agents are served, by this process."""
+        """Notify that this process serves agents."""
         self._told_status = status
         self.tell("READY=1", f"MAINPID={os.getpid()}", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the configuration is being read again; `ready` ends it."""
+        """Notify that the configuration is being read again. `ready` ends this state."""
         self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
-        """Say that the end has begun."""
+        """Notify that this process is stopping."""
         self._told_status = status
         self.tell("STOPPING=1", f"STATUS={status}")
 
     def replaced_by(self, pid: int) -> None:
-        """Say that another process is the service from now on."""
+        """Notify that another process is the main process of the service from now on."""
         self.tell(f"MAINPID={pid}")
 
     def begin(self, status: Callable[[], str], turns: Callable[[], int]) -> None:
-        """Keep *status* current, and say that we are alive whenever *turns*, a count of work done, has grown.
+        """Keep the manager's *status* current, and send watchdog messages while *turns*, a count of work done, grows.
 
-        A loop that still turns but does not get its work done is as good as dead: somebody else should have a try.
+        Without progress the manager gets no watchdog message, although the loop still runs. It may restart the service.
         """
         if self._socket is None:
             return
@@ -100,13 +101,13 @@ class ServiceManager:
         self._timer = Every(min(STATUS_SECONDS, beat or STATUS_SECONDS), look, at_once=True)
 
     def end(self) -> None:
-        """Say nothing more by ourselves."""
+        """Stop the timer for status and watchdog messages."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def close(self) -> None:
-        """Let go of the manager."""
+        """Stop the timer, and close the socket."""
         self.end()
         if self._socket is not None:
             self._socket.close()
@@ -120,5 +121,5 @@ class ServiceManager:
             except BlockingIOError:
                 return  # Its queue is full.
             except OSError:
-                pass  # Nobody is there, or nobody we may talk to; that must not hurt the agents.
+                pass  # The manager is gone, or denies access. Agents must not be affected by that.
             self._unsent.popleft()

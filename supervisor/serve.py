@@ -1,6 +1,6 @@
-"""The supervisor's process: from its command line to its exit code, over the supervisors that run in it.
+"""The supervisor's process: from its configuration to its exit code, over the `Supervisor` objects that run in it.
 
-There is one as a rule. A second one begins where the first has handed over to another process that then failed.
+Usually there is one. A second one begins after the first has handed over to another process that then failed.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from supervisor.sd import ServiceManager
 from supervisor.takeover import Estate, Predecessor, TakeoverRefused, TakeoverTimedOut, check_shards
 
 AGAIN_SECONDS = 1.0
-"""Between two attempts to go on with what could not be handed over."""
+"""Seconds between two attempts to go on after a failed handover."""
 
 _EXIT_CODES = {
     ConfigError: ExitCode.BAD_CONFIG,
@@ -53,11 +53,11 @@ def serve(
     log_format: str = "auto",
     takeover: bool = False,
 ) -> int:
-    """Run a supervisor with *config* until it is stopped, or replaced; returns the exit code.
+    """Run a supervisor with *config* until it is stopped or replaced. Returns the exit code.
 
-    *load* makes the configuration again for a reload; without it a reload reads the token files only. *origins* tells
-    where its values came from, and is kept up to date by *load*. With *takeover* it takes the place of the one that
-    runs, if one does.
+    *load* reads the configuration again for a reload. Without it a reload reads only the token files. *origins* maps
+    the settings to their sources, and *load* keeps it up to date. With *takeover* this process takes over from the
+    running supervisor, if there is one.
     """
     configure("supervisor", log_level, log_format)
     take_standard_error()
@@ -97,7 +97,7 @@ def serve(
 
 
 class _Life:
-    """What stays the same over the supervisors of one process. ConfigError when the policy cannot be made."""
+    """The state that the supervisors of one process share. ConfigError when the policy cannot be made."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Life:
         self._default_path: Path = rundir.path / AGENTS_SOCKET
 
     def check_descriptors(self) -> None:
-        """Raise `TooFewDescriptors` where no agent could ever be served."""
+        """Raise `TooFewDescriptors` when the open files limit is too low to serve any agent."""
         config = self._config
         check_descriptors(
             shards=config.shards or default_shards(),
@@ -133,19 +133,19 @@ class _Life:
         )
 
     def make_status_dir(self) -> None:
-        """Make the directory for those who may only look, where there is to be one."""
+        """Create the status directory, for read-only queries of other users, when the configuration has one."""
         config = self._config
         if config.status_dir is not None:
             self._status_dir = create_status_dir(config.status_dir, config.status_mode, config.status_group)
 
     async def begin(self, handshakes: Sequence[Newcomer] = ()) -> None:
-        """Run where no other supervisor does; the runtime directory is locked. *handshakes* are gone on with."""
+        """Run without a predecessor. The runtime directory must be locked. Continues the *handshakes*."""
         self._take_status_dir([])
         taken, foreign = await take_back(self._config, self._rundir, self._default_path, self._passed)
         await self._run(Estate(taken, handshakes, (), frozenset(foreign)), lambda _: None)
 
     async def take_over(self) -> None:
-        """Run in the place of the supervisor that runs."""
+        """Take over from the running supervisor and run; begin anew when there is none."""
         while True:
             predecessor = await Predecessor.find(self._rundir)
             if predecessor is None:
@@ -159,7 +159,7 @@ class _Life:
                 # It died meanwhile.
                 await self.begin(predecessor.handshakes)
                 return
-            # It has handed over to another process, which is to be asked then.
+            # It has handed over to another process. Ask that one.
             close_all([newcomer.fd for newcomer in predecessor.handshakes])
         lock, *further = predecessor.locks
         self._rundir.inherit_lock(lock)
@@ -167,7 +167,7 @@ class _Life:
         for fd in further:
             if fd not in others:
                 self._rundir.inherit_lock(fd)
-        # The names too, where the one before was of a version that had none.
+        # Also lock the names: a predecessor of an older version has no lock of them.
         self._rundir.lock_names()
         self._take_status_dir(others)
 
@@ -179,18 +179,18 @@ class _Life:
         await self._run(estate._replace(listeners={**estate.listeners, **self._passed}), on_serving)
 
     def _take_status_dir(self, inherited: Sequence[int]) -> None:
-        """Lock the status directory, unless its lock is among the *inherited* ones, which are owned from now on."""
+        """Lock the status directory, or take its lock from the *inherited* descriptors. Takes ownership of these."""
         for fd in inherited:
             if self._status_dir is not None and self._status_dir.is_lock(fd):
                 self._status_dir.inherit_lock(fd)
             else:
-                # Of another directory, which the configuration does not name any more.
+                # It is the lock of another directory, which this configuration does not name.
                 os.close(fd)
         if self._status_dir is not None and not self._status_dir.is_locked:
             self._status_dir.lock()
 
     def _is_locked(self) -> bool:
-        """Lock the runtime directory, if no other process has."""
+        """Lock the runtime directory. False when another process has the lock."""
         try:
             self._rundir.lock()
         except RuntimeDirBusy:
@@ -209,7 +209,7 @@ class _Life:
             left = await supervisor.run()
 
     async def _supervisor_again(self, estate: Estate, before: Supervisor) -> Supervisor:
-        """Begin anew with what was not handed over after all, however often that takes: shards and agents wait."""
+        """Make a new supervisor from the estate after a failed handover. Retry until it succeeds, or until a stop."""
         while True:
             copies = {listener: os.dup(fd) for listener, fd in estate.listeners.items()}
             try:
@@ -241,7 +241,7 @@ class _Life:
             raise
 
     async def _has_handed_over(self, supervisor: Supervisor, left: Estate) -> bool:
-        """Give what a supervisor left to its successor; whether that one serves now."""
+        """Hand the estate *left* to the supervisor's successor. True when that one serves now."""
         successor = supervisor.successor
         assert successor is not None
         directories = [self._rundir] if self._status_dir is None else [self._rundir, self._status_dir]
@@ -249,7 +249,7 @@ class _Life:
         if taken:
             get_logger().info("handed over", to_pid=successor.process.pid)
             if supervisor.stop_asked:
-                # Whoever asked for the end knows this process only.
+                # The stop request came to this process. It must not end before its successor has stopped, too.
                 await successor.ends()
             else:
                 self._manager.replaced_by(successor.process.pid)

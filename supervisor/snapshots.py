@@ -1,8 +1,8 @@
-"""What a shard's snapshot can tell and what it cannot, and what becomes of whom nobody has decided about.
+"""Compare a shard's snapshot with the ledger, and decide about connections that an earlier supervisor left undecided.
 
-Pure: `supervisor.census` asks, and does what follows. A snapshot is an answer from a while ago, over a pipe that the
-handoff channel overtakes, and is overtaken by. It is believed only about what it can know: not about commits that were
-on their way, nor about what its shard has let go of meanwhile.
+Pure: `supervisor.census` asks for the snapshots and acts on the results. A snapshot describes the past. Messages on the
+handoff channel may overtake it on the bus, or be overtaken by it. So a snapshot proves nothing about a commit that was
+on its way, nor about a connection that the shard has let go of meanwhile.
 """
 
 from collections.abc import Container
@@ -16,7 +16,10 @@ Held = tuple[int, str]
 
 
 class Inquiry:
-    """A snapshot that is wanted of one shard. *request* is 0 until it could be asked for, at *asked_at*."""
+    """A snapshot that the supervisor wants of one shard.
+
+    *request* is the number of the request that was sent, 0 before that. *asked_at* is the time of sending.
+    """
 
     __slots__ = ("_believed", "_recalled", "asked_at", "request")
 
@@ -27,17 +30,20 @@ class Inquiry:
         self._recalled: set[int] = set()
 
     def ask(self, request: int, believed: set[Held], now: float) -> None:
-        """Note that it was asked for, and what was *believed* of the shard then: what came later it may lack."""
+        """Note that the request was sent, and the connections that the ledger *believed* to be on the shard then.
+
+        The snapshot may lack connections that became live later.
+        """
         self.request, self.asked_at = request, now
         self._believed, self._recalled = believed, set()
 
     def recall(self, number: int) -> None:
-        """Note that the shard has let go of a connection, which may have come back before the snapshot is heard."""
+        """Note that the shard has let go of a connection. It may be back before the snapshot arrives."""
         self._recalled.add(number)
 
     def compare(self, snapshot: Snapshot) -> tuple[set[Held], set[Held]]:
-        """What was believed and what is held, of those connections about which this snapshot tells anything."""
-        # A commit may be on its way: what the shard holds without one is not gone.
+        """The believed and the held connections, without those about which this snapshot proves nothing."""
+        # A commit may be on its way: a connection that the shard holds uncommitted is not gone.
         believed = self._believed.difference(snapshot.prepared, snapshot.moving)
         held = set(snapshot.live)
         if self._recalled:
@@ -47,9 +53,10 @@ class Inquiry:
 
 
 class Found(NamedTuple):
-    """A connection that *shard* holds, about which nobody has decided: who was to do that is gone.
+    """A connection that *shard* holds, and that an earlier supervisor left without a decision.
 
-    A *member* was on its way between two shards, its agent accepted; otherwise it is a newcomer without its commit.
+    A *member* was on its way between two shards, and its agent is accepted. Any other found connection is prepared and
+    waits for its commit.
     """
 
     shard: int
@@ -61,13 +68,13 @@ class Found(NamedTuple):
 def undecided(
     shard: int, snapshot: Snapshot, *, first_number: int, live: Container[int], moving: Container[int]
 ) -> set[Found]:
-    """Those in *snapshot* whose handoff is none of this supervisor's, which began with *first_number*.
+    """The connections in *snapshot* whose handoff this supervisor did not begin. Its numbers begin at *first_number*.
 
-    *live* are the numbers of the shard's live slots, *moving* those on their way between shards now.
+    *live* are the numbers of the shard's live slots. *moving* are the numbers on their way between shards now.
     """
     found = {Found(shard, number, agent_id, False) for number, agent_id in snapshot.prepared if number < first_number}
     for number, agent_id in snapshot.moving:
-        # What was let go of, and has its slot here still, is in a message on the channel, which the bus has overtaken.
+        # The shard has let go of it and its slot is still live: the bus has overtaken the message on the channel.
         is_coming = number in snapshot.let_go and number in live
         if not is_coming and number not in moving:
             found.add(Found(shard, number, agent_id, True))
@@ -75,7 +82,7 @@ def undecided(
 
 
 class Verdict(Enum):
-    """What the shard that holds a found connection is told."""
+    """The order for the shard that holds a found connection."""
 
     WAIT = "nothing: it is on its way between shards by now, and will be told then"
     COMMIT = "to serve it: its commit is on the way, or was lost with a channel; one too many does no harm"
@@ -85,10 +92,9 @@ class Verdict(Enum):
 
 
 def verdict(found: Found, *, served_by: int | None, is_moving: bool, has_room: bool) -> Verdict:
-    """Decide about a found connection, once all shards have told what they hold.
+    """Decide about a found connection. All shards must have sent their snapshots before.
 
-    *served_by* is the shard on which it has its slot, if it has one; *has_room* says whether its agent may have one
-    more.
+    *served_by* is the shard of its slot, None without one. *has_room* says whether its agent may have one more slot.
     """
     if is_moving:
         return Verdict.WAIT
@@ -96,5 +102,5 @@ def verdict(found: Found, *, served_by: int | None, is_moving: bool, has_room: b
         return Verdict.COMMIT
     if served_by is not None:
         return Verdict.REVOKE
-    # A member was accepted, and keeps its place.
+    # A member was accepted before, so the limit does not apply to it.
     return Verdict.ADOPT if found.member or has_room else Verdict.REFUSE

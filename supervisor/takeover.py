@@ -1,7 +1,8 @@
-"""Replacing the supervisor while agents notice nothing: both ends of it, in the order of `ipc.messages.TakeOver`.
+"""Replace the running supervisor without interrupting agents: both ends of the protocol of `ipc.messages.TakeOver`.
 
-The old supervisor ends only when the new one serves. Until then it keeps copies of all that it has given away, the lock
-included, and goes on with them when the new one dies. One that hangs is ended: never are there two.
+The old supervisor ends only when the new one serves. Until then it keeps copies of all descriptors that it has handed
+over, the lock included. When the new one dies, the old one goes on with its copies. A new one that hangs is killed, so
+that there are never two.
 """
 
 import asyncio
@@ -38,34 +39,34 @@ from supervisor.processes import Process, hold, start_successor
 from supervisor.sd import ServiceManager
 
 ANSWER_LIMIT = 5.0
-"""Seconds that a running supervisor has to say whether it hands over; it answers at once."""
+"""Seconds that a running supervisor has to say whether it hands over. It usually answers at once."""
 
 FINISH_LIMIT = 15.0
-"""Seconds to finish what is under way before handing over: handoffs, probes, and the start of shards."""
+"""Seconds to finish handoffs, probes and starts of shards before handing over."""
 
 TAKE_LIMIT = 30.0
-"""Seconds that the new supervisor has from being given everything until it serves."""
+"""Seconds that the new supervisor has from the last message of the handover until it serves."""
 
 BOOT_LIMIT = 30.0
-"""Seconds that a new supervisor, started by the old one, has until it asks."""
+"""Seconds from the start of a new supervisor by the old one until it asks to take over."""
 
 PAUSE = 0.005
-"""Seconds between looks at what is waited for."""
+"""Seconds between two checks of a condition that is waited for."""
 
 
 class TakeoverRefused(Exception):
-    """The running supervisor does not hand over; the message says why, and what to do."""
+    """The running supervisor does not hand over. The message says why, and what to do."""
 
 
 class TakeoverTimedOut(Exception):
-    """The running supervisor does not answer, or does not get done; it goes on as it is."""
+    """The running supervisor does not answer, or does not hand over in time. It goes on as before."""
 
 
 class Estate(NamedTuple):
-    """What one supervisor leaves to the next. Shards, and what they hold, are found in the runtime directory.
+    """The resources that one supervisor hands over to the next. The next one finds the shards in the runtime directory.
 
-    Descriptors belong to whoever has the estate. *handshakes* are not complete. *drained* shards are to get no
-    connections; *foreign* ones speak another version.
+    The holder of the estate owns its descriptors. *handshakes* are not complete. *drained* shards must get no
+    connections. *foreign* shards speak another version.
     """
 
     listeners: Mapping[KeptListener, int]
@@ -78,7 +79,7 @@ class Estate(NamedTuple):
 
 
 class Predecessor:
-    """The running supervisor, as the one that takes over sees it. Get it from `find`."""
+    """The running supervisor, from the view of the new one. `find` makes it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.locks: list[int] = []
@@ -92,7 +93,7 @@ class Predecessor:
 
     @classmethod
     async def find(cls, rundir: RuntimeDir) -> "Predecessor | None":
-        """Reach the supervisor of *rundir*. When there is none the directory is locked, and the answer None."""
+        """Connect to the supervisor of *rundir*. Without one, lock the directory and return None."""
         clock = awake.clock()
         deadline = clock.time() + ANSWER_LIMIT
         while True:
@@ -101,7 +102,7 @@ class Predecessor:
             except RuntimeDirBusy as busy:
                 with contextlib.suppress(OSError):
                     return cls(handoff.connect(rundir.supervisor_handoff))
-                # It is about to begin, or to end.
+                # The other supervisor is starting or ending.
                 if clock.time() > deadline:
                     raise TakeoverTimedOut(f"{busy}; it does not let anybody ask it to hand over") from None
             else:
@@ -109,14 +110,14 @@ class Predecessor:
             await asyncio.sleep(PAUSE)
 
     async def estate(self) -> Estate | None:
-        """Get everything that it has; None when it died meanwhile.
+        """Receive the running supervisor's estate; None when it died meanwhile.
 
-        Then what it had is to be found as after a crash, and the *handshakes* that came so far are here. Raises
-        `TakeoverRefused` and `TakeoverTimedOut`; the running supervisor goes on then.
+        After None the caller must recover as after a crash. The handshakes received so far are in `handshakes`. Raises
+        `TakeoverRefused` and `TakeoverTimedOut`. Then the running supervisor goes on.
         """
         get_logger().info("taking over", from_pid=self.pid)
         self._channel.try_send(TakeOver())
-        # Whoever gets an error ends, and with it everything that came so far: the old supervisor has copies.
+        # On an error this process ends, and its descriptors are closed. The old supervisor has copies.
         limit = ANSWER_LIMIT
         while True:
             try:
@@ -147,7 +148,7 @@ class Predecessor:
                     return None
 
     def say_taken(self) -> None:
-        """Let it end: this process serves."""
+        """Tell the old supervisor that this process serves, so that it ends."""
         self._channel.try_send(Taken())
         self._channel.close()
 
@@ -174,7 +175,7 @@ class Predecessor:
 
 
 def check_shards(rundir: RuntimeDir) -> None:
-    """`TakeoverRefused` when a living shard could not be adopted: its agents would have to reconnect."""
+    """Raise `TakeoverRefused` when a running shard could not be adopted: its agents would have to reconnect."""
     paths = {rundir.shard_query(shard): shard for shard in rundir.recorded_shards()}
     for path, answer in query.ask_many(paths, "status").items():
         theirs = answer.get("handoff") if isinstance(answer, dict) else None
@@ -189,29 +190,32 @@ def check_shards(rundir: RuntimeDir) -> None:
 
 
 class Successor:
-    """A process that asks to take over, as the running supervisor sees it."""
+    """A process that asks to take over, from the view of the running supervisor."""
 
     def __init__(self, sock: socket.socket, process: Process, on_asked: Callable[["Successor"], None]) -> None:
         self.process = process
         self.lost = asyncio.Event()
-        """Set when it has gone, or given up."""
+        """Set when its channel is closed, by either side."""
         self.taken = asyncio.Event()
         self._on_asked = on_asked
         self._channel = HandoffChannel(sock, self._on_message, lambda _reason: self.lost.set())
 
     def refuse(self, reason: str) -> None:
-        """Tell it to go away; *reason* continues "the supervisor (pid 1) …"."""
+        """Refuse to hand over, and close the channel. *reason* continues "the supervisor (pid 1) …"."""
         get_logger().warning("not handing over", to_pid=self.process.pid, reason=reason)
         self._channel.try_send(NotNow(reason))
         self.close()
 
     def accept(self, seconds: float) -> None:
-        """Tell it that everything comes within *seconds*."""
+        """Tell the process that the handover will be complete within *seconds*."""
         get_logger().info("handing over", to_pid=self.process.pid)
         self._channel.try_send(HandingOver(seconds))
 
     async def receives(self, estate: Estate, locks: Sequence[int]) -> bool:
-        """Give it everything; whether it serves now. If not, its process has ended, and all is still ours as well."""
+        """Send the estate and the locks. True when the process serves now.
+
+        False when its process has ended. Then this process still has all descriptors.
+        """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(self.process.pidfd, ended.set)
@@ -220,7 +224,7 @@ class Successor:
                 await self._send(message, descriptors)
             await _first_of(self.taken, ended, self.lost, seconds=TAKE_LIMIT)
             if not self.taken.is_set() and not ended.is_set():
-                # A moment for one that is ending; then for good: it may have the lock, and come to life again.
+                # A process that is ending gets a moment. Then it is killed: it may have the lock, and run on later.
                 await _first_of(ended, self.taken, seconds=1.0)
             if not self.taken.is_set():
                 self.process.send_signal(signal.SIGKILL)
@@ -232,7 +236,7 @@ class Successor:
         return not ended.is_set()
 
     async def ends(self) -> None:
-        """Ask its process to stop, and wait until it has."""
+        """Send SIGTERM to the process, and wait until it has ended."""
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(self.process.pidfd, ended.set)
         self.process.send_signal(signal.SIGTERM)
@@ -240,7 +244,7 @@ class Successor:
         asyncio.get_running_loop().remove_reader(self.process.pidfd)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the channel and the process's pidfd."""
         self._channel.close()
         self.lost.set()
         self.process.close()
@@ -258,9 +262,9 @@ class Successor:
 
 
 class Succession:
-    """Who may take over from this supervisor: whoever asks at its socket, or the one that it starts itself.
+    """The processes that may take over from this supervisor: any that asks at its socket, or one that it starts itself.
 
-    *on_asked* gets each `Successor` that asks; it accepts or refuses it.
+    *on_asked* gets each `Successor` that asks, and must accept or refuse it.
     """
 
     def __init__(self, rundir: RuntimeDir, manager: ServiceManager, on_asked: Callable[[Successor], None]) -> None:
@@ -276,7 +280,7 @@ class Succession:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def listen_again(self) -> None:
-        """Let whoever takes over ask at a new socket: the file of the old one is gone."""
+        """Listen at a new socket, after the file of the old one was removed."""
         listener = handoff.listen(self._rundir.supervisor_handoff)
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
@@ -284,7 +288,7 @@ class Succession:
         self._loop.add_reader(listener.fileno(), self._accept)
 
     def start_one(self) -> None:
-        """Start the code that is installed now, which asks then; what is wrong is logged, and nothing has changed."""
+        """Start a new supervisor from the installed code. It will ask to take over. A failure is only logged."""
         if os.getpid() == 1:
             self._log.error("process 1 cannot be replaced: its end is the container's; start a new container instead")
             return
@@ -301,7 +305,7 @@ class Succession:
         self._boot_timer = awake.clock().call_later(BOOT_LIMIT, self._started_one_is_late)
 
     def why_not(self, successor: Successor) -> str | None:
-        """Why nobody, or not this one, may take over; None when it may."""
+        """Why *successor* may not take over; None when it may."""
         if os.getpid() == 1:
             return "is process 1, whose end is the container's; start a new container instead"
         if self._manager.is_there and (self._started is None or successor.process.pid != self._started.pid):
@@ -312,7 +316,7 @@ class Succession:
         return None
 
     def close(self, keep: Successor | None = None) -> None:
-        """Let nobody ask any more; *keep* is the one that takes over."""
+        """Take no more requests, and close all asking processes' channels but that of *keep*, which takes over."""
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
@@ -321,7 +325,7 @@ class Succession:
         if self._started is not None:
             self._loop.remove_reader(self._started.pidfd)
             if keep is None:
-                # It was started by this supervisor, which stops.
+                # This supervisor started it, and stops now.
                 self._started.send_signal(signal.SIGKILL)
             self._started.close()
         for one in self._asking:
@@ -345,7 +349,7 @@ class Succession:
     def _started_one_ended(self) -> None:
         assert self._started is not None
         self._loop.remove_reader(self._started.pidfd)
-        # It has said why, on the standard error that it shares with us.
+        # It has logged the reason to the standard error that it shares with this process.
         self._log.error("the new supervisor has ended, serving on", pid=self._started.pid)
         self._started.close()
         self._started = None
@@ -364,7 +368,7 @@ def _messages_of(estate: Estate, locks: Sequence[int], now: float) -> Iterator[t
             Handshake(n.transport, bytes(n.received[:BATCH_BYTES]), max(0.0, n.deadline - now)) for n in batch
         ]
         yield Unregistered(handshakes), [newcomer.fd for newcomer in batch]
-        # What is longer than a message is the only one in its batch.
+        # A handshake that is longer than a message is alone in its batch.
         longest = batch[-1].received
         for start in range(BATCH_BYTES, len(longest), BATCH_BYTES):
             yield Further(bytes(longest[start : start + BATCH_BYTES])), []
@@ -387,7 +391,7 @@ def _batches(newcomers: Iterable[Newcomer]) -> Iterator[list[Newcomer]]:
 
 
 async def _first_of(*events: asyncio.Event, seconds: float) -> None:
-    """Wait until one of *events* is set, or *seconds* are over."""
+    """Wait until one of *events* is set, for *seconds* at most."""
     waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         with contextlib.suppress(TimeoutError):

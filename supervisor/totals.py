@@ -1,11 +1,11 @@
-"""What shards have counted in all their lives: counters that go on when a process ends. Pure.
+"""The counters of each shard over all of its processes. Pure.
 
-A shard counts from zero when its process starts. Here the last numbers of each ended process are kept and added to what
-the present one says, so that no counter goes backwards: that of a number which no shard has any more stays as it is.
-`encode` and `decode` carry the ended processes' share over to the next supervisor.
+A shard counts from zero when its process starts. The last counters of each ended process are kept here, and added to
+those of the present process. So no counter goes backwards. The counters of a removed shard stay. `encode` and `decode`
+carry the ended processes' counters over to the next supervisor.
 
-What cannot be kept is what a process counted after its last heartbeat (half a second of it, at most), and all that it
-counted if it ended while there was no supervisor.
+Two kinds of counts are lost: the counts after a process's last heartbeat (half a second, at most), and all counts of
+a process that ended while there was no supervisor.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ from ipc.histogram import Histogram
 from ipc.status import RequestLatency, ShardReport
 
 SHARD_LOST = "shard_lost"
-"""The outcome of requests that were in flight, as far as is known, when their shard's process ended."""
+"""The outcome of requests that were in flight at the last heartbeat of an ended process."""
 
 
 class ShardTotals(msgspec.Struct, kw_only=True):
-    """The counters of one shard; `requests` by outcome, ``answered`` or a failure code."""
+    """The counters of one shard. `requests` has the number for each outcome: ``answered`` or a failure code."""
 
     requests: dict[str, int] = {}
     relayed: int = 0
@@ -33,7 +33,7 @@ class ShardTotals(msgspec.Struct, kw_only=True):
     latency: RequestLatency = msgspec.field(default_factory=RequestLatency)
 
     def plus(self, report: ShardReport, latency: RequestLatency) -> "ShardTotals":
-        """These and what a process has counted, as a new value."""
+        """The sum of these counters and a process's counters, as a new value."""
         requests = dict(self.requests)
         for outcome, number in {"answered": report.answered_total, **report.failed_total}.items():
             requests[outcome] = requests.get(outcome, 0) + number
@@ -53,41 +53,41 @@ class ShardTotals(msgspec.Struct, kw_only=True):
 
 
 class Totals:
-    """The totals of all shards that there have been, by number."""
+    """The totals of all present and former shards, by number."""
 
     def __init__(self, ended: dict[int, ShardTotals] | None = None) -> None:
         self._ended = ended or {}
 
     def end(self, shard: int, report: ShardReport | None, latency: RequestLatency) -> bool:
-        """Keep the last numbers of a process that has ended; whether there were any."""
+        """Add the last counters of an ended process. False when it has sent none."""
         if report is None:
             return False
         totals = self._ended.get(shard, ShardTotals()).plus(report, latency)
-        # With the report every request has an outcome, or is in flight: so the sum stays right.
+        # In the report every request has an outcome or is in flight. So the sum over the outcomes is right.
         if report.in_flight:
             totals.requests[SHARD_LOST] = totals.requests.get(SHARD_LOST, 0) + report.in_flight
-        # What was open when the process ended was closed by the kernel.
+        # The kernel has closed the connections that were open when the process ended.
         totals.closed += report.connections
         self._ended[shard] = totals
         return True
 
     def of(self, shard: int, report: ShardReport | None, latency: RequestLatency) -> ShardTotals:
-        """All lives of a shard together; *report* is that of the present process, if it has sent one."""
+        """The totals of a shard over all of its processes. *report* is the present process's, None before its first."""
         ended = self._ended.get(shard, ShardTotals())
         return ended if report is None else ended.plus(report, latency)
 
     @property
     def shards(self) -> Iterable[int]:
-        """The numbers under which a process has ended."""
+        """The numbers of the shards with ended processes."""
         return self._ended.keys()
 
     def encode(self) -> bytes:
-        """What a supervisor after this one needs."""
+        """The counters of ended processes, for the next supervisor."""
         return msgspec.json.encode(self._ended)
 
     @classmethod
     def decode(cls, data: bytes) -> "Totals":
-        """What a supervisor before this one left; empty when that cannot be read."""
+        """The counters that an earlier supervisor left; empty when *data* cannot be decoded."""
         try:
             return cls(msgspec.json.decode(data, type=dict[int, ShardTotals]))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -98,5 +98,5 @@ def _together(ended: Histogram, present: Histogram) -> Histogram:
     try:
         return ended.plus(present)
     except ValueError:
-        # A process of another version, with other buckets: its durations cannot be added up.
+        # A process of another version has other buckets, so the durations cannot be added.
         return present

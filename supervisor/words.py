@@ -1,4 +1,4 @@
-"""Texts, times and numbers for people, in the same words wherever they are read. Pure."""
+"""Format texts, times and numbers for people, the same way in all outputs. Pure."""
 
 import time
 from datetime import datetime
@@ -6,30 +6,30 @@ from datetime import datetime
 _LONGEST_TEXT = 128
 
 LONGEST_CONNECTION_ID = 160
-"""An agent's id of 128 characters, ``-conn-`` and a number of up to 19 digits are 153."""
+"""At least 153: an agent's id of 128 characters, ``-conn-``, and a number of up to 19 digits."""
 
 _DAY = 86_400.0
 
 
 def safe(text: str, limit: int = _LONGEST_TEXT) -> str:
-    """*text* with everything escaped that is not printable ASCII, at most *limit* characters of it."""
+    """Return *text* with all characters escaped that are not printable ASCII. It is cut to *limit* characters."""
     if len(text) <= limit and text.isascii() and text.isprintable():
         return text
-    # Rare, and the module brings structlog along, which costs as much time as all the rest of a command.
+    # This is rare. The module imports structlog, which takes as much time as the rest of a command.
     from ipc.logs import printable
 
     return printable(text, limit)
 
 
 def moment(at: float, now: float, *, milliseconds: bool = False) -> str:
-    """A time of the epoch for people, in the zone of the logs, which is UTC: ``08:53:01Z``.
+    """Format seconds of the epoch for people, in UTC as in the logs: ``08:53:01Z``.
 
-    A time that is a day or more from *now* has its date: ``2026-11-21 08:53:01Z``. ``?`` stands for a number that is no
-    time.
+    A time that is a day or more from *now* gets its date: ``2026-11-21 08:53:01Z``. A number that is no time gives
+    ``?``.
     """
     form = "%H:%M:%S" if abs(now - at) < _DAY else "%Y-%m-%d %H:%M:%S"
     try:
-        # In whole milliseconds: 0.25 of a second may be 0.2499999 after a subtraction.
+        # Whole milliseconds are used: 0.25 s may be 0.2499999 s after a subtraction.
         whole, thousandths = divmod(int(at * 1000) if milliseconds else int(at) * 1000, 1000)
         text = time.strftime(form, time.gmtime(whole))
     except (OverflowError, ValueError, OSError):
@@ -38,7 +38,7 @@ def moment(at: float, now: float, *, milliseconds: bool = False) -> str:
 
 
 def moment_of(text: str, now: float) -> str:
-    """`moment` for a time in RFC 3339; another text as it is, made safe."""
+    """Format a time in RFC 3339 with `moment`. Any other text is returned through `safe`."""
     try:
         return moment(datetime.fromisoformat(text).timestamp(), now)
     except (ValueError, OverflowError):
@@ -46,7 +46,7 @@ def moment_of(text: str, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, in its two largest units: ``42 s``, ``5 m 07 s``, ``3 h 20 m``, ``12 d 4 h``."""
+    """Format a duration for people, in its two largest units: ``42 s``, ``5 m 07 s``, ``3 h 20 m``, ``12 d 4 h``."""
     if 0 < seconds < 1:
         return f"{seconds:.1f} s"
     whole = int(seconds)
@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """A number of bytes for people: ``812 B``, ``34.1 MiB``."""
+    """Format a number of bytes for people: ``812 B``, ``34.1 MiB``."""
     if number < 1024:
         return f"{number:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
@@ -72,5 +72,5 @@ def size(number: float) -> str:
 
 
 def count(noun: str, number: int) -> str:
-    """A number and its noun: ``1 shard``, ``2 shards``."""
+    """Format a number with its noun: ``1 shard``, ``2 shards``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,1 +1,1 @@
-"""The agent's side: dial out, register, serve what comes, and stay connected."""
+"""The agent's side: dial the proxy, register, serve its events, and reconnect."""

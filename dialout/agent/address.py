@@ -1,4 +1,4 @@
-"""Where a proxy listens: ``/run/shardgate/agents.sock``, ``proxy.example:9090`` or ``[::1]:9090``."""
+"""Addresses of proxies: ``/run/shardgate/agents.sock``, ``proxy.example:9090`` or ``[::1]:9090``."""
 
 import socket
 from pathlib import Path
@@ -29,9 +29,9 @@ class TcpAddress(NamedTuple):
 
 
 def parse_address(address: str | Path) -> UnixAddress | TcpAddress:
-    """Read an address: what has a slash in it, or is a ``Path``, is a Unix socket, and the rest is HOST:PORT.
+    """Parse an address: a ``Path`` or a text with a slash is a Unix socket, any other text is HOST:PORT.
 
-    Raises LocalProtocolError for what is neither.
+    Raises LocalProtocolError for a text that is neither.
     """
     text = str(address)
     if isinstance(address, Path) or "/" in text:
@@ -51,11 +51,11 @@ _PROBES: Final = 3
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Have the kernel notice a dead TCP peer within a minute, whether or not something waits to be written.
+    """Make the kernel detect a dead TCP peer within a minute, even if no data waits to be written.
 
-    Its own default is two hours, and NAT tables forget an idle connection within minutes. Keepalive does not run
-    while data is unacknowledged: ``TCP_USER_TIMEOUT`` covers that, and must not be shorter than the keepalive's own
-    limit, which it overrides (tcp(7)).
+    The kernel's default is two hours, and NAT tables forget an idle connection within minutes. Keepalive does not run
+    while data is unacknowledged. ``TCP_USER_TIMEOUT`` covers that case. It must not be shorter than the keepalive
+    limit, because it overrides that limit (tcp(7)).
     """
     if sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return

@@ -1,4 +1,4 @@
-"""What an agent does with events: a class to derive from, or an object to hang functions on."""
+"""The agent's hooks: a class to derive from, or an object to attach functions to."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -33,21 +33,21 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class Agent:
     """Decides about requests. Derive from it and override hooks, or decorate functions with ``hook``.
 
-    Every hook takes the event and the ``Request`` that it is about, or the event alone, and returns a ``Decision``. It
-    may be a plain function, which is called as soon as the event was read and must not block, or a coroutine function,
-    of which up to ``max_concurrent_requests`` run at once on each connection. Events of one request are served one
-    after the other. A hook that is not there allows; an agent without any hook is refused before it dials.
+    Every hook takes the event and its ``Request``, or the event alone, and returns a ``Decision``. A plain function is
+    called as soon as the event was read, and must not block. Of coroutine functions up to ``max_concurrent_requests``
+    run at once on each connection. Events of one request are served one after the other. An event without a hook is
+    allowed. A manager refuses an agent without any hook.
 
-    A hook that raises, or returns no decision, fails its event and no other: the proxy gets ``failure``, which is a
-    block with status 500 unless you say otherwise, and the log (``dialout.agent``) gets a line. When the proxy cancels
-    a request, its coroutine is cancelled.
+    A hook that raises, or returns no decision, fails its event and no other. The proxy then gets ``failure``, by
+    default a block with status 500, and the log (``dialout.agent``) gets a line. When the proxy cancels a request, its
+    coroutine is cancelled.
 
-    What the agent tells the proxy about itself (``capabilities``) follows from the hooks that are there; give your own
-    where that is not enough. One agent may serve any number of connections. With ``require_configuration`` every event
-    gets ``failure`` until ``on_configure`` has taken a first configuration.
+    The ``capabilities`` that the proxy gets follow from the hooks. Pass your own if these do not fit. One agent may
+    serve any number of connections. With ``require_configuration`` every event gets ``failure`` until ``on_configure``
+    has taken a first configuration.
 
-    Raises LocalProtocolError for a method that looks like a hook and is none (public names in ``on_`` are those of
-    hooks), and for a hook that cannot be called as such; TypeError for a ``failure`` that is no decision.
+    Raises LocalProtocolError for a public method that begins with ``on_`` and is no hook, and for a hook with a wrong
+    signature. Raises TypeError for a ``failure`` that is no decision.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Agent:
         self.configuration: Any = None
         """The last configuration that ``on_configure`` took."""
         self.configuring = Configuring(self)
-        """Where the configurations of all connections meet."""
+        """The queue of configurations from all connections."""
         self._capabilities = capabilities
         self._hung: dict[str, Callable[..., Any]] = {}
         for ancestor in type(self).__mro__:
@@ -79,16 +79,16 @@ class Agent:
 
     # --- hooks ---
 
-    def on_request_headers(self, event: RequestHeaders, request: Request) -> Reply:  # noqa: ARG002 - for who overrides
-        """Decide about a request that has begun; ``Decision.more()`` asks for its body."""
+    def on_request_headers(self, event: RequestHeaders, request: Request) -> Reply:  # noqa: ARG002 - for overrides
+        """Decide about a new request. ``Decision.more()`` asks for its body."""
         return ALLOWED
 
     def on_request_body(self, event: RequestBodyChunk, request: Request) -> Reply:  # noqa: ARG002
-        """Decide about a chunk of a request's body; ``Decision.more()`` asks for the next one."""
+        """Decide about a chunk of a request's body. ``Decision.more()`` asks for the next one."""
         return ALLOWED
 
     def on_response_headers(self, event: ResponseHeaders, request: Request) -> Reply:  # noqa: ARG002
-        """Decide about the answer of the upstream."""
+        """Decide about the headers of the upstream's response."""
         return ALLOWED
 
     def on_response_body(self, event: ResponseBodyChunk, request: Request) -> Reply:  # noqa: ARG002
@@ -96,40 +96,41 @@ class Agent:
         return ALLOWED
 
     def on_request_complete(self, event: RequestComplete, request: Request) -> _News:  # noqa: ARG002
-        """Take note that a request is over (core dialect only). Nothing has to be returned."""
+        """Note that a request is over (core dialect only). No return value is needed."""
         return None
 
     def on_websocket_frame(self, event: WebSocketFrame, request: Request) -> Reply:  # noqa: ARG002
-        """Decide about a WebSocket frame (core dialect only), with ``websocket_decision`` in an allow."""
+        """Decide about a WebSocket frame (core dialect only). An allow may have a ``websocket_decision``."""
         return ALLOWED
 
     def on_guardrail(self, event: GuardrailInspect, request: Request) -> Reply:  # noqa: ARG002
-        """Inspect a text (core dialect only): a block says that something was found."""
+        """Inspect a text (core dialect only). A block reports a finding."""
         return ALLOWED
 
     def on_configure(self, event: Configure, request: Request) -> _News:  # noqa: ARG002
-        """Apply a configuration. Nothing has to be returned; a block, or an exception, refuses it.
+        """Apply a configuration. No return value is needed; a block or an exception refuses it.
 
-        It came with a registration and differs from the last one taken, or it was pushed (core dialect). It is called
-        once for all connections that bring the same one, and once at a time; the newest of those that wait comes next.
+        The configuration came with a registration and differs from the last one taken, or it was pushed (core dialect).
+        The hook is called once for all connections that bring the same one. Calls do not overlap. If several
+        configurations wait, the newest comes next.
         """
         return None
 
     def on_cancel(self, event: Cancel, request: Request) -> _News:  # noqa: ARG002
-        """Take note that the proxy wants no more of a request. Its coroutine, if there is one, was cancelled already.
+        """Note that the proxy has cancelled a request. Its coroutine, if there is one, was cancelled already.
 
-        Some proxies say so of each request that is over, with the reason ``MANUAL``, so that it can be forgotten.
+        Some proxies send this for each request that is over, with the reason ``MANUAL``, so that it can be forgotten.
         """
         return None
 
     def health(self) -> Health | Awaitable[Health]:
-        """Say how the agent is: when a proxy asks (sdk), or every ten seconds (core, where this is overridden)."""
+        """Return the agent's health: on a proxy's request (sdk), or every ten seconds (core, if this is overridden)."""
         return Health(HealthState.HEALTHY)
 
     def metrics(self) -> Metrics | Awaitable[Metrics]:
-        """Say what the agent counted: when a proxy asks (sdk), or every ten seconds (core, where this is overridden).
+        """Return the agent's metrics: on a proxy's request (sdk), or every ten seconds (core, if this is overridden).
 
-        Proxies of the sdk dialect know counters by certain names only, so it is best to add gauges to these.
+        Proxies of the sdk dialect know only certain names of counters. It is best to add gauges to these.
         """
         ours = self.counters
         return Metrics(
@@ -145,13 +146,13 @@ class Agent:
             ),
         )
 
-    # --- putting it together ---
+    # --- registration of hooks ---
 
     def hook(self, function: _Function) -> _Function:
-        """Use a function as the hook of its name: ``@agent.hook`` above ``def on_request_headers(event)``.
+        """Use a function as the hook of the same name: ``@agent.hook`` above ``def on_request_headers(event)``.
 
-        Raises LocalProtocolError for a name that is no hook's, and for a function that cannot be called as that hook.
-        Decorate before the agent serves.
+        Raises LocalProtocolError for a name that is no hook, and for a function with a wrong signature. Decorate before
+        the agent serves.
         """
         name = getattr(function, "__name__", "")
         if name not in HOOK_NAMES:
@@ -165,19 +166,19 @@ class Agent:
         return name in self._hung or name in vars(self) or getattr(type(self), name) is not getattr(Agent, name)
 
     def function(self, name: str) -> Callable[..., Any]:
-        """The function behind a hook."""
+        """The function of a hook."""
         return self._hung.get(name) or getattr(self, name)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the agent tells the proxy that it can do."""
+        """The capabilities that the agent registers with."""
         if self._capabilities is not None:
             return self._capabilities
         hooks = Hooks(self)
         return Capabilities(
             events=int(hooks.events or Event.REQUEST_HEADERS),
             max_concurrent=self.max_concurrent_requests,
-            # An agent that has nothing to cancel and nothing to forget spares proxies the frames that would say so.
+            # Without anything to cancel or to forget, the agent saves proxies the cancel frames.
             cancellation=hooks.remembers or hooks.cancel is not None or hooks.any_async,
             streaming_body=self.has("on_request_body") or self.has("on_response_body"),
             websocket=self.has("on_websocket_frame"),

@@ -1,4 +1,4 @@
-"""Which chunk a body mutation is about. Values in, values out."""
+"""The chunk that a body mutation is about. Values in, values out."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ __all__ = ["at_chunk"]
 
 
 def at_chunk(decision: Decision, event: Any, *, lenient: bool = False) -> Decision:
-    """The decision with its body mutations naming the chunk at hand, where they name none.
+    """Return the decision with the index of the event's chunk in body mutations that have none.
 
-    Raises LocalProtocolError for a mutation that is not about ``event``; ``lenient`` leaves such ones out, for an
-    answer that is given to events of every kind.
+    Raises LocalProtocolError for a mutation that is not about ``event``. With ``lenient`` such mutations are left out:
+    the answer is then one for events of every kind.
     """
     request, response = decision.request_body_mutation, decision.response_body_mutation
     if request is None and response is None:

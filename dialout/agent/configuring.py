@@ -1,8 +1,8 @@
-"""One queue of configurations for each agent, whatever number of connections bring them.
+"""One queue of configurations for each agent, shared by all its connections.
 
-Every connection of an agent brings the same configurations, each a little earlier or later than the others. The agent
-has one state, so ``on_configure`` runs once for each configuration, and never twice at once. The newest of those that
-wait comes next, and the others of them never; a copy that comes late does not bring back what is over already.
+All connections of an agent bring the same configurations, at slightly different times. The agent has one state, so
+``on_configure`` runs once for each configuration, and calls do not overlap. If several configurations wait, only the
+newest is applied. A late copy of an earlier configuration does not replace a newer one.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ __all__ = ["Configuring", "Place"]
 _log = logging.getLogger("dialout.agent")
 
 _MOST_KNOWN: Final = 16
-"""Configurations that are over, and known still: to a connection that is farther behind an old one is a new one."""
+"""Settled configurations that are remembered. A copy of an older one counts as a new configuration."""
 
 
 class _Brought:
-    """One configuration, and what became of it: ``outcome`` is None while it waits or is being applied."""
+    """One configuration. Its ``outcome`` is None while it waits or is being applied."""
 
     __slots__ = ("config", "done", "number", "outcome", "settled_at", "text")
 
@@ -50,10 +50,10 @@ class _Brought:
 
 
 class Place:
-    """Where one connection stands in the order of its agent's configurations.
+    """The position of one connection in the order of its agent's configurations.
 
-    ``since`` is the loop's time at which it was dialled: what was refused before that is tried again. ``on_ready`` is
-    called once, with the agent's first configuration.
+    ``since`` is the loop's time at which the connection was dialled. A configuration that was refused before that time
+    is tried again. ``on_ready`` is called once, with the agent's first configuration.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Place:
         self._queue = queue
 
     def bring(self, event: Configure, request: Request) -> Decision | Awaitable[Decision]:
-        """Have the agent take a configuration: the answer to it, a block where it is refused, now or later."""
+        """Apply a configuration, now or later; returns the answer to it, a block if it is refused."""
         return self._queue.bring(self, event, request)
 
     def leave(self) -> None:
-        """Bring nothing more."""
+        """Remove the connection from the queue."""
         self._queue.leave(self)
 
 
@@ -91,30 +91,30 @@ class Configuring:
         self._next: tuple[_Brought, Place, Configure, Request] | None = None
 
     def join(self, hook: "Hook", name: str, since: float, on_ready: Callable[[], None]) -> Place:
-        """A place for one more connection, called ``name`` in the log."""
+        """Add a connection, called ``name`` in the log."""
         place = Place(self, hook, name, since, on_ready)
-        # It may bring what was in force when it was dialled, or anything newer.
+        # The connection may bring the configuration in force at the time of its dialling, or a newer one.
         place.last = max((one.number for one in self._known if one.outcome and one.settled_at < since), default=1) - 1
         self._places.add(place)
         return place
 
     def leave(self, place: Place) -> None:
-        """Let a connection go; with the last one what is being applied is given up."""
+        """Remove a connection. The removal of the last one cancels the configuration that is being applied."""
         self._places.discard(place)
         self._give_up_alone()
 
     def keep(self) -> None:
-        """Apply to the end what was begun, though there is no connection for a while."""
+        """Finish applying a configuration even if there is no connection for a while."""
         self._keepers += 1
 
     def let_go(self) -> None:
-        """Take ``keep`` back."""
+        """Undo one ``keep``."""
         self._keepers -= 1
         self._give_up_alone()
 
     def bring(self, place: Place, event: Configure, request: Request) -> Decision | Awaitable[Decision]:
         """See ``Place.bring``."""
-        # As text: to Python 1, 1.0 and True are equal.
+        # Compared as text: 1, 1.0 and True are equal in Python.
         text = json.dumps(event.config, sort_keys=True)
         found = self._find(place, text)
         if found is None:
@@ -126,7 +126,7 @@ class Configuring:
         return found.outcome or self._wait(found)
 
     def _find(self, place: Place, text: str) -> _Brought | None:
-        """The configuration that this connection brings a copy of; None for a new one."""
+        """The known configuration that ``text`` is a copy of; None if it is a new one."""
         for one in reversed(self._known):
             is_own = one.number <= place.last
             if is_own and (one is not self._known[-1] or one.is_refused):
@@ -144,7 +144,7 @@ class Configuring:
 
     def _begin(self, found: _Brought, place: Place, event: Configure, request: Request) -> None:
         if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
-            self._task = None  # Left over from a loop that was broken off.
+            self._task = None  # Left over from a loop that was stopped.
         if self._task is None:
             self._apply(found, place, event, request)
         else:
@@ -161,19 +161,19 @@ class Configuring:
                 loop = asyncio.get_running_loop()
                 self._task = loop.create_task(self._finish(found, place, request, result), context=variables)
                 return
-        except BaseException as error:  # noqa: BLE001 - whatever the hook does, the configuration is not in force
+        except BaseException as error:  # noqa: BLE001 - after any error the configuration is not in force
             self._refuse(found, place, request, error)
         else:
             self._judge(found, place, request, result)
 
     async def _finish(self, found: _Brought, place: Place, request: Request, given: Awaitable[Any]) -> None:
-        """Wait for the hook, then apply the newest that has come meanwhile."""
+        """Wait for the hook, then apply the newest configuration that has come meanwhile."""
         try:
             self._judge(found, place, request, await given)
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - as above
-            if found in self._known:  # Or else it was given up: there was no connection any more.
+            if found in self._known:  # Otherwise it was given up with the last connection.
                 self._refuse(found, place, request, error)
         self._task = None
         if self._next is not None:
@@ -197,7 +197,10 @@ class Configuring:
         self._settle(found, result)
 
     def _refuse(self, found: _Brought, place: Place, request: Request, error: BaseException) -> None:
-        """Settle a configuration that the hook failed on: a block with the reason, whatever the agent's failure is."""
+        """Settle a configuration that the hook failed on, with the reason as a block.
+
+        The agent's own failure answer is not used here.
+        """
         self._agent.counters.errored += 1
         self._settle(found, Decision.block(500, said(error)))
         self._complain(place, request, error)
@@ -208,7 +211,7 @@ class Configuring:
         _log.error("%s: applying %s failed: %s", place.name, what, described(error))
 
     def _settle(self, found: _Brought, outcome: Decision) -> None:
-        """Note what became of a configuration, and so of those before it that were never applied."""
+        """Set the outcome of a configuration and of all earlier ones that were never applied."""
         is_taken = type(outcome.verdict) is Allow
         if is_taken:
             self._agent.configuration, self._in_force = found.config, found.text
@@ -230,5 +233,5 @@ class Configuring:
         if self._task is not None:
             self._task.cancel()
         self._next = None
-        # What waited for it is gone; the next connection brings it anew.
+        # The connections that waited for it are gone. The next connection brings it anew.
         self._known = [one for one in self._known if one.outcome is not None]

@@ -1,11 +1,11 @@
 """One registered connection to a proxy, on any asyncio loop.
 
-A protocol of asyncio's and not a pair of streams, because this is the agent's hot path: one read brings many frames,
-plain hooks answer on the spot, and all answers of one turn of the loop leave in one write. No task for reading, none
-for writing.
+It is an asyncio protocol and not a pair of streams, because this is the agent's hot path. One read brings many frames,
+plain hooks answer at once, and all answers of one turn of the loop leave in one write. There is no task for reading or
+writing.
 
-It is a ``BufferedProtocol`` for the sake of small reads: for any other, asyncio allocates 256 KiB for each read and
-shrinks them to what came. With one request in flight that was up to half of the agent's CPU.
+It is a ``BufferedProtocol`` because of small reads. For other protocols asyncio allocates 256 KiB for each read and
+shrinks them to the received size. With one request in flight that took up to half of the agent's CPU.
 """
 
 import asyncio
@@ -35,24 +35,24 @@ __all__ = ["ProxyConnection"]
 _log = logging.getLogger("dialout.agent")
 
 _WRITE_BUFFER: Final = 256 * 1024
-"""Bytes that wait to be written before the connection is not read any more: a proxy that does not take answers gets no
+"""Bytes of unsent output above which the connection is not read any more. A proxy that does not take answers gets no
 further requests served."""
 
 _READ_SIZE: Final = 64 * 1024
-"""Bytes of one read, and of the buffer that every connection keeps for it."""
+"""Bytes of one read, and of the read buffer that each connection keeps."""
 
 _GRACE: Final = 5.0
-"""Seconds for what is in flight when a connection is given up for its errors."""
+"""Seconds for requests in flight on a connection that is given up for its errors."""
 
 _LAST_WRITE: Final = 0.5
-"""Seconds for the last answers to leave, at least."""
+"""Minimum time for the last answers to leave, in seconds."""
 
 
 class ProxyConnection(asyncio.BufferedProtocol):
-    """A connection to a proxy; ``connect_to_proxy`` makes one and returns it registered.
+    """A connection to a proxy. ``connect_to_proxy`` makes one and returns it registered.
 
-    ``response`` is the proxy's answer. Nothing is read behind it until ``serve`` begins. ``ping_interval`` and
-    ``ping_timeout`` are seconds, see ``Liveness``; an interval of 0 sends no pings.
+    ``response`` is the proxy's answer. Nothing after it is read until ``serve`` begins. ``ping_interval`` and
+    ``ping_timeout`` are seconds, see ``Liveness``. An interval of 0 sends no pings.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._flush_due = False
         self._begun = False
         self._taking = False
-        # Why nothing is read: the proxy does not take answers, or too many events wait, or we are about to close.
+        # Reasons not to read: the proxy does not take answers, too many events wait, or the connection is about to
+        # close.
         self._full = False
         self._held = False
         self._giving_up: asyncio.Task[bool] | None = None
@@ -94,13 +95,13 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._clock = clock()
         self._made_at = self._loop.time()
         self._registered_at = 0.0
-        # The end has been written, and what comes is not served any more.
+        # The end of the stream has been written. Input is not served any more.
         self._ended = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._kind = Kind.LOST
         self._why = ""
 
-    # --- what others see ---
+    # --- public interface ---
 
     @property
     def response(self) -> RegistrationResponse:
@@ -109,7 +110,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
 
     @property
     def connection_id(self) -> str:
-        """What the proxy calls this connection; the agent's id where it gave no name. Escape it for a log."""
+        """The proxy's name for this connection, or the agent's id if it gave no name. Escape it for a log."""
         return self.response.assigned_id or self.agent_id
 
     @property
@@ -123,11 +124,10 @@ class ProxyConnection(asyncio.BufferedProtocol):
         return self._closed.done()
 
     async def serve(self, agent: Agent) -> Ending:
-        """Serve events with the hooks of ``agent`` until the connection ends, and say how it did.
+        """Serve events with the hooks of ``agent`` until the connection ends; returns how it ended.
 
-        First the configuration that came with the registration is applied. A cancelled ``serve`` closes the
-        connection. Raises LocalProtocolError for an agent without any hook, and when the agent's failure answer is
-        none in this dialect.
+        The configuration that came with the registration is applied first. A cancelled ``serve`` closes the connection.
+        Raises LocalProtocolError for an agent without any hook, and for a failure answer that the dialect cannot carry.
         """
         if self._serving is not None:
             raise LocalProtocolError("this connection is being served already")
@@ -143,7 +143,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
                 since=self._made_at,
             )
             await self._configure(self._serving)
-            if not self.is_closed:
+            if not self.is_closed and not self._begun:
                 self._begin(self._serving)
             await self.wait_closed()
         finally:
@@ -158,7 +158,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         )
 
     async def _configure(self, serving: Serving) -> None:
-        """Apply the configuration that came with the registration, and tell the proxy when the agent refuses it."""
+        """Apply the configuration that came with the registration, and tell the proxy if the agent refuses it."""
         outcome = serving.configure(self.response.config)
         if not isinstance(outcome, Decision):
             applying = asyncio.ensure_future(outcome)
@@ -173,19 +173,23 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if isinstance(outcome.verdict, Block):
             serving.reporter.say_refusal(outcome.verdict.body or "refused")
 
-    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - what is left at its end is failed, not cancelled
-        """Finish what is in flight, then close; whether all of it was finished within ``timeout`` seconds.
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - at its end requests are failed, not cancelled
+        """Finish all requests in flight, then close; returns whether all were finished within ``timeout`` seconds.
 
-        A ping tells the proxy to send nothing new, and its pong says that all it had sent before is here: a proxy that
-        understands the ping loses nothing. What comes meanwhile is served, too, since others go on until the
-        end. What is not finished in time gets the agent's failure answer.
+        A ping tells the proxy to send no new requests. Its pong comes after all events that the proxy had sent before.
+        A proxy that understands the ping loses no request. Events that come meanwhile are served, too, because other
+        proxies go on until the end. Requests that are not finished in time get the agent's failure answer.
         """
         finished, end = True, self._loop.time() + timeout
         serving = self._serving
         if serving is not None and not self.is_closed:
             serving.reporter.say_draining(timeout)
-            if self._begun and self._giving_up is None:
-                # Of the same form as the other pings, and behind all of them.
+            if not self._begun:
+                # The agent is being configured. The proxy's frames until it hears of the drain have to be read.
+                serving.serve_nothing()
+                self._begin(serving)
+            if self._giving_up is None:
+                # In the same form as the other pings, and after all of them.
                 self._pings += 1
                 await all_read(serving, self._codec, self._send, self._pings, self._closed, timeout)
             finished = await until_idle(serving, self._closed, end - self._loop.time())
@@ -196,8 +200,8 @@ class ProxyConnection(asyncio.BufferedProtocol):
         return finished
 
     async def _until_closed(self, end: float) -> None:
-        """Wait for the proxy to take the last answers and to close; after ``end``, and a moment, do not."""
-        # What is left in the buffer may take its time; a proxy that does not read would make that for ever.
+        """Wait until the proxy has taken the last answers and closed; abort shortly after ``end``."""
+        # The output may need some time. A proxy that does not read would block this for ever.
         while self._transport is not None and self._transport.get_write_buffer_size():
             left = max(end - self._loop.time(), _LAST_WRITE)
             await asyncio.wait({self._closed}, timeout=min(left, _LAST_WRITE))
@@ -212,7 +216,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         await asyncio.shield(self._closed)
 
     def close(self, why: str = "closed by the agent") -> None:
-        """Close the connection, behind what waits to be written. Closing again does nothing."""
+        """Close the connection after the pending output. A second call does nothing."""
         if self._transport is not None and not self._transport.is_closing():
             self._why = self._why or why
             self._full = False
@@ -220,9 +224,9 @@ class ProxyConnection(asyncio.BufferedProtocol):
             self._transport.close()
 
     def _end(self) -> None:
-        """Write the end of the stream behind what waits, and close once the proxy has closed, too.
+        """Write the end of the stream after the pending output, and close once the proxy has closed, too.
 
-        To close with frames unread would reset the connection, and the last answers might be lost with it (tcp(7)).
+        A close with unread input would reset the connection, and the last answers could be lost (tcp(7)).
         """
         transport = self._transport
         if transport is None or transport.is_closing() or self._ended:
@@ -239,16 +243,16 @@ class ProxyConnection(asyncio.BufferedProtocol):
             transport.resume_reading()
 
     def abort(self, why: str) -> None:
-        """Close the connection at once: the proxy is gone, or makes no sense."""
+        """Close the connection at once, without the pending output."""
         self._why = self._why or why
         if self._transport is not None:
             self._transport.abort()
 
-    # --- what the loop calls ---
+    # --- callbacks of the loop ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Register."""
-        # uvloop's transports do the same without being subclasses.
+        """Send the registration."""
+        # uvloop's transports have the same methods without being subclasses.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         keep_alive(transport.get_extra_info("socket"))
@@ -258,15 +262,15 @@ class ProxyConnection(asyncio.BufferedProtocol):
         self._registration = b""  # It holds the token.
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the next read goes."""
+        """The buffer for the next read."""
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Serve what was read."""
+        """Serve the bytes of a read."""
         self.data_received(bytes(self._view[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        """Serve every frame in this read."""
+        """Serve every frame of a read."""
         if self._ended:
             return
         self._heard = True
@@ -289,17 +293,17 @@ class ProxyConnection(asyncio.BufferedProtocol):
             self._out_of_step(self._broken)
 
     def eof_received(self) -> None:
-        """Close: a proxy that writes no more has no more requests."""
+        """Close the connection: a proxy that ends its stream has no more requests."""
         try:
             self._decoder.feed_eof()
         except FrameError as error:
             self._why = self._why or f"broken off: {error}"
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End everything at once."""
+        """Stop serving at once."""
         self._transport = None
         if isinstance(exc, OSError) and not isinstance(exc, BrokenPipeError):
-            # A broken pipe is a close that a write met before a read did.
+            # A broken pipe means that a write found the connection closed before a read did.
             self._why = self._why or exc.strerror or ""
         for timer in self._timers.values():
             timer.cancel()
@@ -313,12 +317,12 @@ class ProxyConnection(asyncio.BufferedProtocol):
             self._closed.set_result(None)
 
     def pause_writing(self) -> None:
-        """Read no more, since the proxy does not."""
+        """Stop reading, because the proxy does not read."""
         self._full = True
         self._set_reading()
 
     def resume_writing(self) -> None:
-        """Write what was kept, and read again."""
+        """Write the pending output, and read again."""
         self._full = False
         self._flush()
         self._set_reading()
@@ -326,7 +330,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
     # --- registering ---
 
     def _take_early(self, frames: Sequence[tuple[int, bytes]]) -> None:
-        """Take the answer to the registration, and keep what came right behind it."""
+        """Take the answer to the registration, and keep the frames that follow it."""
         self._early.extend(frames)
         if self.registered.done():
             return
@@ -349,17 +353,17 @@ class ProxyConnection(asyncio.BufferedProtocol):
             return
         self._registered_at = self._loop.time()
         self.registered.set_result(response)
-        # What follows stays with the kernel until somebody serves it.
+        # Further frames stay in the kernel's buffer until ``serve`` begins.
         self._set_reading()
 
     def _not_registered(self, error: NotConnected) -> None:
         self.registered.set_exception(error)
-        self.registered.exception()  # Looked at, even if nobody waits for it any more.
+        self.registered.exception()  # Marked as retrieved, even if no task waits for it.
 
     # --- serving ---
 
     def _begin(self, serving: Serving) -> None:
-        """Serve what came early, and begin to read."""
+        """Serve the frames that came early, and begin to read."""
         early, self._early = self._early, []
         self._begun = True
         for frame_type, payload in early:
@@ -406,7 +410,7 @@ class ProxyConnection(asyncio.BufferedProtocol):
         if serving.ponged:
             liveness.ponged()
         now = self._clock.time()
-        # Nothing can be heard while nothing is read, and that is our own doing.
+        # Silence does not count while this side does not read.
         look = liveness.look(now, heard=self._heard or self._held or self._full)
         self._heard = False
         if look is Look.DEAD:

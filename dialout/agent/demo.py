@@ -1,7 +1,7 @@
 """The demonstration agent: ``python -m dialout``, and ``shardgate agent``.
 
-It keeps its connections, blocks the URIs that it is told to block, and allows the rest. What happens goes to standard
-error, line by line; on a terminal a status line stands below. At the end it says what it did.
+It keeps its connections open, blocks the given URIs and allows all others. It logs to standard error. On a terminal a
+status line follows the log. At the end it prints a summary.
 """
 
 import argparse
@@ -34,9 +34,9 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s)?")
 
 
 class DemoAgent(Agent):
-    """Blocks the URIs that fit one of ``patterns``, and allows the rest.
+    """Blocks the URIs that match one of ``patterns``, and allows all others.
 
-    ``*`` stands for any text, ``?`` for one character.
+    ``*`` matches any text, ``?`` one character.
     """
 
     def __init__(self, patterns: Sequence[str] = (), *, max_concurrent_requests: int = 100) -> None:
@@ -48,29 +48,29 @@ class DemoAgent(Agent):
         return self.decide(event)
 
     def decide(self, event: RequestHeaders) -> Decision:
-        """Say what becomes of a request."""
+        """Return the decision for a request."""
         if any(fnmatchcase(event.uri, pattern) for pattern in self._patterns):
             return Decision.block(403, "blocked by the demonstration agent").with_audit(tags=("demo",))
         return Decision.allow()
 
 
 class ThoughtfulAgent(DemoAgent):
-    """Takes ``delay`` seconds for each decision, in which a cancelled request is given up."""
+    """Takes ``delay`` seconds for each decision. A request that is cancelled meanwhile is given up."""
 
     def __init__(self, patterns: Sequence[str], delay: float, *, max_concurrent_requests: int) -> None:
         super().__init__(patterns, max_concurrent_requests=max_concurrent_requests)
         self._delay = delay
 
     async def on_request_headers(self, event: RequestHeaders, request: Request) -> Decision:  # noqa: ARG002 - as above
-        """Decide later."""
+        """Decide after the delay."""
         await asyncio.sleep(self._delay)
         return self.decide(event)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m dialout", address: str | None = None) -> int:
-    """Run the agent until SIGTERM or Ctrl-C, and return 0. ``address`` is where it connects when it is not told.
+    """Run the agent until SIGTERM or Ctrl-C, and return 0. ``address`` is the default of ``--connect``.
 
-    Raises SystemExit, after a sentence on standard error, with 2 for what cannot be run at all.
+    Raises SystemExit with status 2 for unusable options, after a message on standard error.
     """
     parser = _parser(prog, address)
     options = parser.parse_args(arguments)
@@ -96,13 +96,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m dialo
     screen = _Screen(manager)
     with screen.logging(), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(manager, screen))
-    with contextlib.suppress(OSError):  # Whoever read this may have gone.
+    with contextlib.suppress(OSError):  # The reader may be gone.
         print(summary(manager, time.monotonic() - begin), flush=True)
     return 0
 
 
 def summary(manager: AgentConnectionManager, seconds: float) -> str:
-    """What an agent did, in a line."""
+    """The work of an agent, in one line."""
     counters = manager.agent.counters
     return (
         f"{manager.agent_id}: {counters.requests} requests in {seconds:.1f} s: {counters.allowed} allowed, "
@@ -123,7 +123,7 @@ async def _run(manager: AgentConnectionManager, screen: "_Screen") -> None:
 
 
 class _Screen(logging.Handler):
-    """Log lines on standard error, and below them a status line where that is a terminal."""
+    """Log lines on standard error, and below them a status line if that is a terminal."""
 
     def __init__(self, manager: AgentConnectionManager) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Screen(logging.Handler):
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
-        """Take what the library logs, from INFO up."""
+        """Handle the library's log records from INFO up."""
         logger = logging.getLogger("dialout.agent")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
@@ -154,7 +154,7 @@ class _Screen(logging.Handler):
                 self._write("\r\x1b[K")
 
     async def keep_drawing(self) -> None:
-        """Draw the status line from time to time."""
+        """Draw the status line every ``_REFRESH`` seconds."""
         while self._is_terminal:
             self._measure()
             self._write(f"\r\x1b[K{self.status()}")
@@ -175,7 +175,7 @@ class _Screen(logging.Handler):
         self._rate = (requests - before) / max(now - then, 0.001)
 
     def _write(self, text: str) -> None:
-        # Whoever read this may have gone; the agent goes on.
+        # The reader may be gone. The agent goes on.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -185,7 +185,7 @@ class _Screen(logging.Handler):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """A help that begins as those of the other commands of shardgate do."""
+    """A help text that begins like those of the other shardgate commands."""
 
     def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
         super().add_usage(usage, actions, groups, prefix or "Usage: ")
@@ -249,7 +249,7 @@ def _duration(text: str) -> float:
 
 
 def _token(path: Path | None) -> str | None:
-    """The token in a file, without the line end behind it."""
+    """The token in a file, without surrounding white space."""
     if path is None:
         return None
     with path.open("rb") as file:

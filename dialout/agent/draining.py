@@ -1,4 +1,4 @@
-"""The steps of a drain: what the proxy has sent is read, and what is in flight is finished."""
+"""The steps of a drain: read all events that the proxy has sent, and finish those in flight."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from dialout.codec import Codec
 __all__ = ["all_read", "until_idle"]
 
 _PONG_WAIT: Final = 0.5
-"""Seconds in which a proxy answers the ping of a drain, where it is not known whether it answers any."""
+"""Seconds to wait for the pong of a drain from a proxy that has not answered a ping before."""
 
 _ASKED_WAIT: Final = 5.0
-"""Seconds for the rest of a body that the agent has asked for: not every proxy says that it will not come."""
+"""Seconds to wait for the rest of a requested body. Not every proxy says that it will not come."""
 
 _LOOK_AGAIN: Final = 0.25
-"""Seconds between looks at what has been asked for."""
+"""Seconds between checks for requested bodies."""
 
 
 async def all_read(
@@ -27,9 +27,9 @@ async def all_read(
     closed: "asyncio.Future[None]",
     limit: float,
 ) -> None:
-    """Say that the agent drains, and wait until what the proxy sent before it heard of that was read.
+    """Tell the proxy that the agent drains, and wait until all events that it sent before it knew were read.
 
-    The answer to the ping is behind all of it. ``closed`` is done when the connection is over; ``limit`` is seconds.
+    The pong comes after all of these events. ``closed`` is done when the connection is over. ``limit`` is in seconds.
     """
     loop = asyncio.get_running_loop()
     ponged: asyncio.Future[None] = loop.create_future()
@@ -47,7 +47,7 @@ async def all_read(
 
 
 async def until_idle(serving: Serving, closed: "asyncio.Future[None]", limit: float) -> bool:
-    """Wait until nothing is in flight; whether that was so within ``limit`` seconds."""
+    """Wait until nothing is in flight; returns whether that was so within ``limit`` seconds."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
     idle = asyncio.ensure_future(serving.idle())

@@ -1,24 +1,23 @@
-"""Why an agent has no registered connection: one exception for each ``error_code``.
+"""The reasons for a missing registered connection: one exception for each ``error_code``.
 
 ::
 
     DialoutError
     └── NotConnected               there is no registered connection
-        ├── ProxyUnreachable       nobody could be dialled at the address
+        ├── ProxyUnreachable       the address could not be dialled
         ├── ProxyHungUp            the proxy closed the connection before it answered
-        ├── UnreadableAnswer       the proxy answered with something that is no answer
-        └── RegistrationError      the proxy did not take the registration
-            ├── VersionMismatch        it speaks another version: update the agent, or the proxy
+        ├── UnreadableAnswer       the proxy's first bytes are not a valid answer
+        └── RegistrationError      the proxy refused the registration
+            ├── VersionMismatch        the proxy speaks another version: update the agent, or the proxy
             ├── AuthFailed             the token is missing or wrong
-            ├── NotAllowed             the agent id is not in its allowlist
+            ├── NotAllowed             the agent id is not in the proxy's allowlist
             ├── ConnectionLimit        the agent has all the connections that it may have: wait, or open fewer
-            ├── RegistrationTimeout    the handshake took too long, by its clock or by ours
-            ├── BadRegistration        the registration is wrong in itself
-            ├── ProxyOverloaded        it has no room now
-            └── ProxyShuttingDown      it is going away
+            ├── RegistrationTimeout    the handshake took too long, by the proxy's clock or by the agent's
+            ├── BadRegistration        the registration itself is wrong
+            ├── ProxyOverloaded        the proxy has no room now
+            └── ProxyShuttingDown      the proxy is going away
 
-Whatever a message repeats of the proxy's words is bounded and escaped, so that it can be logged. No message holds a
-token.
+The proxy's own words in a message are shortened and escaped, so that they can be logged. No message contains a token.
 """
 
 from typing import ClassVar, Final
@@ -48,8 +47,8 @@ __all__ = [
 class NotConnected(DialoutError):
     """There is no registered connection.
 
-    ``error_code`` is what the proxy said, None where it said none; ``retry_after`` is how many seconds it wants to be
-    left alone, None where it did not say.
+    ``error_code`` is the proxy's code, None if it gave none. ``retry_after`` is the proxy's wish for a wait in seconds,
+    None if it gave none.
     """
 
     error_code: ErrorCode | None = None
@@ -60,22 +59,22 @@ class NotConnected(DialoutError):
 
 
 class ProxyUnreachable(NotConnected):
-    """Nobody could be dialled: the address is wrong, the proxy is down, or this user may not open its socket."""
+    """The address could not be dialled: it is wrong, the proxy is down, or this user may not open its socket."""
 
 
 class ProxyHungUp(NotConnected):
-    """The proxy closed the connection before it answered the registration; some do so instead of a refusal."""
+    """The proxy closed the connection before it answered the registration. Some proxies do so instead of a refusal."""
 
 
 class UnreadableAnswer(NotConnected):
-    """What came first is no answer to a registration: this may be no proxy for agents."""
+    """The first frame is no answer to a registration. The peer may not be a proxy for agents."""
 
 
 class RegistrationError(NotConnected):
-    """The proxy did not take the registration.
+    """The proxy refused the registration.
 
-    A plain one, with an ``error_code`` of None, comes from proxies that only say it in words, or in a code that is
-    newer than this library.
+    The class itself, with an ``error_code`` of None, is for proxies that give the reason only in words, or as a code
+    that is newer than this library.
     """
 
     advice: ClassVar[str] = ""
@@ -89,7 +88,7 @@ class VersionMismatch(RegistrationError):
 
 
 class AuthFailed(RegistrationError):
-    """The token is missing, or is none that the proxy accepts for this agent id. Waiting does not help."""
+    """The token is missing, or the proxy does not accept it for this agent id. Waiting does not help."""
 
     error_code = ErrorCode.AUTH_FAILED
     advice = "check the agent's token and the proxy's auth configuration"
@@ -103,21 +102,21 @@ class NotAllowed(RegistrationError):
 
 
 class ConnectionLimit(RegistrationError):
-    """The agent has all the connections that it may have: wait until one is closed, or open fewer."""
+    """The agent has all the connections that it may have. Wait until one is closed, or open fewer."""
 
     error_code = ErrorCode.CONNECTION_LIMIT
     advice = "wait, or open fewer connections"
 
 
 class RegistrationTimeout(RegistrationError):
-    """The handshake took too long: the proxy says so, or it did not answer within the time given to it."""
+    """The handshake took too long: the proxy says so, or it did not answer within the time limit."""
 
     error_code = ErrorCode.TIMEOUT
     advice = "check the network, and whether the proxy is busy"
 
 
 class BadRegistration(RegistrationError):
-    """The proxy finds the registration wrong in itself. Waiting does not help."""
+    """The proxy finds the registration itself wrong. Waiting does not help."""
 
     error_code = ErrorCode.BAD_REGISTRATION
     advice = "the proxy wants another dialect, or other fields"
@@ -130,7 +129,7 @@ class ProxyOverloaded(RegistrationError):
 
 
 class ProxyShuttingDown(RegistrationError):
-    """The proxy is going away; another one may take its place."""
+    """The proxy is going away. Another one may take its place."""
 
     error_code = ErrorCode.SHUTTING_DOWN
 
@@ -141,7 +140,7 @@ _CLASSES: Final[dict[ErrorCode | None, type[RegistrationError]]] = {
 
 
 def registration_error(response: RegistrationResponse) -> RegistrationError:
-    """The exception for an answer that is a refusal."""
+    """The exception for a refusal."""
     kind = _CLASSES.get(response.error_code, RegistrationError)
     words = printable(response.error) if response.error else "no reason given"
     named = response.error_code or "refused"
@@ -151,7 +150,7 @@ def registration_error(response: RegistrationResponse) -> RegistrationError:
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """At most ``limit`` characters of ``text`` in printable ASCII, all others escaped: a peer's words for a log."""
-    # What ascii() leaves alone is printable ASCII; its quotes go.
+    """At most ``limit`` characters of ``text`` as ASCII for a log. All other characters are escaped."""
+    # ascii() leaves only printable ASCII unescaped. Its quotes are removed.
     shown = ascii(text[:limit])[1:-1]
     return shown if len(text) <= limit else f"{shown}..."

@@ -1,8 +1,7 @@
-"""Which functions are an agent's hooks, and whether they can serve as such.
+"""The hooks of an agent, and checks of their names and signatures.
 
-A hook with a wrong name, or one that cannot be called, would be an allow at the first request. So what can be known is
-known before: a decorated function is checked where it is decorated, a method when its agent is made, and the rest
-before the agent dials.
+A hook with a wrong name or signature would mean an allow at the first request. Hooks are therefore checked early: a
+decorated function when it is decorated, a method when its agent is created, and all others before the agent dials.
 """
 
 import inspect
@@ -53,9 +52,10 @@ _SILENT: Final = frozenset({"on_request_complete", "on_configure", "on_cancel"})
 
 
 class Hook(NamedTuple):
-    """A hook, ready to be called with an event and its request.
+    """A hook that can be called with an event and its request.
 
-    ``may_be_silent``: None is as good as an allow. ``is_there`` is false for an event without a hook, which is allowed.
+    ``may_be_silent`` says that None counts as an allow. ``is_there`` is false for an event without a hook, which is
+    allowed.
     """
 
     name: str
@@ -70,12 +70,12 @@ def _allow(_event: Any, _request: Request) -> Decision:
 
 
 class Hooks:
-    """The hooks of an agent, looked at once for each connection and not for each event.
+    """The hooks of an agent, looked up once for each connection and not for each event.
 
-    ``by_event`` has every class of events, with a hook that allows where the agent has none, and ``events`` those for
-    which it has one. ``remembers`` says that it has hooks for a request's later events.
+    ``by_event`` has an entry for every class of events. The entry allows if the agent has no hook. ``events`` has the
+    events with a hook. ``remembers`` says that the agent has hooks for later events of a request.
 
-    Raises LocalProtocolError for an agent with a function that cannot be a hook, or with the name of none.
+    Raises LocalProtocolError for a function with a wrong signature, or an attribute that only looks like a hook.
     """
 
     __slots__ = ("any_async", "by_event", "cancel", "decides", "events", "remembers")
@@ -121,9 +121,9 @@ def _with_event_only(function: Callable[[Any], Any]) -> Callable[[Any, Request],
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse attributes of an agent that look like hooks and are none. Raises LocalProtocolError.
+    """Raise LocalProtocolError for attributes of an agent that look like hooks and are none.
 
-    Public names that begin with ``on_`` are those of hooks, and of nothing else.
+    Public names that begin with ``on_`` are reserved for hooks.
     """
     for name in names:
         if name in HOOK_NAMES or name.startswith("_"):
@@ -149,10 +149,10 @@ def _all_names() -> str:
 
 
 def check_function(name: str, function: Any) -> bool:
-    """Whether a hook takes the request beside the event. Raises LocalProtocolError for a function that is no hook.
+    """Whether a hook takes the request besides the event. Raises LocalProtocolError for a function that is no hook.
 
-    It is none when it is no function, takes another number of arguments, yields, or when its annotations speak of
-    another event or of a result that is no decision. An annotation that cannot be resolved here says nothing.
+    A hook must be callable, take one or two arguments (a report takes none), and not yield. Its annotations must fit
+    the event and the result. An annotation that cannot be resolved here is ignored.
     """
     if not callable(function):
         raise LocalProtocolError(f"{name} is a hook's name, and {type(function).__name__} is no function")
@@ -187,7 +187,7 @@ def _signature(name: str, function: Any) -> inspect.Signature | None:
 
 
 def _arguments(name: str, signature: inspect.Signature) -> int:
-    """How many arguments the hook is called with: the most that it takes."""
+    """The number of arguments that the hook is called with: the most that it takes."""
     for count in (0,) if name in _REPORT_OF else (2, 1):
         try:
             signature.bind(*[None] * count)
@@ -199,7 +199,7 @@ def _arguments(name: str, signature: inspect.Signature) -> int:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """The types of a union; other annotations are their own only part. None stands for what says nothing."""
+    """The types of a union. Another annotation is its own only part. None means that any type fits."""
     if annotation is inspect.Parameter.empty or annotation is Any or isinstance(annotation, str | typing.TypeVar):
         return [None]
     if annotation is None:
@@ -233,12 +233,12 @@ def _gives(annotation: Any, wanted: type, *, may_be_silent: bool) -> bool:
 def _is_subclass(one: Any, other: Any) -> bool:
     for annotation in (one, other):
         if not isinstance(annotation, type):
-            # A type of another kind (a NewType) may be anything; a number or a function is none.
+            # Another kind of type (a NewType) may be anything. A number or a function is no type.
             return callable(annotation) and not inspect.isroutine(annotation)
     try:
         return issubclass(one, other)
     except TypeError:
-        return True  # A protocol that cannot be asked.
+        return True  # A protocol that does not support issubclass.
 
 
 def _shown(annotation: Any) -> str:

@@ -1,11 +1,11 @@
-"""What becomes of a connection that ended, or never was: wait how long, and how loudly. Values in, values out.
+"""The plan after the end of a connection or a failed dial: how long to wait, and how to log it. Values in, values out.
 
 ======================================  ==========================================  ========
-how it ended                            what follows                                level
+how it ended                            next step                                   level
 ======================================  ==========================================  ========
 auth_failed, not_allowed,               slow: half a minute to a minute             ERROR
 version_mismatch, bad_registration
-connection_limit                        back-off; it is no failure of anybody       INFO
+connection_limit                        back-off; this is no error                  INFO
 timeout, overloaded, shutting_down,     back-off                                    WARNING
 unreachable, hung up, garbage
 lost, after it proved itself            back-off from its start                     WARNING
@@ -14,7 +14,7 @@ lost, before it did                     back-off: "accept, then close" is no    
 too many errors in a row                back-off                                    WARNING
 ======================================  ==========================================  ========
 
-A ``retry_after`` of the proxy is waited for in each row, and the back-off's jitter comes on top. A connection has
+In each row the wait is at least the proxy's ``retry_after``, and a back-off adds its jitter to that. A connection has
 *proved itself* when it answered an event, or lasted for ``proven_after`` seconds.
 """
 
@@ -32,25 +32,25 @@ __all__ = ["Course", "Ending", "ErrorRun", "Kind", "Plan", "after"]
 _HOPELESS: Final = frozenset(
     {ErrorCode.AUTH_FAILED, ErrorCode.NOT_ALLOWED, ErrorCode.VERSION_MISMATCH, ErrorCode.BAD_REGISTRATION}
 )
-"""Refusals that only a person can change: of the agent, or of the proxy."""
+"""Refusals that end only after a change of the agent's or the proxy's configuration."""
 
 
 class Kind(Enum):
-    """At which point a connection ended."""
+    """The point at which a connection ended."""
 
     UNREACHABLE = "unreachable"
-    """It was never there, or it was closed before any answer, or the answer was none."""
+    """It could not be dialled, it was closed before any answer, or the answer was invalid."""
     REFUSED = "refused"
     LOST = "lost"
-    """It was registered. Whoever closed it, or whatever the network did."""
+    """It was registered, and then closed by either side or by the network."""
     ERRORS = "errors"
-    """It was registered, and we gave it up after too many errors in a row."""
+    """It was registered, and the agent gave it up after too many errors in a row."""
 
 
 class Ending(Struct, frozen=True, kw_only=True):
-    """How one connection ended. ``reason`` and ``detail`` are for people, in words that may be logged.
+    """The end of one connection. ``reason`` and ``detail`` are texts for a log.
 
-    ``lasted`` are the seconds since it was registered, and ``served`` the events that it answered.
+    ``lasted`` are the seconds since its registration. ``served`` are the events that it answered.
     """
 
     kind: Kind
@@ -63,13 +63,13 @@ class Ending(Struct, frozen=True, kw_only=True):
 
 
 class Course(Struct, frozen=True):
-    """Where one of an agent's connections stands: so many failures in a row."""
+    """The state of one of an agent's connections: its failures in a row."""
 
     failures: int = 0
 
 
 class Plan(Struct, frozen=True):
-    """What follows: the new course, the seconds to wait, and the level of ``logging`` at which to say so."""
+    """The next step: the new course, the seconds to wait, and the ``logging`` level of the message about it."""
 
     course: Course
     wait: float
@@ -77,7 +77,7 @@ class Plan(Struct, frozen=True):
 
 
 def after(course: Course, ending: Ending, backoff: Backoff, roll: float, *, proven_after: float = 10.0) -> Plan:
-    """The plan after an ending; ``roll`` is a random number from 0 up to 1."""
+    """The plan after an ending. ``roll`` is a random number from 0 up to 1."""
     told = ending.retry_after or 0.0
     proven = ending.kind is Kind.LOST and (ending.served > 0 or ending.lasted >= proven_after)
     failures = 1 if proven else course.failures + 1
@@ -88,7 +88,7 @@ def after(course: Course, ending: Ending, backoff: Backoff, roll: float, *, prov
 
 
 class ErrorRun:
-    """Counts errors in a row on one connection: more than ``most`` of them, and it is of no use any more."""
+    """Counts errors in a row on one connection. With more than ``most`` of them it is given up."""
 
     __slots__ = ("_most", "in_a_row")
 
@@ -97,10 +97,10 @@ class ErrorRun:
         self.in_a_row = 0
 
     def good(self) -> None:
-        """Note that an event was answered as it should be."""
+        """Note that an event could be read."""
         self.in_a_row = 0
 
     def bad(self) -> bool:
-        """Note an error; whether it was one too many."""
+        """Note an error; returns whether there are too many now."""
         self.in_a_row += 1
         return self.in_a_row > self._most

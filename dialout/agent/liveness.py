@@ -1,6 +1,7 @@
-"""Notices a proxy that is gone without a word: when to ping it, and when to give it up. No clock of its own.
+"""Detection of a dead proxy: when to ping it, and when to give it up. It has no clock of its own.
 
-A proxy's host that loses its power sends no end of stream, and a Unix socket has no keepalive. So an agent asks.
+The host of a proxy that loses its power sends no end of stream, and a Unix socket has no keepalive. The agent therefore
+sends pings.
 """
 
 from enum import Enum
@@ -9,7 +10,7 @@ __all__ = ["Liveness", "Look"]
 
 
 class Look(Enum):
-    """What a look at the clock says."""
+    """The result of a check."""
 
     FINE = "fine"
     PING = "ping"
@@ -19,9 +20,9 @@ class Look(Enum):
 class Liveness:
     """The pings of one connection. Times are seconds of any clock that only goes forward.
 
-    The first ping is due at once, and each later one when nothing came from the proxy for ``interval``. A proxy that
-    never answered one is not judged by them: those of the Rust crate ignore pings, and serve well. One that did has to
-    say *something* within ``timeout`` after a ping.
+    The first ping is due at once. A later one is due when the proxy has sent nothing for ``interval``. A proxy that
+    never answered a ping is not judged by its silence: proxies of the Rust crate ignore pings, and serve well. A proxy
+    that did answer one must send *something* within ``timeout`` after a ping.
     """
 
     __slots__ = ("_answers", "_due", "_interval", "_pinged_at", "_timeout", "_unanswered")
@@ -35,11 +36,14 @@ class Liveness:
         self._answers = False
 
     def ponged(self) -> None:
-        """Note that it answers pings."""
+        """Note that the proxy answers pings."""
         self._answers = True
 
     def look(self, now: float, *, heard: bool) -> Look:
-        """What is to be done now; PING means that it will be sent. ``heard``: anything came since the last look."""
+        """The step to take now; PING means that the caller sends one.
+
+        ``heard`` says that input came since the last call.
+        """
         if heard:
             self._unanswered = False
         if self._judged:
@@ -53,7 +57,7 @@ class Liveness:
 
     @property
     def next_look(self) -> float:
-        """The time at which looking makes sense again."""
+        """The time of the next useful call of ``look``."""
         return self._pinged_at + self._timeout if self._judged else self._due
 
     @property

@@ -1,6 +1,6 @@
-"""Keeps an agent connected: so many connections, each dialled again whenever it ends.
+"""Keeps an agent connected: a number of connections, each dialled again when it ends.
 
-What follows an ending is decided in ``dialout.agent.lifecycle``; this module dials, waits and tells.
+``dialout.agent.lifecycle`` decides what follows an ending. This module dials, waits and logs.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ class AgentConnectionManager:
 
         await AgentConnectionManager("/run/shardgate/agents.sock", "waf-1", agent).run()
 
-    Each connection that ends, or never was, is dialled again after a back-off of 1 to 60 seconds with full jitter, or
-    as long as the proxy says; see ``dialout.agent.lifecycle`` for what is waited for how. It never gives up, unless
-    ``max_failures`` says after how many failures in a row on one connection it should: then ``run`` raises the last.
+    A connection that ends, or a failed dial, is followed by a new dial. The wait before it is a back-off of 1 to 60
+    seconds with full jitter, or the proxy's own wish; see ``dialout.agent.lifecycle``. By default it never gives up.
+    With ``max_failures``, ``run`` raises the last error after more failures in a row on one connection.
 
-    ``capabilities`` are the agent's own where they are not given. ``timeout`` bounds dialling and registering,
-    ``drain_timeout`` the end; all times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must
-    not block; the same lines go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no
-    registration, for an agent without any hook, and for one whose failure answer the dialect cannot carry.
+    ``capabilities`` default to the agent's own. ``timeout`` bounds dialling and registering, ``drain_timeout`` the end.
+    All times are seconds. ``on_state`` is called with each new ``ConnectionState``, and must not block. The same lines
+    go to the log ``dialout.agent``. Raises LocalProtocolError for arguments that make no valid registration, for an
+    agent without any hook, and for a failure answer that the dialect cannot carry.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AgentConnectionManager:
             auth_token=auth_token,
             metadata=metadata,
         )
-        # What makes no registration, or no answer, in this dialect shows now.
+        # An invalid registration or failure answer raises here.
         self._request.encode(dialect)
         check_agent(agent, codec_for(dialect), Hooks(agent))
         self._timeout = timeout
@@ -100,7 +100,7 @@ class AgentConnectionManager:
         self._stopping: asyncio.Event | None = None
         self._now = False
 
-    # --- what others see and do ---
+    # --- public interface ---
 
     @property
     def agent_id(self) -> str:
@@ -109,23 +109,24 @@ class AgentConnectionManager:
 
     @property
     def states(self) -> tuple[ConnectionState, ...]:
-        """Where each connection stands."""
+        """The state of each connection."""
         return tuple(self._states)
 
     @property
     def connected(self) -> int:
-        """How many connections are registered now."""
+        """The number of connections that are registered now."""
         return sum(state.phase is Phase.CONNECTED for state in self._states)
 
     async def run(self, *, handle_signals: bool | None = None) -> None:
         """Stay connected until ``stop``, or until SIGTERM or SIGINT.
 
-        The end is gentle: what is in flight is finished first, for up to ``drain_timeout``. A second signal ends at
-        once. A cancelled ``run`` closes at once. Runs once.
+        At the end, requests in flight are finished first, for up to ``drain_timeout``. A second signal ends at once. A
+        cancelled ``run`` closes at once. A manager runs once.
 
-        Signals are handled where nothing else handles them: in the main thread, where no framework has set a handler of
-        its own. With ``handle_signals`` true they are taken from it meanwhile, and it learns of them, too; with false
-        they are left alone. Managers that run at the same time share them, and behind the last one they are as before.
+        By default a signal is handled only in the main thread, and only if no framework has a handler for it. With
+        ``handle_signals`` true, a framework's handlers are replaced meanwhile, and called as well. With false, signals
+        are left alone. Managers that run at the same time share the signals. After the last one the handlers are as
+        before.
         """
         if self._stopping is not None:
             raise LocalProtocolError("a manager runs once; make another one")
@@ -141,10 +142,10 @@ class AgentConnectionManager:
             finally:
                 self.agent.configuring.let_go()
         if gave_up is not None:
-            raise gave_up  # Not in there: early 3.11s make a group of it again.
+            raise gave_up  # Outside of the block: early versions of 3.11 would raise a group again.
 
     def stop(self, *, now: bool = False) -> None:
-        """Have ``run`` end: gently, or at once with ``now``. Returns immediately; call it from the loop's thread."""
+        """Make ``run`` end: gently, or at once with ``now``. Returns immediately. Call it from the loop's thread."""
         if self._stopping is None:
             return
         self._now = self._now or now
@@ -161,7 +162,7 @@ class AgentConnectionManager:
     # --- one connection ---
 
     async def _keep(self, n: int) -> None:
-        """Keep connection ``n`` there until the manager stops."""
+        """Keep connection ``n`` open until the manager stops."""
         assert self._stopping is not None
         course = Course()
         try:
@@ -219,7 +220,7 @@ class AgentConnectionManager:
                 task.cancel()
             await asyncio.wait(both)
 
-    # --- telling ---
+    # --- logging ---
 
     def _tell(self, n: int, phase: Phase, level: int = logging.INFO, **more: Any) -> None:
         state = self._states[n] = ConnectionState(number=n + 1, phase=phase, **more)

@@ -1,4 +1,4 @@
-"""What an agent says about itself besides its capabilities, for the people who run the proxy."""
+"""An agent's metadata, for the operators of the proxy."""
 
 import os
 from datetime import UTC, datetime
@@ -10,7 +10,8 @@ __all__ = ["agent_metadata"]
 def agent_metadata(version: str, *features: str, **more: Any) -> dict[str, Any]:
     """Metadata for a registration: ``version``, ``hostname``, ``pid``, ``started_at`` (now) and ``features``.
 
-    ``more`` is added as it is; it must be JSON. Proxies show metadata to their operators and may log it: no secrets.
+    ``more`` is added unchanged; it must be JSON. Proxies show metadata to their operators and may log it, so it must
+    not contain secrets.
     """
     return {
         "version": version,

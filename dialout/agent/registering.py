@@ -1,4 +1,4 @@
-"""From an address to a registered connection; and the registration alone, for those with a stream of their own."""
+"""Dial a proxy and register; or only register, over a stream of the caller."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,7 +26,7 @@ __all__ = ["connect", "connect_to_proxy", "read_registration_response", "write_r
 _LENGTH: Final = Struct(">I")
 
 MOST_ANSWER: Final = 1024 * 1024
-"""Bytes of an answer; it may hold a configuration, and nobody is trusted to announce 16 MiB here."""
+"""Bytes of an answer that ``read_registration_response`` accepts. An answer may contain a configuration."""
 
 
 async def connect_to_proxy(
@@ -43,9 +43,10 @@ async def connect_to_proxy(
 ) -> ProxyConnection:
     """Dial a proxy and register: one connection, without a second try.
 
-    ``address`` is the path of a Unix socket (with a slash in it) or HOST:PORT. ``timeout`` seconds bound all of it.
-    Serve the result with ``ProxyConnection.serve``. Raises a ``NotConnected`` (see ``dialout.agent.errors``) when there
-    is no connection, and LocalProtocolError when the arguments make no registration.
+    ``address`` is the path of a Unix socket (with a slash in it) or HOST:PORT. ``timeout`` is the limit in seconds for
+    both steps together. Serve the result with ``ProxyConnection.serve``. Raises a ``NotConnected`` (see
+    ``dialout.agent.errors``) if there is no connection, and LocalProtocolError if the arguments make no valid
+    registration.
     """
     request = RegistrationRequest(
         agent_id=agent_id,
@@ -73,7 +74,7 @@ async def connect(
     ping_timeout: float,
     on_dialled: Callable[[], None] | None = None,
 ) -> ProxyConnection:
-    """``connect_to_proxy`` with everything at hand; ``on_dialled`` is called between dialling and registering."""
+    """``connect_to_proxy`` for prepared arguments. ``on_dialled`` is called between dialling and registering."""
     loop = asyncio.get_running_loop()
     connection = ProxyConnection(
         request, dialect, ping_interval=ping_interval, ping_timeout=ping_timeout, on_dialled=on_dialled
@@ -107,15 +108,15 @@ async def connect(
 async def write_registration_request(
     writer: asyncio.StreamWriter, request: RegistrationRequest, dialect: Dialect = Dialect.SDK
 ) -> None:
-    """Send a registration over a stream. Raises LocalProtocolError when it cannot be written, OSError as streams do."""
+    """Send a registration over a stream. Raises LocalProtocolError if it cannot be encoded, OSError as streams do."""
     writer.write(request.encode(dialect))
     await writer.drain()
 
 
 async def read_registration_response(reader: asyncio.StreamReader) -> RegistrationResponse:
-    """Read the answer to a registration, a refusal as well, and not a byte behind it. Set a time limit around it.
+    """Read the answer to a registration, also a refusal, and no byte after it. Set a time limit around it.
 
-    Raises ProxyHungUp when there is none, and UnreadableAnswer for what is no answer, or one above a mebibyte.
+    Raises ProxyHungUp if the stream ends, and UnreadableAnswer for an invalid answer or one above 1 MiB.
     """
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(4))

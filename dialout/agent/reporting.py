@@ -1,4 +1,4 @@
-"""What an agent says about itself on a connection: health and metrics, when asked or from time to time."""
+"""An agent's reports on a connection: health and metrics, on request or at intervals."""
 
 import asyncio
 import inspect
@@ -25,10 +25,10 @@ _NOT_READY: Final = Health(HealthState.UNHEALTHY, "the agent waits for its confi
 
 
 class Reporter:
-    """Sends the reports of one connection, and looks after the tasks that make them.
+    """Sends the reports of one connection, and keeps the tasks that make them.
 
-    An agent whose ``health`` fails is unhealthy; one whose ``metrics`` fail has counted nothing. Both are said in the
-    log.
+    An agent with a failing ``health`` is reported as unhealthy, one with failing ``metrics`` with no samples. Both
+    failures are logged.
     """
 
     def __init__(self, agent: Agent, codec: Codec, agent_id: str, send: Callable[[bytes], None]) -> None:
@@ -37,6 +37,8 @@ class Reporter:
         self._agent_id = agent_id
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
+        self._drains = False
+        self._closed = False
 
     @property
     def reports_unasked(self) -> bool:
@@ -45,7 +47,7 @@ class Reporter:
         return self._codec.dialect is Dialect.CORE and (declared.health_reporting or declared.metrics_export)
 
     def report(self) -> None:
-        """Send what the agent said that it would send unasked."""
+        """Send the reports that the agent has declared."""
         declared = self._agent.capabilities
         if declared.health_reporting:
             self.say_health()
@@ -53,8 +55,13 @@ class Reporter:
             self.say_metrics()
 
     def say_health(self) -> None:
-        """Send the agent's health; one that requires a configuration, and has none yet, has no better one."""
-        if self._agent.require_configuration and not self._agent.configuring.is_configured:
+        """Send the agent's health. Without its required configuration an agent is unhealthy.
+
+        An agent that drains reports nothing else: a proxy would send it new requests again.
+        """
+        if self._drains:
+            self._send_health(Health(HealthState.DRAINING))
+        elif self._agent.require_configuration and not self._agent.configuring.is_configured:
             self.say_not_ready()
         else:
             self._say("health", self._send_health, _BROKEN)
@@ -68,32 +75,45 @@ class Reporter:
         self._send_health(_NOT_READY)
 
     def say_draining(self, seconds: float) -> None:
-        """Tell the proxy to send nothing new, where real agents have a word for it; the drain's ping says it, too."""
+        """Tell a core proxy to send no new requests.
+
+        The other dialects have no such frame. There the drain's ping says it.
+        """
         if self._codec.dialect is Dialect.CORE:
+            self._drains = True
             self._send_health(Health(HealthState.DRAINING, eta_ms=int(seconds * 1000)))
 
     def say_refusal(self, why: str) -> None:
-        """Tell the proxy that the configuration of its answer is not in force, where there is a word for it."""
+        """Tell a core proxy that the configuration in its answer is not in force.
+
+        The other dialects have no such frame.
+        """
         if self._codec.dialect is Dialect.CORE:
             self._send(self._codec.encode_config_error(why, timestamp_ms=_now_ms()))
 
     def look_after(
         self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None], variables: Context | None = None
     ) -> None:
-        """Run something to its end, or to that of the connection."""
+        """Await something in a task until it ends or the connection does. ``failed`` gets an exception."""
+        loop = asyncio.get_running_loop()
 
         async def run() -> None:
             try:
                 await awaitable
-            except Exception as error:  # noqa: BLE001 - the caller says it in its own words
+            except BaseException as error:
+                is_ours = self._closed or not loop.is_running()
+                if is_ours or isinstance(error, KeyboardInterrupt):
+                    raise
+                # A CancelledError is the function's own here. The caller logs the error in its own words.
                 failed(error)
 
-        task = asyncio.get_running_loop().create_task(run(), context=variables)
+        task = loop.create_task(run(), context=variables)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Cancel the tasks."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
 
@@ -112,7 +132,9 @@ class Reporter:
                 self.look_after(wait_for(found), failed, variables)
             else:
                 send(found)
-        except Exception as error:  # noqa: BLE001 - whatever the agent's function does, the proxy gets an answer
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - after any error of the agent's function the proxy gets an answer
             failed(error)
 
     def _send_health(self, health: Health) -> None:

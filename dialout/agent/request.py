@@ -1,4 +1,4 @@
-"""The request that hooks are told about, and what an agent counts."""
+"""The request that hooks get, and an agent's counters."""
 
 import time
 from contextvars import Context, copy_context
@@ -10,17 +10,17 @@ __all__ = ["Counters", "Request"]
 
 
 class Request:
-    """The request that an event is about.
+    """The request that an event belongs to.
 
-    ``request_id`` and ``correlation_id`` are the proxy's names for it, None where the dialect has none; a correlation
-    id may be the client's own text, so escape it before it reaches a log. ``headers`` is what the request began with,
-    and ``context`` is yours, to keep whatever the next event of the same request needs.
+    ``request_id`` and ``correlation_id`` are the proxy's ids for it, None if the dialect has none. A correlation id may
+    be the client's own text, so escape it for a log. ``headers`` is the event with the request's headers. ``context``
+    is free for your own data, which later events of the same request can read.
 
-    Both are there for later events only in agents that have hooks for those, None otherwise; and a connection
-    remembers no more than a few thousand requests, since not every proxy says when one is over.
+    Later events have both only if the agent has hooks for such events, and None otherwise. A connection remembers at
+    most a few thousand requests, since not every proxy says when one is over.
 
-    ``variables`` is the context in which the request's hooks run: what one of them sets in a ``ContextVar`` is there
-    for the next event of the same request, and for no other request.
+    ``variables`` is the context in which the request's hooks run. A ``ContextVar`` that a hook sets keeps its value for
+    later events of the same request, and for no other request.
     """
 
     __slots__ = ("context", "correlation_id", "headers", "request_id", "variables")
@@ -34,13 +34,13 @@ class Request:
 
 
 class Counters:
-    """What an agent has done since it was made, on all its connections."""
+    """The work of an agent since it was created, on all its connections."""
 
     __slots__ = ("active", "allowed", "blocked", "cancelled", "errored", "requests", "started_at")
 
     def __init__(self) -> None:
         self.requests = 0
-        """Requests that began: events with their headers."""
+        """Requests that began, counted by their headers."""
         self.active = 0
         """Asynchronous hooks at work now."""
         self.allowed = 0
@@ -48,7 +48,7 @@ class Counters:
         self.blocked = 0
         """Events answered with a block, a redirect or a challenge."""
         self.errored = 0
-        """Events that could not be read, or whose hook failed."""
+        """Events that could not be read, or failed in their hook."""
         self.cancelled = 0
-        """Requests given up in the middle: cancelled by the proxy, or their connection ended."""
+        """Requests given up before their answer: the proxy cancelled them, or their connection ended."""
         self.started_at = time.monotonic()

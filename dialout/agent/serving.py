@@ -1,7 +1,7 @@
 """One connection's events, from the frame to the answer: hooks, cancels, failures.
 
-It knows no socket: frames come in by ``take``, and go out through the function that it was given. Plain hooks are
-called on the spot, without a task: most agents decide in microseconds, and a task takes longer than that.
+It has no socket: frames come in by ``take``, and leave through a given function. Plain hooks are called at once,
+without a task. Most agents decide in microseconds, and a task takes longer than that.
 """
 
 import asyncio
@@ -43,18 +43,18 @@ __all__ = ["LEAST_QUEUE", "Serving", "check_agent"]
 _log = logging.getLogger("dialout.agent")
 
 _LAST_RESORT: Final = Decision.block(500)
-"""The answer to an event when the agent's own failure answer cannot be written."""
+"""The answer to an event if the agent's own failure answer cannot be encoded."""
 
 
 class Serving:
     """Serves one connection with an agent's hooks.
 
-    ``send`` queues a frame. ``hold`` is called with True when more is waiting than should be read, and with False when
-    there is room again. ``give_up`` is called once, when more than five events in a row could not be read. ``since`` is
-    the loop's time at which the connection was dialled. ``served`` counts events that were answered by their hooks;
-    ``ponged`` becomes true with the first pong, and ``on_pong`` is called with the mark of each.
+    ``send`` queues a frame. ``hold`` is called with True when so many events wait that reading should pause, and with
+    False when there is room again. ``give_up`` is called once, after more than five unreadable events in a row.
+    ``since`` is the loop's time at which the connection was dialled. ``served`` counts the events that their hooks have
+    answered. ``ponged`` becomes true with the first pong, and ``on_pong`` is called with the mark of each.
 
-    Raises LocalProtocolError when the agent has no hook, or a failure answer that is none in this dialect.
+    Raises LocalProtocolError if the agent has no hook, or a failure answer that this dialect cannot carry.
     """
 
     def __init__(
@@ -91,14 +91,11 @@ class Serving:
         self._workers = Workers(agent.max_concurrent_requests, agent.counters, self._serve_one, hold)
         self._work = self._workers.by_key
         self._memory = Memory(codec.dialect)
-        # Requests of which the agent has asked for more, in the order in which it did.
+        # Requests for which the agent has asked for more, in the order of asking.
         self._asked: dict[Key, None] = {}
         self._idle: asyncio.Future[None] | None = None
         if not self.is_ready:
-            unready = {
-                kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
-            }
-            self._hook_of = self._hook_of | unready
+            self.serve_nothing()
             self._say_whether_ready()
 
     # --- frames from the proxy ---
@@ -122,7 +119,7 @@ class Serving:
         key = correlation_id if request_id is None else request_id
         if self._work and (work := self._work.get(key)) is not None:
             # The proxy matches the answers of one request by their order.
-            work.add(event, hook)
+            self._queue(work, Request(request_id, correlation_id), event, hook)
             return
         request = Request(request_id, correlation_id)
         if self._hooks.remembers:
@@ -138,10 +135,21 @@ class Serving:
         else:
             self._serve_plain(key, request, event, hook)
 
+    def _queue(self, work: Work, request: Request, event: Any, hook: Hook) -> None:
+        """Have an event served behind those of its name that have no answer yet."""
+        if type(event) is not RequestHeaders:
+            work.add(event, hook)
+            return
+        # Some proxies use a name that clients choose. What the hooks have kept is the earlier request's.
+        request.headers = event
+        if self._hooks.remembers:
+            self._memory.recall(request, event)
+        work.add(event, hook, request)
+
     def _control(
         self, frame_type: int, payload: bytes, request_id: int | None, correlation_id: str | None, event: object
     ) -> None:
-        """Serve a frame that wants no decision."""
+        """Serve a frame that needs no decision."""
         match event:
             case Ping():
                 self._send(pong_for(self._codec.dialect, frame_type, payload) or b"")
@@ -162,7 +170,7 @@ class Serving:
             case MetricsRequest():
                 self.reporter.say_metrics()
             case _:
-                pass  # Of no interest, or of a newer protocol: an answer to it would be one to another request.
+                pass  # Irrelevant or of a newer protocol. An answer to it would be taken for that to another request.
 
     def _unreadable(self, error: UnreadableEvent) -> None:
         request = Request(error.request_id, error.correlation_id)
@@ -172,7 +180,7 @@ class Serving:
             work.add(None, Hook(what, partial(_raise, error)))
         else:
             self._failed(request, None, what, error)
-        # Nothing but this speaks against the connection: which requests make a hook fail is for clients to choose.
+        # Only unreadable events count against the connection. Clients can choose requests that make a hook fail.
         if self._errors.bad() and not self._gave_up:
             self._gave_up = True
             self._give_up()
@@ -187,7 +195,7 @@ class Serving:
                 work.given = result
                 self._workers.begin(key, work)
                 return
-        except BaseException as error:  # noqa: BLE001 - whatever a hook does, its event gets an answer, and no other
+        except BaseException as error:  # noqa: BLE001 - after any error of a hook its event gets one answer
             self._failed(request, event, hook.name, error)
             self._pass_on(error)
             return
@@ -206,12 +214,12 @@ class Serving:
         except asyncio.CancelledError as error:
             if work.dropped:
                 raise
-            # Not our doing: something that the hook waited for was cancelled.
+            # Not a cancel by this class: a task or future that the hook waited for was cancelled.
             _uncancel()
             self._failed(work.request, work.event, hook.name, error)
         except BaseException as error:
             if isinstance(error, GeneratorExit) and not self._loop.is_running():
-                raise  # The loop was broken off.
+                raise  # The loop was stopped.
             if not work.dropped:
                 self._failed(work.request, work.event, hook.name, error)
             self._pass_on(error)
@@ -220,7 +228,7 @@ class Serving:
                 self._settle(work.request, work.event, hook, result)
 
     def _pass_on(self, error: BaseException) -> None:
-        """Give the loop a Ctrl-C that met a hook, where Python's own handler makes it an exception."""
+        """Raise a KeyboardInterrupt of a hook again in the loop, if Python's own handler has raised it."""
         if (
             isinstance(error, KeyboardInterrupt)
             and threading.current_thread() is threading.main_thread()
@@ -247,7 +255,7 @@ class Serving:
             frame = self._codec.encode_answer(
                 decision, request_id=request.request_id, correlation_id=request.correlation_id
             )
-        except Exception as error:  # noqa: BLE001 - a decision may hold anything; its event gets an answer
+        except Exception as error:  # noqa: BLE001 - a decision may contain any object; its event gets an answer
             self._failed(request, event, "writing the decision", error)
             return
         self._send(frame)
@@ -267,7 +275,7 @@ class Serving:
             self._memory.forget_if_over(request, event, decision)
 
     def _failed(self, request: Request, event: Any, what: str, error: BaseException) -> None:
-        """Answer an event with the failure, and say why; an event that names no request cannot be answered."""
+        """Answer an event with the failure, and log the reason. An event that names no request cannot be answered."""
         self._counters.errored += 1
         if key_of(request) is not None:
             self._send_failure(request, event)
@@ -282,7 +290,7 @@ class Serving:
         )
         try:
             frame = encode(at_chunk(self._agent.failure, event, lenient=True))
-        except Exception as error:  # noqa: BLE001 - it was changed to something that this dialect cannot carry
+        except Exception as error:  # noqa: BLE001 - it was changed to an answer that this dialect cannot carry
             self._log.complain("writing the failure answer", error)
             frame = encode(_LAST_RESORT)
         self._send(frame)
@@ -303,17 +311,17 @@ class Serving:
             if inspect.isawaitable(result):
                 failed = partial(self._log.complain, hook.name)
                 self.reporter.look_after(result, failed, request.variables)
-        except BaseException as error:  # noqa: BLE001 - a cancel is not answered, so it is said
+        except BaseException as error:  # noqa: BLE001 - a cancel has no answer, so the error is logged
             self._log.complain(hook.name, error)
             self._pass_on(error)
 
     def _over(self, request: Request) -> None:
-        """Note that nothing was asked for of a request any more."""
+        """Note that no more of a request is asked for."""
         self._asked.pop(key_of(request), None)
         self._look_whether_idle()
 
     def configure(self, config: Any) -> Decision | Awaitable[Decision]:
-        """Have the agent apply the configuration that came with the registration: what it says to that."""
+        """Have the agent apply the configuration that came with the registration; returns its answer."""
         return ALLOWED if config is None else self._place.bring(Configure(config), Request(None, None))
 
     @property
@@ -321,13 +329,20 @@ class Serving:
         """Whether the agent has the configuration that it requires."""
         return self._agent.configuring.is_configured or not self._agent.require_configuration
 
+    def serve_nothing(self) -> None:
+        """Answer all events with the failure, until the configuration that the agent requires is there."""
+        unready = {
+            kind: Hook(hook.name, _not_configured) for kind, hook in self._hook_of.items() if kind is not Configure
+        }
+        self._hook_of = self._hook_of | unready
+
     def _ready(self) -> None:
         if self._agent.require_configuration:
             self._hook_of = self._hooks.by_event | {Configure: self._hook_of[Configure]}
             self._say_whether_ready()
 
     def _say_whether_ready(self) -> None:
-        # Only core agents speak unasked. The others answer with the failure until they are ready.
+        # Only core agents send reports unasked. The others answer with the failure until they are ready.
         if self._codec.dialect is Dialect.CORE:
             self.reporter.say_health()
 
@@ -337,7 +352,7 @@ class Serving:
         return len(self._work)
 
     async def idle(self) -> None:
-        """Wait until nothing is in flight, between two events of a request neither."""
+        """Wait until nothing is in flight and no request waits for its next event."""
         if self._work or self._asked:
             self._idle = self._loop.create_future()
             self._workers.on_idle = self._look_whether_idle
@@ -348,14 +363,14 @@ class Serving:
             self._idle.set_result(None)
 
     def fail_all(self) -> None:
-        """Answer what is in flight with the failure, and cancel it: there is no time left for it."""
+        """Cancel all requests in flight and answer them with the failure, because no time is left."""
         for work in list(self._work.values()):
             self._workers.drop(key_of(work.request))
-            for event in (work.event, *(event for event, _ in work.later or ())):
+            for event in (work.event, *(event for event, _, _ in work.later or ())):
                 self._failed(work.request, event, "the agent ends: the decision", TimeoutError("no time is left"))
 
     def close(self) -> None:
-        """Cancel everything: the connection is gone, and no answer would arrive."""
+        """Cancel all requests. The connection is gone, and no answer would arrive."""
         if self._closing:
             return
         self._closing = True
@@ -368,7 +383,7 @@ class Serving:
 
 
 def check_agent(agent: Agent, codec: Codec, hooks: Hooks) -> None:
-    """Raise LocalProtocolError for an agent without any hook, or whose failure answer the dialect cannot carry."""
+    """Raise LocalProtocolError for an agent without any hook or with a failure answer that the dialect cannot carry."""
     if not hooks.decides:
         why = "it would allow everything: override on_request_headers, or decorate a function of that name"
         if not any(agent.has(name) for name in HOOK_NAMES):
@@ -379,7 +394,7 @@ def check_agent(agent: Agent, codec: Codec, hooks: Hooks) -> None:
 
 
 def _uncancel() -> None:
-    """Take a cancel back that was answered, or limits of time would count it in the next hook."""
+    """Undo a cancel that was answered. Otherwise time limits would count it in the next hook."""
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
@@ -390,7 +405,7 @@ def _raise(error: BaseException, *_: object) -> None:
 
 
 def _not_configured(*_: object) -> Decision:
-    raise LocalProtocolError("the agent requires a configuration, and has none yet")
+    raise LocalProtocolError("the agent has not got its configuration yet")
 
 
 def _forgotten(*_: object) -> Decision:

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT for the managers of one process: taken once for all of them, and given back.
+"""SIGTERM and SIGINT for the managers of one process: handlers are set once for all of them, and restored.
 
-A handler is set with ``signal.signal``, and not with ``loop.add_signal_handler``: the loop keeps one callback for each
-signal and cannot say which, so that what a framework had set there could never be restored.
+A handler is set with ``signal.signal``, and not with ``loop.add_signal_handler``. The loop keeps one callback for each
+signal and has no way to read it. A framework's callback could never be restored.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Shared:
-    """The signals that are taken now, what handled them before, and the callbacks that want them."""
+    """The signals with a handler of this module, their former handlers, and the callbacks of the managers."""
 
     def __init__(self) -> None:
         self._callbacks: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._before: dict[int, Any] = {}
-        self._ours = self._on_signal  # One object, to be known again.
+        self._ours = self._on_signal  # One bound method, which ``is`` can compare.
 
     def add(self, callback: Callable[[], None], *, always: bool) -> None:
-        """Have a callback called in the running loop, for each signal that is free, or with ``always`` for all."""
+        """Add a callback for the running loop, for each signal that is free, or with ``always`` for all."""
         self._callbacks.append((asyncio.get_running_loop(), callback))
         for number in _SIGNALS:
             before = signal.getsignal(number)
@@ -35,13 +35,13 @@ class _Shared:
                 self._before[number] = before
 
     def remove(self, callback: Callable[[], None]) -> None:
-        """Call it no more; behind the last one the signals are as they were, unless another has taken them since."""
+        """Remove a callback. After the last one, restore the former handlers, unless others were set since."""
         self._callbacks = [one for one in self._callbacks if one[1] != callback]
         if self._callbacks:
             return
         before, self._before = self._before, {}
         for number, handler in before.items():
-            # None stands for a handler that was not set by Python, and could not be set again.
+            # None means a handler that was not set by Python, and cannot be set again.
             if signal.getsignal(number) is self._ours and handler is not None:
                 signal.signal(number, handler)
 
@@ -51,7 +51,7 @@ class _Shared:
                 loop.call_soon_threadsafe(callback)
         before = self._before.get(number)
         if callable(before) and not _is_default(before):
-            before(number, frame)  # A framework whose signals were taken on purpose learns of them, too.
+            before(number, frame)  # A framework's handler that was replaced on purpose runs, too.
 
 
 _shared: Final = _Shared()
@@ -59,10 +59,10 @@ _shared: Final = _Shared()
 
 @contextlib.contextmanager
 def handling(callback: Callable[[], None], wanted: bool | None) -> Iterator[None]:
-    """Have ``callback`` called for SIGTERM and SIGINT meanwhile.
+    """Call ``callback`` for SIGTERM and SIGINT inside the block.
 
-    ``wanted`` None takes a signal only where nothing else has: in the main thread, with the handler that Python or
-    ``asyncio.run`` sets. So the signals of a framework stay its own.
+    With ``wanted`` None, a signal is handled only in the main thread, and only if its handler is that of Python or
+    ``asyncio.run``. A framework thus keeps its signals.
     """
     if wanted is False or threading.current_thread() is not threading.main_thread():
         yield
@@ -75,7 +75,7 @@ def handling(callback: Callable[[], None], wanted: bool | None) -> Iterator[None
 
 
 def _is_default(handler: Any) -> bool:
-    """Whether a handler is the one that a signal has when no program has asked for it."""
+    """Whether a handler is the default one, which no program has set."""
     if handler is signal.SIG_DFL or handler is signal.default_int_handler:
         return True
     # A partial of a method of asyncio.Runner, which cancels the main task at the first Ctrl-C.

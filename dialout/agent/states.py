@@ -1,4 +1,4 @@
-"""Where each of an agent's connections stands, in a line for people and in values for programs."""
+"""The state of each of an agent's connections, as a line for a log and as values for programs."""
 
 from enum import StrEnum
 
@@ -10,7 +10,7 @@ __all__ = ["ConnectionState", "Phase"]
 
 
 class Phase(StrEnum):
-    """The life of one connection, in its order; after ``WAITING`` comes ``CONNECTING`` again."""
+    """The phases of one connection, in their order. ``CONNECTING`` follows ``WAITING`` again."""
 
     CONNECTING = "connecting"
     REGISTERING = "registering"
@@ -23,8 +23,9 @@ class Phase(StrEnum):
 class ConnectionState(Struct, frozen=True, kw_only=True):
     """Connection ``number`` (from 1) of an agent. ``str`` makes the line, such as ``waiting 3.2 s: connection_limit``.
 
-    ``wait`` are the seconds of a waiting one. ``reason`` is the proxy's ``error_code`` where it gave one, and
-    ``detail`` says more; both may be logged. ``connection_id`` is what the proxy calls it: escape it first.
+    ``wait`` are the seconds of a waiting connection. ``reason`` is the proxy's ``error_code`` if it gave one, and
+    ``detail`` gives details. Both may be logged. ``connection_id`` is the proxy's name for it, which must be escaped
+    for a log.
     """
 
     number: int

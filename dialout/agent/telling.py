@@ -1,4 +1,4 @@
-"""Failures in a line of a log: what happened where, and nothing of a peer's that is not escaped."""
+"""Failures as log lines: the failed step and its place in the code, with a peer's text escaped."""
 
 import contextlib
 import logging
@@ -14,37 +14,37 @@ __all__ = ["FailureLog", "described", "places", "request_name", "said"]
 _log = logging.getLogger("dialout.agent")
 
 MOST_LINES: Final = 20
-"""Lines a second about failures of one kind on one connection: clients choose how many requests make a hook fail."""
+"""Lines a second about failures of one kind on one connection. Clients choose how many requests make a hook fail."""
 
 
 def request_name(request: Request) -> str:
-    """What a log calls a request."""
+    """The name of a request in a log."""
     if request.request_id is not None:
         return f"request {request.request_id}"
     return f"request {printable(request.correlation_id, 64)}" if request.correlation_id else "a request without a name"
 
 
 def described(error: BaseException) -> str:
-    """An exception in one line: what it says, which may be a peer's words, escaped, and where it was raised."""
+    """An exception in one line: its message, escaped because it may be a peer's text, and the place that raised it."""
     where = places(error)
     return f"{said(error)} ({where[0]})" if where else said(error)
 
 
 def said(error: BaseException) -> str:
-    """What an exception says, escaped, and its class."""
+    """The class and message of an exception, escaped."""
     return printable(traceback.format_exception_only(error)[-1].strip())
 
 
 def places(error: BaseException) -> list[str]:
-    """Where it was raised, innermost first. These are places in code, so they need no escape."""
+    """The places of its traceback, innermost first. These are places in code, so they need no escape."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
 
 
 class FailureLog:
-    """Says why events failed on the connection ``name``: so many lines a second for each kind, then a sum.
+    """Logs why events failed on the connection ``name``: up to ``MOST_LINES`` lines a second for each kind, then a sum.
 
-    Nothing in here raises: a log that cannot be written stops no answer.
+    No method raises: a failing log must not stop an answer.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,7 +53,7 @@ class FailureLog:
         self._lines: dict[str, int] = {}
 
     def write(self, request: Request, what: str, error: BaseException) -> None:
-        """Say that ``what`` failed for a request."""
+        """Log that ``what`` failed for a request."""
         now = time.monotonic()
         if now - self._since.get(what, -1.0) >= 1.0:
             self._sum_up(what)
@@ -65,16 +65,16 @@ class FailureLog:
             named = request_name(request)
             _log.error("%s: %s: %s failed: %s", self._name, named, what, described(error))
             if _log.isEnabledFor(logging.DEBUG):
-                # Our own code and the hook's, without the values that the peer gave them.
+                # Places in this library and in the hook, without the peer's values.
                 _log.debug("%s: %s: %s", self._name, named, " <- ".join(places(error)))
 
     def complain(self, what: str, error: BaseException) -> None:
-        """Say that ``what`` failed, which no request waits for."""
+        """Log that ``what`` failed, for a step that no request waits for."""
         with contextlib.suppress(Exception):
             _log.error("%s: %s failed: %s", self._name, what, described(error))
 
     def close(self) -> None:
-        """Say how many failures had no line of their own."""
+        """Log the number of failures that had no line of their own."""
         for what in self._since:
             self._sum_up(what)
         self._since.clear()

@@ -1,4 +1,4 @@
-"""Coroutines of one connection: so many at once, those of one request one after the other, the rest in a queue."""
+"""Coroutines of one connection: a limited number at once, one at a time for each request, and a queue."""
 
 import asyncio
 import inspect
@@ -16,12 +16,13 @@ __all__ = ["LEAST_QUEUE", "Key", "Work", "Workers"]
 Key: TypeAlias = int | str | None
 
 LEAST_QUEUE: Final = 16
-"""Events that may wait for their turn on every connection, however few it serves at once. While more are there, nothing
-is read, a cancel neither: so some room is good even for an agent that serves one request after the other."""
+"""Events that may wait for their turn on every connection, even with a low limit of coroutines. From that number on
+the connection is not read, and a cancel is not read either. Some room is therefore useful even to an agent with one
+request at a time."""
 
 
 class Work:
-    """The events of one request that have no answer yet; the first is being served, or waits for its turn."""
+    """The events of one request that have no answer yet. The first one is being served, or waits for its turn."""
 
     __slots__ = ("dropped", "event", "given", "hook", "later", "request", "started", "task")
 
@@ -29,32 +30,33 @@ class Work:
         self.request = request
         self.event = event
         self.hook = hook
-        # What a plain hook has returned to be awaited.
+        # The awaitable that a plain hook has returned.
         self.given: Awaitable[Any] | None = None
-        self.later: deque[tuple[Any, Hook]] | None = None
+        self.later: deque[tuple[Any, Hook, Request | None]] | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self.dropped = False
 
-    def add(self, event: Any, hook: Hook) -> None:
-        """Serve another event of the same request behind the others."""
+    def add(self, event: Any, hook: Hook, request: Request | None = None) -> None:
+        """Serve another event of the same id after the others. With ``request`` another request begins with it."""
         if self.later is None:
             self.later = deque()
-        self.later.append((event, hook))
+        self.later.append((event, hook, request))
 
     def take_next(self) -> bool:
-        """Go on to the next event, if there is one."""
+        """Go on to the next event; False if there is none."""
         if not self.later:
             return False
-        self.event, self.hook = self.later.popleft()
+        self.event, self.hook, request = self.later.popleft()
+        self.request = request or self.request
         return True
 
 
 class Workers:
-    """Requests with an event that a coroutine has in hand, or that waits for one: up to ``limit`` of them at once.
+    """Requests with an event in a coroutine, or waiting for one. Up to ``limit`` coroutines run at once.
 
-    ``serve`` serves one event, and raises nothing but CancelledError, of work that was dropped. ``hold`` is called with
-    True when more is waiting than should be read, and with False when there is room again.
+    ``serve`` serves one event. It raises only CancelledError, and only for dropped work. ``hold`` is called with True
+    when so many events wait that reading should pause, and with False when there is room again.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Workers:
     ) -> None:
         self.by_key: dict[Key, Work] = {}
         self.on_idle: Callable[[], None] | None = None
-        """Called when nothing is left."""
+        """Called when no work is left."""
         self._limit = limit
         self._queue_limit = max(limit, LEAST_QUEUE)
         self._counters = counters
@@ -84,19 +86,20 @@ class Workers:
         if self._running < self._limit:
             self._start(key, work)
             return
-        # More than the agent said that it can do. It waits, and after as many again the connection is not read.
+        # More requests than the agent has declared. They wait, and a queue of that many stops the reading.
         self._queue.append((key, work))
         if len(self._queue) >= self._queue_limit and not self._holding:
             self._holding = True
             self._hold(True)
 
     def drop(self, key: Key) -> Work | None:
-        """Give a request up, and return it, if it is here."""
+        """Give a request up and return it; None if it is not here."""
         work = self.by_key.pop(key, None)
         if work is not None:
             work.dropped = True
             self._counters.cancelled += 1
-            # A task that is cancelled before its first step would never get to its end; it will see what happened.
+            # A task that is cancelled before its first step would never reach its end. It finds the work dropped
+            # instead.
             if work.task is not None and work.started:
                 work.task.cancel()
             elif inspect.iscoroutine(work.given):
@@ -104,7 +107,7 @@ class Workers:
         return work
 
     def close(self) -> None:
-        """Give all of them up."""
+        """Give all requests up."""
         for key in tuple(self.by_key):
             self.drop(key)
         self._queue.clear()
@@ -131,7 +134,7 @@ class Workers:
         if self.by_key.get(key) is work:
             del self.by_key[key]
         if self._queue and not self._refilling:
-            # Not nested: where tasks take their first step at once, the next one may be done before it is noted.
+            # Not nested: a task that takes its first step at once may be done before it is noted.
             self._refilling = True
             while self._queue and self._running < self._limit:
                 next_key, following = self._queue.popleft()

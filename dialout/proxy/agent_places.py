@@ -1,7 +1,8 @@
-"""Where agents are, as far as answers have told, and which shard to ask next.
+"""Remember which shards have which agents, as learned from answers, and choose the shard to ask next.
 
-Any shard answers for any agent: one that has no connection of it asks another one. That costs a hop, so a
-client remembers who had to, and spreads over the others. Pure: no clock, no I/O.
+Any shard can answer for any agent. A shard without a connection of the agent relays the event to another shard. That
+costs a hop. So a client remembers the shards that had to relay, and spreads its events over the others. Pure: no clock,
+no I/O.
 """
 
 from collections import OrderedDict
@@ -11,11 +12,11 @@ from typing import Final, Protocol, TypeVar
 __all__ = ["AgentPlaces", "Candidate"]
 
 _HAS: Final = float("-inf")
-"""In place of a time: the shard answered for this agent by itself."""
+"""Stands for a time: the shard answered for this agent without a relay."""
 
 
 class Candidate(Protocol):
-    """A shard that can be asked, and how many events it owes this client an answer to."""
+    """A shard that can be asked, with its number of unanswered events of this client."""
 
     @property
     def shard(self) -> int:
@@ -30,10 +31,10 @@ C = TypeVar("C", bound=Candidate)
 
 
 class AgentPlaces:
-    """Knows at most ``limit`` agents, the ones that were asked for last.
+    """Remembers the shards of at most ``limit`` agents, the ones with the latest answers.
 
-    Shards that answered by themselves *have* the agent; those that another one had to help *lack* it, for
-    ``lacking_for`` seconds, because the agent may connect there; all others are unknown.
+    A shard that answered without a relay *has* the agent. A shard that had to relay *lacks* it for ``lacking_for``
+    seconds. After that it is unknown, because the agent may have connected there. All other shards are unknown.
     """
 
     __slots__ = ("_agents", "_lacking_for", "_limit", "_reluctance", "_turn")
@@ -42,8 +43,8 @@ class AgentPlaces:
         self._agents: OrderedDict[str, dict[int, float]] = OrderedDict()
         self._limit = limit
         self._lacking_for = lacking_for
-        # An unknown shard is tried when it has this many fewer in flight than the best that has the agent:
-        # early enough to find all shards of a busy agent, late enough to spare a quiet one the hop.
+        # An unknown shard is tried when it has this many fewer events in flight than the best shard that has the agent.
+        # This is early enough to find all shards of a busy agent, and late enough to spare a quiet agent the hop.
         self._reluctance = reluctance
         self._turn = 0
 
@@ -51,10 +52,11 @@ class AgentPlaces:
         return len(self._agents)
 
     def choose(self, agent_id: str, candidates: Sequence[C], now: float) -> C:
-        """The shard to ask: of those that have the agent, the one with the fewest in flight.
+        """Return the shard to ask: the one with the fewest events in flight among the shards that have the agent.
 
-        An unknown one when none has it, or when it has far fewer in flight; one that lacks it when there is
-        nothing else. Equals take turns. ``candidates`` must not be empty; ``now`` is monotonic seconds.
+        An unknown shard is chosen if no shard has the agent, or if it has far fewer events in flight. A shard that
+        lacks the agent is chosen only if there is no other. Equal shards take turns. ``candidates`` must not be empty.
+        ``now`` is monotonic seconds.
         """
         if len(candidates) == 1:
             return candidates[0]
@@ -77,7 +79,7 @@ class AgentPlaces:
         return best
 
     def learn(self, agent_id: str, asked: int, served: int, now: float) -> None:
-        """Take note that shard ``asked`` answered with a connection of shard ``served``."""
+        """Note that shard ``asked`` answered through a connection of shard ``served``."""
         known = self._agents.get(agent_id)
         if known is None:
             if len(self._agents) >= self._limit:
@@ -97,7 +99,7 @@ class AgentPlaces:
             known.pop(shard, None)
 
     def forget_shard(self, shard: int) -> None:
-        """Forget a shard for every agent: it is gone, and its agents are elsewhere by now."""
+        """Forget a shard for every agent. It is gone, and its agents will connect to other shards."""
         for agent_id in [agent_id for agent_id, known in self._agents.items() if known.pop(shard, None) is not None]:
             if not self._agents[agent_id]:
                 del self._agents[agent_id]

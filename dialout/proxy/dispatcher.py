@@ -1,6 +1,6 @@
-"""Send events to the right shard, and once more to another one where that is safe."""
+"""Send each event to the right shard, and retry it once on another shard where that is safe."""
 
-# ruff: noqa: ASYNC109  (the time limit goes to the shard with the event: it is not one for this coroutine alone)
+# ruff: noqa: ASYNC109  (the time limit goes to the shard with the event; it is not for this coroutine alone)
 
 import asyncio
 from typing import Final
@@ -27,13 +27,13 @@ from dialout.proxy.wire import MAX_TIMEOUT_MS, encode_request
 __all__ = ["Dispatcher", "Request"]
 
 _ELSEWHERE: Final = (AgentNotFound, AgentUnavailable, ConnectionLost, Overloaded, ShuttingDown)
-"""Failures that another shard may not have."""
+"""Failures that may not occur on another shard."""
 
 _LONGEST: Final = MAX_TIMEOUT_MS / 1000
 
 
 class Request:
-    """One HTTP request, and where its events go: ``channel`` is the shard that its first event went to."""
+    """One HTTP request. All its events go to ``channel``, the shard that got its first event."""
 
     __slots__ = ("agent_id", "channel", "events", "over", "request_id")
 
@@ -42,27 +42,27 @@ class Request:
         self.agent_id = agent_id
         self.channel: ShardChannel | None = None
         self.events = 0
-        # Why no more events may be sent; empty while they may.
+        # The reason why no more events may be sent; empty while they may.
         self.over = ""
 
     def cancel(self, reason: CancelReason) -> bool:
-        """Give up what has no answer yet; False when there is nothing."""
+        """Cancel all unanswered events. Returns False if there are none."""
         if self.channel is None or not self.channel.cancel(self.request_id, self.agent_id, reason):
             return False
         self.over = "it was cancelled"
         return True
 
     def finish(self) -> None:
-        """Let the shard forget where the events went; what has no answer yet is cancelled."""
+        """Cancel all unanswered events. If there are none, let the shard drop the affinity of the request."""
         if not self.over and not self.cancel(CancelReason.MANUAL) and self.channel is not None:
             self.channel.finish(self.request_id, self.agent_id)
         self.over = self.over or "it is finished"
 
 
 class Dispatcher:
-    """Chooses a shard for each request, and keeps its further events on that shard.
+    """Chooses a shard for each request, and sends all further events of the request to it.
 
-    Times are seconds; ``shard_wait`` is how long a request waits for a shard while there is none.
+    Times are in seconds. ``shard_wait`` is the time for which a request waits while there is no shard.
     """
 
     def __init__(self, links: ShardLinks, places: AgentPlaces, *, default_timeout: float, shard_wait: float) -> None:
@@ -76,11 +76,11 @@ class Dispatcher:
     async def send(
         self, request: Request, event: AgentEvent, timeout: float | None, *, retry: bool, flags: int = 0
     ) -> Response:
-        """The agent's answer to an event. Raises a PoolError when there is none.
+        """Send an event and return the agent's answer. Raises a PoolError when there is none.
 
-        Whatever was never written goes to another shard; with ``retry`` so does, once, what certainly did
-        not reach the agent. Both for the first event of a request only. A task that is cancelled here has
-        its request cancelled.
+        An event that was never written, because its channel was lost, goes to another shard. With ``retry``, an event
+        that certainly did not reach the agent goes to another shard once. Both apply only to the first event of a
+        request. If the calling task is cancelled, the request is cancelled, too.
         """
         if request.over:
             raise BadRequest(f"this request takes no more events: {request.over}", agent_id=request.agent_id)
@@ -88,7 +88,7 @@ class Dispatcher:
             timeout = self._default_timeout
         if not 0 < timeout <= _LONGEST:
             raise BadRequest(f"a timeout is more than 0 and at most {_LONGEST:g} s, not {timeout}")
-        deadline = self._clock.time() + timeout
+        deadline = self._loop.time() - self._clock.slept + timeout
         request.events += 1
         avoid: ShardChannel | None = None
         while True:
@@ -113,7 +113,7 @@ class Dispatcher:
                 return response
 
     def _choose(self, agent_id: str, avoid: ShardChannel | None) -> ShardChannel | None:
-        """The shard to ask; None when there is none, besides the one to avoid."""
+        """Choose the shard to ask. Returns None if there is none besides the one to avoid."""
         channels = [channel for channel in self._links.channels if channel is not avoid]
         if not channels:
             return None
@@ -126,7 +126,7 @@ class Dispatcher:
         return self._places.choose(agent_id, self._links.channels, self._loop.time())
 
     def _encode(self, request: Request, event: AgentEvent, deadline: float, flags: int) -> bytes:
-        remaining_ms = int((deadline - self._clock.time()) * 1000)
+        remaining_ms = int((deadline - self._loop.time() + self._clock.slept) * 1000)
         if remaining_ms < 1:
             raise RequestTimeout("no shard could be asked in time", agent_id=request.agent_id, retry_safe=True)
         try:
@@ -142,14 +142,14 @@ class Dispatcher:
         elif isinstance(error, ConnectionLost | AgentUnavailable):
             self._places.forget(request.agent_id, channel.shard)
         elif isinstance(error, RequestTimeout):
-            # Its answer may still come, and must not be taken for that of a later event.
+            # The answer may still come, and must not be taken for the answer to a later event.
             request.over = "an event of it timed out"
 
     def _goes_elsewhere(self, error: PoolError, channel: ShardChannel, request: Request, *, retry: bool) -> bool:
-        """Whether to send the same event again; if so, the request is free to go to another shard."""
+        """Whether to send the same event again. If the agent has not seen the request, also release its channel."""
         if request.over or request.events > 1 or not error.retry_safe or not isinstance(error, _ELSEWHERE):
             return False
-        # The agent has seen nothing of this request, so it may begin anywhere: now, or with the next event.
+        # The agent has seen nothing of this request. So the request may start on any shard, now or with its next event.
         request.channel = None
         if channel.is_lost:
             return not isinstance(error, ShuttingDown)

@@ -1,26 +1,26 @@
-"""Why a request got no answer: stable codes, and one exception for each.
+"""The reasons why a request got no answer: stable codes, and an exception for each.
 
 ::
 
     DialoutError
     └── PoolError
-        ├── AgentNotFound        no connection of this agent anywhere
-        ├── AgentUnavailable     it has connections, but none that can take a request now
-        ├── AgentMoving          its connection is on the way to another shard
+        ├── AgentNotFound        no shard has a connection of this agent
+        ├── AgentUnavailable     the agent has connections, but none can take a request now
+        ├── AgentMoving          the agent's connection is on the way to another shard
         ├── RequestTimeout       no answer within the time limit
         ├── FlowControlPaused    the agent has asked for a pause
-        ├── CircuitOpen          it failed too often; the next trial is not due yet
+        ├── CircuitOpen          the agent failed too often; the next trial is not due yet
         ├── ConnectionLost       the connection ended before the answer
         ├── Overloaded           too much is in flight already
         ├── CannotReceive        the agent does not take this kind of event
-        ├── BadAnswer            the agent answered with something that is no decision
-        ├── RequestCancelled     it was cancelled
+        ├── BadAnswer            the agent's answer is not a valid decision
+        ├── RequestCancelled     the request was cancelled
         ├── BadRequest           the event itself is wrong
         ├── ShuttingDown         this shard, or this client, is going away
         └── NoShard              no living shard in the runtime directory
 
-Whoever gets one of these has **no** decision of the agent: what happens to the HTTP request is the failure
-policy of the proxy (fail closed, or open).
+A caller that gets one of these has **no** decision of the agent. The failure policy of the proxy (fail closed, or
+open) then decides on the HTTP request.
 """
 
 from enum import StrEnum
@@ -56,7 +56,7 @@ class FailureCode(StrEnum):
     AGENT_NOT_FOUND = "agent_not_found"
     AGENT_UNAVAILABLE = "agent_unavailable"
     AGENT_MOVING = "agent_moving"
-    """Between shards only: a proxy's request waits until it is there, and is ``agent_unavailable`` after seconds."""
+    """Between shards only. A proxy's request waits for the connection, and after seconds is ``agent_unavailable``."""
     REQUEST_TIMEOUT = "request_timeout"
     FLOW_CONTROL_PAUSED = "flow_control_paused"
     CIRCUIT_OPEN = "circuit_open"
@@ -68,7 +68,7 @@ class FailureCode(StrEnum):
     BAD_REQUEST = "bad_request"
     SHUTTING_DOWN = "shutting_down"
     NO_SHARD = "no_shard"
-    """Never on the wire: only a client that found nobody to ask says so."""
+    """Never on the wire. Only a client that can reach no shard raises it."""
 
 
 FailurePolicy: TypeAlias = Literal["open", "closed"]
@@ -76,13 +76,13 @@ FailurePolicy: TypeAlias = Literal["open", "closed"]
 
 
 class PoolError(DialoutError):
-    """Base of everything that keeps a request from its answer.
+    """Base of all errors of a request that got no answer.
 
-    ``code`` is a ``FailureCode``, or the text of one that is newer than this library; ``retry_safe`` says
-    that the agent has certainly not seen the event, so that sending it again cannot make it count twice
-    (left out, it is what the class says: true for those that are raised before anything is sent);
-    ``agent_id`` and ``shard`` are None where they are not known. ``policy`` is what the host's operator has
-    configured for this failure, "open" to let the request pass; None leaves it to the proxy's own policy.
+    ``code`` is a ``FailureCode``, or the text of a code that is newer than this library. ``retry_safe`` says that the
+    agent has certainly not seen the event, so a second attempt cannot count twice. Its default is the value of the
+    class, which is true for errors that are raised before anything is sent. ``agent_id`` and ``shard`` are None where
+    they are not known. ``policy`` is the operator's configuration for this failure: "open" lets the request pass. None
+    leaves the decision to the proxy's own policy.
     """
 
     code: FailureCode | str = ""
@@ -111,28 +111,28 @@ class PoolError(DialoutError):
 
 
 class AgentNotFound(PoolError):
-    """No connection of this agent is known to any shard that could be asked."""
+    """None of the shards that could be asked has a connection of this agent."""
 
     code = FailureCode.AGENT_NOT_FOUND
     retry_safe = True
 
 
 class AgentUnavailable(PoolError):
-    """The agent has connections, but each of them is unhealthy or has all that it can work on."""
+    """The agent has connections, but each of them is unhealthy or at its limit of requests."""
 
     code = FailureCode.AGENT_UNAVAILABLE
     retry_safe = True
 
 
 class AgentMoving(PoolError):
-    """The agent's connection is on its way from one shard to another, for a moment."""
+    """The agent's connection is on its way from one shard to another. This takes a moment."""
 
     code = FailureCode.AGENT_MOVING
     retry_safe = True
 
 
 class RequestTimeout(PoolError):
-    """No answer within the time limit. The agent may still be working on it."""
+    """No answer came within the time limit. The agent may still be working on the event."""
 
     code = FailureCode.REQUEST_TIMEOUT
 
@@ -145,7 +145,7 @@ class FlowControlPaused(PoolError):
 
 
 class CircuitOpen(PoolError):
-    """The agent has failed too often in a row; requests are refused until the next trial is due."""
+    """The agent has failed too often in a row. Requests are refused until the next trial is due."""
 
     code = FailureCode.CIRCUIT_OPEN
     retry_safe = True
@@ -158,33 +158,33 @@ class ConnectionLost(PoolError):
 
 
 class Overloaded(PoolError):
-    """Too much is in flight or waits to be written; nothing was sent."""
+    """Too much is in flight, or waits to be written. Nothing was sent."""
 
     code = FailureCode.OVERLOADED
     retry_safe = True
 
 
 class CannotReceive(PoolError):
-    """The agent does not take this kind of event; nothing was sent to it."""
+    """The agent does not take this kind of event. Nothing was sent to it."""
 
     code = FailureCode.CANNOT_RECEIVE
     retry_safe = True
 
 
 class BadAnswer(PoolError):
-    """The agent answered with something that is no decision. That is never an allow."""
+    """The agent's answer is not a valid decision. That is never an allow."""
 
     code = FailureCode.BAD_ANSWER
 
 
 class RequestCancelled(PoolError):
-    """The request was cancelled by its own side."""
+    """The caller cancelled the request."""
 
     code = FailureCode.CANCELLED
 
 
 class BadRequest(PoolError):
-    """The event, or the order of events, is wrong: sending it again will not help."""
+    """The event, or the order of events, is wrong. A retry will not help."""
 
     code = FailureCode.BAD_REQUEST
 
@@ -214,7 +214,7 @@ def pool_error(
     shard: int | None = None,
     policy: FailurePolicy | None = None,
 ) -> PoolError:
-    """The exception of that code; a plain PoolError for a code that is newer than this library."""
+    """Build the exception for a code. A code that is newer than this library becomes a plain PoolError."""
     kind = _CLASSES.get(code)
     if kind is None:
         return PoolError(message, agent_id=agent_id, retry_safe=retry_safe, shard=shard, code=code, policy=policy)

@@ -1,6 +1,6 @@
-"""The events of one HTTP request, in order, all to the connection that saw its headers."""
+"""Send the events of one HTTP request, in order, to the connection that got its headers."""
 
-# ruff: noqa: ASYNC109  (the time limit goes to the shard with the event: it is not one for this coroutine alone)
+# ruff: noqa: ASYNC109  (the time limit goes to the shard with the event; it is not for this coroutine alone)
 
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Final, Self
@@ -23,16 +23,16 @@ from dialout.proxy.wire import FINAL
 __all__ = ["CHUNK_SIZE", "Exchange"]
 
 CHUNK_SIZE: Final = 64 * 1024
-"""Bytes of a body in one chunk: what agents ask for when they say nothing else."""
+"""Bytes of a body in one chunk. This is the default preference of agents."""
 
 
 class Exchange:
-    """A request's conversation with one agent; ``PoolClient.exchange`` makes it.
+    """The events of one request for one agent, and their answers. ``PoolClient.exchange`` makes it.
 
-    Use it as an ``async with`` block: at its end the shard may forget where the request's events went.
-    Every method returns the agent's answer, or raises a PoolError; ``timeout`` is seconds for each event.
-    After a RequestTimeout, or when a task was cancelled that waited for an answer, the exchange takes no
-    more events: an answer that is late must not be taken for the answer to another event.
+    Use it as an ``async with`` block. At its end the shard may drop the affinity of the request. Every method returns
+    the agent's answer, or raises a PoolError. ``timeout`` is in seconds, for each event. After a RequestTimeout, or
+    after the cancellation of a task that waited for an answer, the exchange takes no more events. Otherwise a late
+    answer could be taken for the answer to another event.
     """
 
     __slots__ = ("_dispatcher", "_request")
@@ -49,17 +49,17 @@ class Exchange:
 
     @property
     def agent_id(self) -> str:
-        """The agent that this request is shown to."""
+        """The agent that gets the events of this request."""
         return self._request.agent_id
 
     async def request_headers(
         self, event: RequestHeaders, timeout: float | None = None, *, retry: bool = True
     ) -> Response:
-        """Show the request's headers."""
+        """Send the request's headers."""
         return await self._dispatcher.send(self._request, event, timeout, retry=retry)
 
     async def request_body_chunk(self, event: RequestBodyChunk, timeout: float | None = None) -> Response:
-        """Show one chunk of the request's body."""
+        """Send one chunk of the request's body."""
         return await self._send(event, timeout)
 
     async def request_body(
@@ -69,23 +69,23 @@ class Exchange:
         *,
         chunk_size: int = CHUNK_SIZE,
     ) -> Response:
-        """Show the request's body, chunk by chunk, until the agent decides against it or the body ends.
+        """Send the request's body, chunk by chunk, until the agent refuses the request or the body ends.
 
-        The answer is that block, redirect or challenge, or else the one to the last chunk. An allow before
-        the end does not end it: a later chunk may still be blocked. One chunk of an asynchronous body is
-        held back until the next one has come, because the last one must say that it is the last. Answers
-        to earlier chunks are not returned: send ``request_body_chunk`` yourself to apply body mutations.
+        Returns the first block, redirect or challenge, or else the answer to the last chunk. An allow before the end
+        does not stop the body, because a later chunk may still be blocked. The last chunk must be marked as the last,
+        so one chunk of an asynchronous body is held until the next one has come. Answers to earlier chunks are not
+        returned. To apply body mutations, call ``request_body_chunk`` for each chunk.
         """
         return await self._body(RequestBodyChunk, body, timeout, chunk_size)
 
     async def response_headers(
         self, event: ResponseHeaders, timeout: float | None = None, *, retry: bool = True
     ) -> Response:
-        """Show the response's headers."""
+        """Send the response's headers."""
         return await self._dispatcher.send(self._request, event, timeout, retry=retry)
 
     async def response_body_chunk(self, event: ResponseBodyChunk, timeout: float | None = None) -> Response:
-        """Show one chunk of the response's body."""
+        """Send one chunk of the response's body."""
         return await self._send(event, timeout)
 
     async def response_body(
@@ -95,15 +95,15 @@ class Exchange:
         *,
         chunk_size: int = CHUNK_SIZE,
     ) -> Response:
-        """Show the response's body; see ``request_body``."""
+        """Send the response's body; see ``request_body``."""
         return await self._body(ResponseBodyChunk, body, timeout, chunk_size)
 
     async def websocket_frame(self, event: WebSocketFrame, timeout: float | None = None) -> Response:
-        """Show one frame of the WebSocket that the request became."""
+        """Send one frame of the WebSocket that the request was upgraded to."""
         return await self._send(event, timeout)
 
     async def complete(self, event: RequestComplete, timeout: float | None = None) -> Response | None:
-        """Say that the request is over; None when the agent does not take this event."""
+        """Send the completion of the request. Returns None if the agent does not take this event."""
         try:
             response = await self._dispatcher.send(self._request, event, timeout, retry=False, flags=FINAL)
         except CannotReceive:
@@ -112,7 +112,7 @@ class Exchange:
         return response
 
     def cancel(self, reason: CancelReason = CancelReason.MANUAL) -> None:
-        """Give up the events that have no answer yet: they raise RequestCancelled. Ends the exchange."""
+        """Cancel all unanswered events, which then raise RequestCancelled, and end the exchange."""
         if not self._request.cancel(reason):
             self._request.finish()
 
@@ -147,7 +147,7 @@ class Exchange:
 
 
 async def _pieces(body: bytes | AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
-    """The body in pieces of at most ``size`` bytes, none of them empty."""
+    """Cut the body into pieces of at most ``size`` bytes, none of them empty."""
     if isinstance(body, bytes):
         for start in range(0, len(body), size):
             yield body[start : start + size]

@@ -1,4 +1,4 @@
-"""What proxies and shards say to each other, as values; ``dialout.proxy.wire`` turns them into frames and back."""
+"""The messages between proxies and shards, as values. ``dialout.proxy.wire`` turns them into frames and back."""
 
 from enum import IntEnum
 from typing import Final, TypeAlias
@@ -34,26 +34,29 @@ __all__ = [
 ]
 
 PROXY_PROTOCOL: Final = 1
-"""Version of this protocol: ``protocol`` in Hello and Welcome."""
+"""The version of this protocol: ``protocol`` in Hello and Welcome."""
 
 RELAYED: Final = 1
-"""Flag of a request: it came from another shard, so it must not be relayed again. Of an answer: another
-shard than the one that was asked served it."""
+"""Flag of a request or an answer.
+
+A request with it came from another shard and must not be relayed again. An answer with it was served by another shard
+than the one that was asked.
+"""
 
 FINAL: Final = 2
-"""Flag of a request: no further event of it will follow, its affinity may be dropped after the answer."""
+"""Flag of a request: no further event of it will follow. The shard may drop its affinity after the answer."""
 
 RETRY_SAFE: Final = 2
 """Flag of a failure: the agent has certainly not seen the event."""
 
 MAX_ANSWER_LENGTH: Final = MAX_FRAME_LENGTH + 64 * 1024
-"""Largest length field of a frame from a shard. The largest answer of an agent must fit with our ids added."""
+"""The largest length field of a frame from a shard. An agent's largest answer must fit together with the added ids."""
 
 MAX_TIMEOUT_MS: Final = 2**32 - 1
 
 
 class ProxyFrame(IntEnum):
-    """Frame types. Events (0x10 to 0x17) have the numbers that they have towards agents of the core dialect."""
+    """Frame types. Events (0x10 to 0x17) have the same numbers as in the core dialect."""
 
     HELLO = 0x01
     WELCOME = 0x02
@@ -76,8 +79,8 @@ class ProxyFrame(IntEnum):
 class ProxyWireError(RemoteProtocolError):
     """A frame that cannot be used.
 
-    With a ``request_id`` only that event is lost: a shard answers it with a failure (``bad_request``), a
-    client takes it for the answer that cannot be read. Without one the connection must be closed.
+    With a ``request_id`` only that event fails. A shard answers it with a failure (``bad_request``). A client treats it
+    as an unreadable answer to that event. Without a ``request_id`` the connection must be closed.
     """
 
     def __init__(self, message: str, request_id: int | None = None) -> None:
@@ -85,11 +88,11 @@ class ProxyWireError(RemoteProtocolError):
         self.request_id = request_id
 
 
-# --- what a proxy sends ---------------------------------------------------------------------------------
+# --- frames from a proxy --------------------------------------------------------------------------------
 
 
 class ProxyRequest(Struct, frozen=True, gc=False):
-    """One event for an agent. ``timeout_ms`` 0 is the shard's default; ``flags`` are RELAYED and FINAL."""
+    """One event for an agent. ``timeout_ms`` 0 means the shard's default. ``flags`` are RELAYED and FINAL."""
 
     request_id: int
     agent_id: str
@@ -99,7 +102,7 @@ class ProxyRequest(Struct, frozen=True, gc=False):
 
 
 class ProxyCancel(Struct, frozen=True, gc=False):
-    """Stop working on a request: each event of it without an answer still gets one, or a failure."""
+    """Stop working on a request. Each of its unanswered events still gets an answer or a failure."""
 
     request_id: int
     agent_id: str
@@ -107,7 +110,7 @@ class ProxyCancel(Struct, frozen=True, gc=False):
 
 
 class ProxyFinish(Struct, frozen=True, gc=False):
-    """A request is over: no event will follow, its affinity can go."""
+    """A request is over. No event of it will follow, and the shard may drop its affinity."""
 
     request_id: int
     agent_id: str
@@ -122,7 +125,7 @@ class ProxyHello(Struct, frozen=True, gc=False):
 
 
 class ProxyPing(Struct, frozen=True, gc=False):
-    """Wants a pong with the same payload."""
+    """A ping. It must be answered by a pong with the same payload."""
 
     payload: bytes
 
@@ -130,11 +133,11 @@ class ProxyPing(Struct, frozen=True, gc=False):
 FromProxyFrame: TypeAlias = ProxyRequest | ProxyCancel | ProxyFinish | ProxyHello | ProxyPing
 
 
-# --- what a shard sends ---------------------------------------------------------------------------------
+# --- frames from a shard --------------------------------------------------------------------------------
 
 
 class Answer(Struct, frozen=True):
-    """The decision of an agent on one event, and who made it (``shard`` is where its connection lives)."""
+    """The decision of an agent on one event. ``shard`` is the shard that has the agent's connection."""
 
     request_id: int
     duration_us: int
@@ -146,9 +149,9 @@ class Answer(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True, gc=False):
-    """No decision on one event. ``error_code`` is a FailureCode, or one that is newer than this library.
+    """One event got no decision. ``error_code`` is a FailureCode, or a code that is newer than this library.
 
-    ``policy`` is what the pool's configuration makes of it, None where that is the proxy's own affair.
+    ``policy`` is the pool's configured policy for the failure. None leaves the decision to the proxy.
     """
 
     request_id: int
@@ -161,9 +164,9 @@ class Failure(Struct, frozen=True, gc=False):
 
 
 class Welcome(Struct, frozen=True, gc=False):
-    """The answer to Hello. A refusal has an ``error``, and the connection is closed behind it.
+    """The answer to Hello. A refusal has an ``error``, and the shard closes the connection after it.
 
-    One that is ``going_away`` comes later: the shard ends soon, and wants no new requests.
+    A Welcome with ``going_away`` comes later: the shard ends soon and wants no new requests.
     """
 
     protocol: int = 0

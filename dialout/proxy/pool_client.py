@@ -28,21 +28,21 @@ from dialout.proxy.wire import FINAL
 __all__ = ["PoolClient"]
 
 _MAX_BUFFERED: Final = 32 * 1024 * 1024
-"""Two frames of the largest size: a shard that reads as slowly as that is no use to anybody."""
+"""Two frames of the largest size. A shard with a longer backlog reads too slowly to be useful."""
 
 
 class PoolClient:
     """Sends events to the agents of a shardgate on this host, through its runtime directory.
 
-    An ``async with`` block, for one event loop (stock asyncio or uvloop). It keeps one connection to each
-    shard, however many come and go, with any number of requests in flight on each, and sends a request to
-    the shard that has the agent and the fewest in flight.
+    Use it as an ``async with`` block, in one event loop (stock asyncio or uvloop). It keeps one connection to each
+    shard, and follows shards that start and end. Any number of requests may be in flight on each connection. Among the
+    shards that have the agent, it sends a request to the one with the fewest in flight.
 
-    ``client_name`` is what the shards call this client in their logs. ``default_timeout`` is the time limit
-    in seconds of an event that has none of its own, ``shard_wait`` how long an event waits for a shard while
-    there is none at all, and ``max_buffered`` the bytes that may wait to be written to one shard.
+    ``client_name`` is the name of this client in the logs of the shards. ``default_timeout`` is the time limit in
+    seconds of an event without its own. ``shard_wait`` is the time in seconds for which an event waits while there is
+    no shard at all. ``max_buffered`` is the most bytes that may wait to be written to one shard.
 
-    Everything raised for a request is a PoolError. None of them is an "allow".
+    Every error of a request is a PoolError. None of them is an "allow".
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PoolClient:
         self._default_timeout = default_timeout
         self._shard_wait = shard_wait
         self._max_buffered = max_buffered
-        # Unique over all connections and their successors, so that no answer can meet another request.
+        # Ids are unique over all connections, old and new, so an answer cannot reach the wrong request.
         self._ids = itertools.count(1)
         self._links: ShardLinks | None = None
         self._dispatcher: Dispatcher | None = None
@@ -83,26 +83,26 @@ class PoolClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections. Whatever is in flight fails with ShuttingDown."""
+        """Close all connections. All events in flight fail with ShuttingDown."""
         self._dispatcher = None
         if self._links is not None:
             await self._links.close()
 
     @property
     def shards(self) -> dict[int, int]:
-        """The shards that can be asked now, and how many events each has in flight for this client."""
+        """The shards that can be asked now, each with its number of events in flight for this client."""
         return {} if self._links is None else {channel.shard: channel.in_flight for channel in self._links.channels}
 
     def exchange(self, agent_id: str) -> Exchange:
-        """A handle for all events of one HTTP request, which go to the connection that sees the first."""
+        """Make a handle for the events of one HTTP request. All of them go to the connection that gets the first."""
         return Exchange(self._open(), Request(next(self._ids), agent_id))
 
-    # --- one event, and nothing that follows it ---
+    # --- single events ---
 
     def send_request_headers(
         self, agent_id: str, event: RequestHeaders, timeout: float | None = None, *, retry: bool = True
     ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a request's headers; ``exchange`` is for when its body will follow.
+        """Send a request's headers and return the agent's answer. Use ``exchange`` if the body will follow.
 
         With ``retry`` an event that certainly did not reach the agent goes to one more shard.
         """
@@ -111,34 +111,34 @@ class PoolClient:
     def send_response_headers(
         self, agent_id: str, event: ResponseHeaders, timeout: float | None = None, *, retry: bool = True
     ) -> Coroutine[Any, Any, Response]:
-        """The answer of an agent that takes no request headers to a response's headers.
+        """Send a response's headers to an agent that takes no request headers, and return its answer.
 
-        An agent that takes request headers must have seen them: show both in an ``exchange``.
+        An agent that takes request headers must have seen them. Send both in an ``exchange``.
         """
         return self._send(agent_id, event, timeout, retry)
 
     def send_request_complete(
         self, agent_id: str, event: RequestComplete, timeout: float | None = None, *, retry: bool = False
     ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a request that is over."""
+        """Send the completion of a request and return the agent's answer."""
         return self._send(agent_id, event, timeout, retry)
 
     def send_websocket_frame(
         self, agent_id: str, event: WebSocketFrame, timeout: float | None = None, *, retry: bool = False
     ) -> Coroutine[Any, Any, Response]:
-        """The answer of an agent that takes no request headers to one WebSocket frame; see ``exchange``."""
+        """Send one WebSocket frame to an agent that takes no request headers. For others see ``exchange``."""
         return self._send(agent_id, event, timeout, retry)
 
     def send_guardrail_inspect(
         self, agent_id: str, event: GuardrailInspect, timeout: float | None = None, *, retry: bool = False
     ) -> Coroutine[Any, Any, Response]:
-        """The agent's answer to a text; many agents never answer this, so give a short timeout."""
+        """Send a text to inspect and return the agent's answer. Many agents never answer, so set a short timeout."""
         return self._send(agent_id, event, timeout, retry)
 
     def send_configure(
         self, agent_id: str, event: Configure, timeout: float | None = None, *, retry: bool = False
     ) -> Coroutine[Any, Any, Response]:
-        """The answer of one of the agent's connections to a configuration: a block means that it refuses."""
+        """Send a configuration to one connection of the agent. A block as its answer means that it refuses."""
         return self._send(agent_id, event, timeout, retry)
 
     # --- inside ---

@@ -1,8 +1,8 @@
 """One connection of a ``PoolClient`` to one shard, with many requests in flight.
 
-An ``asyncio.Protocol``, on any loop: no task and no timer for each request. Frames of one loop turn leave in
-one write; deadlines are looked at together, ``_SWEEP`` seconds apart, because the shard keeps them exactly
-and this side only guards against a shard that has stopped.
+It is an ``asyncio.Protocol`` for any loop. Requests have neither a task nor a timer of their own. Frames of one loop
+turn are sent in one write. All deadlines are checked together, every ``_SWEEP`` seconds. The shard keeps the deadlines
+exactly; this side only guards against a shard that has stopped.
 """
 
 import asyncio
@@ -44,14 +44,14 @@ __all__ = ["ShardChannel"]
 
 _SWEEP: Final = 0.1
 _MARGIN: Final = 0.25
-"""Seconds that a shard gets beyond a deadline to say so itself."""
+"""Seconds after a deadline in which the shard may still report the timeout itself."""
 
 _TRANSPORT_BUFFER: Final = 256 * 1024
-"""Bytes that the transport may hold. What waits beyond them is certainly not written, so it can be retried."""
+"""Bytes that the transport may hold. Frames that wait beyond them are certainly not written and can be retried."""
 
 
 class _Waiter:
-    """One event that has no answer yet; ``next`` is the next event of the same request."""
+    """One unanswered event. ``next`` is the next event of the same request."""
 
     __slots__ = ("agent_id", "deadline", "future", "next", "number")
 
@@ -59,19 +59,19 @@ class _Waiter:
         self.future = future
         self.agent_id = agent_id
         self.deadline = deadline
-        # Position of its frame among all that were queued: what was flushed so far tells whether it is out.
+        # The position of its frame among all queued frames. Compared with ``_flushed`` it tells whether it was written.
         self.number = number
         self.next: _Waiter | None = None
 
 
 class ShardChannel(asyncio.Protocol):
-    """A connection to shard number ``shard``; ``on_close`` is called once, after it was lost.
+    """A connection to shard number ``shard``. ``on_close`` is called once, after it was lost.
 
-    ``on_leave`` is called when the shard wants no new requests: those that have begun may go on.
+    ``on_leave`` is called when the shard wants no new requests. Requests that have begun may continue.
 
-    ``max_buffered`` bounds the bytes that wait to be written. ``in_flight`` counts events without an answer,
-    ``late_answers`` answers that nobody waits for any more. ``doubtful`` is true while the shard owes proof
-    that it works: it let a deadline pass, or it said that it is going away.
+    ``max_buffered`` limits the bytes that wait to be written. ``in_flight`` counts unanswered events. ``late_answers``
+    counts answers to events that were given up. ``doubtful`` is true after the shard let a deadline pass or failed an
+    event with ``shutting_down``. The next bytes from the shard reset it.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class ShardChannel(asyncio.Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection is not, or no longer, there."""
+        """Whether there is no connection, either not yet or no longer."""
         return self._transport is None
 
     # --- requests ---
 
     def send(self, request_id: int, agent_id: str, frame: bytes, deadline: float) -> "asyncio.Future[Response]":
-        """Queue the frame of an event; its answer, or a PoolError, will be the result of the future.
+        """Queue the frame of an event. Returns a future for the answer, or for a PoolError.
 
-        Raises Overloaded above ``max_buffered`` (one frame is always taken), and ConnectionLost after the
-        connection was lost. To give up a future early, ``cancel`` the request.
+        Raises Overloaded above ``max_buffered`` (one frame is always accepted). Raises ConnectionLost, or the error
+        given to ``close``, after the connection was lost. To give up a future early, ``cancel`` the request.
         """
         transport = self._transport
         if transport is None:
@@ -149,10 +149,9 @@ class ShardChannel(asyncio.Protocol):
         return future
 
     def cancel(self, request_id: int, agent_id: str, reason: CancelReason) -> bool:
-        """Give up all events of a request that have no answer yet; False when there are none.
+        """Give up all unanswered events of a request. Returns False if there are none.
 
-        Late answers to them are thrown away, so the request id must not be used again. Other futures of the
-        same request fail with RequestCancelled.
+        Their futures fail with RequestCancelled. Late answers are dropped, so the request id must not be used again.
         """
         if not self._give_up(request_id, None):
             return False
@@ -160,35 +159,35 @@ class ShardChannel(asyncio.Protocol):
         return True
 
     def finish(self, request_id: int, agent_id: str) -> None:
-        """Say that no further event of a request follows."""
+        """Tell the shard that no further event of a request follows."""
         if self._transport is not None:
             self._queue(encode_finish(request_id, agent_id))
 
     async def room(self) -> None:
-        """Wait until the shard reads again, if it does not; returns at once when the connection is lost."""
+        """Wait while the shard does not read. Returns at once when the connection is lost."""
         while self._paused and self._transport is not None:
             if self._room is None:
                 self._room = self._loop.create_future()
             await asyncio.shield(self._room)
 
     def close(self, why: str, error: type[PoolError] = ConnectionLost) -> None:
-        """Close the connection; everything in flight fails with this error."""
+        """Close the connection. All events in flight fail with this error."""
         self._why, self._error = self._why or why, error
         if self._transport is not None:
             self._transport.abort()
 
-    # --- what the loop calls ---
+    # --- callbacks of the loop ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the hello; requests have to wait for the welcome."""
-        # uvloop's transports do the same without being subclasses.
+        """Send the hello. Requests must wait for the welcome."""
+        # uvloop's transports have the same methods but are not subclasses.
         transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=_TRANSPORT_BUFFER)
         self._transport = transport
         transport.write(self._hello)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail everything at once."""
+        """Fail all events in flight at once."""
         self._transport = None
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -196,7 +195,7 @@ class ShardChannel(asyncio.Protocol):
             self._why = exc.strerror or "" if isinstance(exc, OSError) else str(exc)
         if not self.welcomed.done():
             self.welcomed.set_exception(self._lost(None, retry_safe=True))
-            self.welcomed.exception()  # Looked at, even if nobody waits for it.
+            self.welcomed.exception()  # Marks it as retrieved, since there may be no task that awaits it.
         waiters, self._waiters = self._waiters, {}
         self._out.clear()
         self.in_flight = 0
@@ -210,18 +209,18 @@ class ShardChannel(asyncio.Protocol):
         self._on_close(self)
 
     def pause_writing(self) -> None:
-        """Keep frames here from now on."""
+        """Hold frames in this object from now on."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Write what was kept."""
+        """Write the held frames."""
         self._paused = False
         self._flush()
         if not self._paused:
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Hand every answer in this read to whoever waits for it."""
+        """Give each answer in this read to the future of its event."""
         try:
             frames = self._decoder.feed(data)
         except FrameError as error:
@@ -248,7 +247,7 @@ class ShardChannel(asyncio.Protocol):
     # --- answers ---
 
     def _take(self, request_id: int) -> _Waiter | None:
-        """The event that an answer for this request belongs to: the oldest without one."""
+        """Remove and return the event that an answer for this request belongs to: the oldest unanswered one."""
         waiter = self._waiters.get(request_id)
         if waiter is None:
             self.late_answers += 1
@@ -293,7 +292,7 @@ class ShardChannel(asyncio.Protocol):
             self.close(welcome.error or f"it speaks version {welcome.protocol} of the protocol, not {PROXY_PROTOCOL}")
         elif welcome.going_away:
             self._on_leave(self)
-            # Behind every request that was given to this channel: the shard closes when these are answered.
+            # This ping stands behind all requests of this channel. The shard closes when they are answered.
             self._queue(encode_ping(GOING_AWAY))
         elif not self.welcomed.done():
             self.epoch = welcome.epoch
@@ -302,7 +301,7 @@ class ShardChannel(asyncio.Protocol):
     # --- time ---
 
     def _sweep(self) -> None:
-        """Give up what is past its deadline and the shard's margin, too."""
+        """Give up events that are past both their deadline and the shard's margin."""
         self._sweeper = None
         limit = self._clock.time() - _MARGIN
         late = []
@@ -322,7 +321,7 @@ class ShardChannel(asyncio.Protocol):
             self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
     def _give_up(self, request_id: int, late: _Waiter | None) -> bool:
-        """Drop all events of a request, ``late`` for its deadline; False when there are none."""
+        """Fail all events of a request, ``late`` with RequestTimeout. Returns False if there are none."""
         waiter = self._waiters.pop(request_id, None)
         if waiter is None:
             return False

@@ -1,4 +1,4 @@
-"""Keep up with the shards of a runtime directory: one connection to each that is there."""
+"""Keep one connection to each shard of a runtime directory."""
 
 import asyncio
 import os
@@ -16,16 +16,19 @@ _SCAN_SECONDS: Final = 0.25
 _CONNECT_SECONDS: Final = 2.0
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
-"""A shard that ended is back within a fraction of a second; the first attempts are for that case."""
+"""The longest pause between attempts to connect.
+
+The first pauses are short, because a shard that ended is back within a fraction of a second.
+"""
 
 _is_socket_name = re.compile(r"shard-(0|[1-9][0-9]{0,3})\.proxy").fullmatch
 
 
 class ShardLinks:
-    """Connects to every ``shard-<i>.proxy`` in ``directory``, and again after a loss, as long as it is there.
+    """Connects to every ``shard-<i>.proxy`` in ``directory``, and reconnects after a loss while the socket exists.
 
-    ``channels`` are those that can be used now. ``connect`` makes a channel that is not connected yet, and
-    ``on_lost`` is told the number of a shard whose channel was lost.
+    ``channels`` are the usable channels. ``connect`` makes a channel that is not connected yet. ``on_lost`` is called
+    with the number of a shard when its channel is lost, or when the shard is going away.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class ShardLinks:
         on_lost: Callable[[int], None],
     ) -> None:
         self.channels: list[ShardChannel] = []
-        # Connected, but of no use: not in channels, and not closed yet.
+        # Channels that take no new requests and are not closed yet. They are not in channels.
         self._closing: set[ShardChannel] = set()
         self._directory = directory
         self._connect = connect
@@ -43,11 +46,11 @@ class ShardLinks:
         self._keepers: dict[int, asyncio.Task[None]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._arrival: asyncio.Future[None] | None = None
-        # The last reason why a shard could not be reached, for whoever finds none.
+        # The last reason why each shard could not be reached, for the text of NoShard.
         self._reasons: dict[int, str] = {}
 
     async def start(self) -> None:
-        """Begin, and give the shards that are there a moment to say welcome."""
+        """Start the watcher, and wait a moment for the welcomes of the present shards."""
         self._watcher = asyncio.create_task(self._watch(), name="dialout: watch for shards")
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         expected = len(self._present())
@@ -55,7 +58,7 @@ class ShardLinks:
             pass
 
     async def close(self) -> None:
-        """Close every connection; whatever is in flight fails with ShuttingDown."""
+        """Close every connection. All events in flight fail with ShuttingDown."""
         tasks = [task for task in (self._watcher, *self._keepers.values()) if task is not None]
         for task in tasks:
             task.cancel()
@@ -66,7 +69,7 @@ class ShardLinks:
         await asyncio.gather(*(channel.closed.wait() for channel in open_channels))
 
     async def wait_for_channel(self, deadline: float) -> None:
-        """Wait until a shard can be asked. Raises NoShard when none can by ``deadline`` (loop time)."""
+        """Wait until a shard can be asked. Raises NoShard if there is none by ``deadline`` (loop time)."""
         while not self.channels:
             if not await self._wait(deadline):
                 why = "; ".join(f"shard {shard}: {reason}" for shard, reason in sorted(self._reasons.items()))
@@ -76,7 +79,7 @@ class ShardLinks:
                     retry_safe=True,
                 )
 
-    # --- the shards that are there ---
+    # --- the present shards ---
 
     def _present(self) -> dict[int, Path]:
         try:
@@ -95,7 +98,7 @@ class ShardLinks:
             await asyncio.sleep(_SCAN_SECONDS)
 
     async def _keep(self, shard: int, path: Path) -> None:
-        """Stay connected until the socket has been gone for a while."""
+        """Keep the shard connected until its socket has been gone for a while."""
         pause = _FIRST_PAUSE
         try:
             while pause < _LONGEST_PAUSE or shard in self._present():
@@ -133,7 +136,7 @@ class ShardLinks:
         return False
 
     def _leaves(self, channel: ShardChannel) -> None:
-        """Give no new requests to a shard that is going away; it closes the channel itself."""
+        """Send no new requests to a shard that is going away. The shard closes the channel itself."""
         if channel in self.channels:
             self._closing.add(channel)
             self.channels.remove(channel)
@@ -153,7 +156,7 @@ class ShardLinks:
             self._arrival = None
 
     async def _wait(self, deadline: float) -> bool:
-        """Wait for a change; False when there was none by ``deadline``."""
+        """Wait for a change. Returns False if there was none by ``deadline``."""
         if self._arrival is None:
             self._arrival = asyncio.get_running_loop().create_future()
         try:

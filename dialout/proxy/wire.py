@@ -1,8 +1,8 @@
-"""The protocol between proxies and shards: frames in, values out, without any I/O.
+"""Encode and decode the protocol between proxies and shards, without any I/O.
 
-``PROXY_PROTOCOL.md`` beside this file says what is on the wire; shards use it between themselves, too.
-Frames are cut by ``dialout.frames.FrameDecoder``. Encoders return whole frames and raise LocalProtocolError
-for what must not be sent; decoders raise ProxyWireError only.
+``PROXY_PROTOCOL.md`` beside this file specifies the protocol. Shards use it between themselves, too.
+``dialout.frames.FrameDecoder`` cuts the frames. Encoders return whole frames. They raise LocalProtocolError for values
+that must not be sent. Decoders raise ProxyWireError only.
 """
 
 from functools import lru_cache
@@ -103,12 +103,12 @@ __all__ = [
 ]
 
 GOING_AWAY: Final = b'{"going_away":true}'
-"""Payload of the ping behind which a proxy sends no new request: the shard may close when nothing is in flight."""
+"""The payload of a ping after which a proxy sends no new request. The shard may then close when it is idle."""
 
 _MAX_U32: Final = 2**32 - 1
 _MAX_U64: Final = 2**64 - 1
 
-# What every request-scoped frame from a proxy begins with, without and with the framing in front.
+# The header of every frame that belongs to a request, without and with the framing in front, for both directions.
 _TO_SHARD: Final = Layout(">QIBB")
 _FRAMED_TO_SHARD: Final = Layout(">IBQIBB")
 _TO_PROXY: Final = Layout(">QIB")
@@ -142,7 +142,7 @@ class _WireAnswer(WireResponse, kw_only=True):
 
 
 class _WrittenAnswer(Struct, omit_defaults=True):
-    """An answer as it is written; what is empty is left out."""
+    """An answer on the wire. Empty fields are left out."""
 
     decision: str | dict[str, Any] | None
     agent_id: str
@@ -162,7 +162,7 @@ class _WireFailure(Struct, gc=False):
     error_code: str
     error: str = ""
     shard: int | None = None
-    # Any value: one that is newer than this library must not cost the whole failure.
+    # Any value is accepted, so that a policy newer than this library does not make the whole failure unreadable.
     policy: Any = None
 
 
@@ -173,7 +173,7 @@ _decode_failure: Final = Decoder(_WireFailure).decode
 _decode_welcome: Final = Decoder(Welcome).decode
 
 
-# Few agents, many requests: both directions of an agent's id cost a look-up. 80 ns instead of 500.
+# There are few agents and many requests, so both conversions of an agent id are cached: 80 ns instead of 500.
 @lru_cache(maxsize=4096)
 def _write_agent_id(agent_id: str) -> bytes:
     if not is_agent_id(agent_id):
@@ -193,36 +193,36 @@ def _read_agent_id(raw: bytes) -> str:
 
 
 def encode_hello(client: str, version: str) -> bytes:
-    """The first frame of a connection: who connects (any text), and the version of its software."""
+    """Encode the first frame of a connection, with the client's name (any text) and its software version."""
     return encode_frame(ProxyFrame.HELLO, _json({"protocol": PROXY_PROTOCOL, "client": client, "version": version}))
 
 
 def encode_ping(payload: bytes) -> bytes:
-    """A ping, at any time after the welcome; its pong has the same payload."""
+    """Encode a ping. It may be sent at any time after the welcome. Its pong has the same payload."""
     return encode_frame(ProxyFrame.PING, payload)
 
 
 def encode_request(event: AgentEvent, *, request_id: int, agent_id: str, timeout_ms: int = 0, flags: int = 0) -> bytes:
-    """The frame of one event.
+    """Encode one event.
 
-    ``request_id`` is 1 to 2**64 - 1 and unique on this connection while any event of it has no answer, or
-    its affinity is wanted. ``timeout_ms`` counts from the moment the shard reads it; 0 is the shard's default.
+    ``request_id`` is 1 to 2**64 - 1. It must be unique on this connection while an event of the request is unanswered
+    or its affinity is needed. ``timeout_ms`` starts when the shard reads the frame. 0 means the shard's default.
     """
     return _to_shard(event.frame_type, request_id, agent_id, timeout_ms, flags, _json(event))
 
 
 def encode_cancel(request_id: int, agent_id: str, reason: CancelReason) -> bytes:
-    """Ask for a request to be dropped; its events without an answer will still get a failure, or an answer."""
+    """Encode the cancel of a request. Its unanswered events will still get a failure or an answer."""
     return _to_shard(ProxyFrame.CANCEL, request_id, agent_id, 0, 0, _REASON_JSON[reason])
 
 
 def encode_finish(request_id: int, agent_id: str) -> bytes:
-    """Say that no further event of a request will follow. Not needed after an event with the flag FINAL."""
+    """Encode the end of a request: no further event will follow. Not needed after an event with the flag FINAL."""
     return _to_shard(ProxyFrame.FINISH, request_id, agent_id, 0, 0, b"{}")
 
 
 def decode_from_shard(frame_type: int, payload: bytes) -> FromShardFrame:
-    """Read a frame that a shard sent. Raises ProxyWireError."""
+    """Read a frame from a shard. Raises ProxyWireError."""
     if frame_type == 0x20 or frame_type == 0x21:
         return _read_result(frame_type, payload)
     try:
@@ -243,7 +243,8 @@ def _read_result(frame_type: int, payload: bytes) -> Answer | Failure:
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} is for request 0")
     try:
         text = payload[_TO_PROXY.size :]
-        refuse_costly(text, SCANNED_ABOVE)
+        if len(text) > SCANNED_ABOVE:
+            refuse_costly(text, SCANNED_ABOVE)
         if frame_type == 0x20:
             wire = _decode_answer(text)
             response = read_response(wire, text)
@@ -259,24 +260,27 @@ def _read_result(frame_type: int, payload: bytes) -> Answer | Failure:
 
 
 def encode_welcome(shard: int, epoch: str, version: str) -> bytes:
-    """The answer to Hello: which shard this is, and which run of it."""
+    """Encode the answer to Hello, with the shard's number and the id of its run (``epoch``)."""
     return encode_frame(
         ProxyFrame.WELCOME, _json({"protocol": PROXY_PROTOCOL, "shard": shard, "epoch": epoch, "version": version})
     )
 
 
 def encode_refusal(error: str) -> bytes:
-    """The answer to a Hello that is not welcome; close behind it."""
+    """Encode the refusal of a Hello. Close the connection after it."""
     return encode_frame(ProxyFrame.WELCOME, _json({"protocol": PROXY_PROTOCOL, "error": error}))
 
 
 def encode_going_away() -> bytes:
-    """Ask for no new requests: the shard ends soon. The proxy acknowledges it with a ping of ``GOING_AWAY``."""
+    """Encode the announcement that the shard ends soon and wants no new requests.
+
+    The proxy acknowledges it with a ping of ``GOING_AWAY``.
+    """
     return encode_frame(ProxyFrame.WELCOME, _json({"protocol": PROXY_PROTOCOL, "going_away": True}))
 
 
 def encode_pong(payload: bytes) -> bytes:
-    """The answer to a ping."""
+    """Encode the answer to a ping."""
     return encode_frame(ProxyFrame.PONG, payload)
 
 
@@ -290,10 +294,10 @@ def encode_answer(
     duration_us: int,
     flags: int = 0,
 ) -> bytes:
-    """The frame of an agent's decision on the oldest event of that request that has none yet.
+    """Encode an agent's decision on the oldest unanswered event of a request.
 
-    Raises LocalProtocolError when it does not fit into ``MAX_ANSWER_LENGTH`` (numbers may take more room
-    here than in the agent's own words), or when the response is no decision: send a failure instead.
+    Raises LocalProtocolError when it does not fit into ``MAX_ANSWER_LENGTH`` (numbers may take more room here than in
+    the agent's frame). Also raises it when the response has neither a verdict nor ``needs_more``. Send a failure then.
     """
     if response is ALLOWED:
         return _to_proxy(ProxyFrame.ANSWER, request_id, duration_us, flags, _allowed(agent_id, connection_id, shard))
@@ -303,7 +307,7 @@ def encode_answer(
 
 @lru_cache(maxsize=4096)
 def _allowed(agent_id: str, connection_id: str, shard: int) -> bytes:
-    """The answer to nearly every event; the same text again as long as the connection is the same."""
+    """Encode the answer to nearly every event. The text is cached, as it depends only on the connection."""
     return _json(_written_answer(ALLOWED, agent_id, connection_id, shard))
 
 
@@ -338,14 +342,14 @@ def encode_failure(
     flags: int = 0,
     policy: FailurePolicy | None = None,
 ) -> bytes:
-    """The frame that says why the oldest event of that request without an answer gets none."""
+    """Encode the reason why the oldest unanswered event of a request gets no answer."""
     fields = {"error_code": error_code, "error": error, "shard": shard}
     text = _json(fields if policy is None else fields | {"policy": policy})
     return _to_proxy(ProxyFrame.FAILURE, request_id, duration_us, flags, text)
 
 
 def decode_from_proxy(frame_type: int, payload: bytes) -> FromProxyFrame:
-    """Read a frame that a proxy, or another shard, sent. Raises ProxyWireError."""
+    """Read a frame from a proxy or from another shard. Raises ProxyWireError."""
     decode = _EVENT_DECODERS.get(frame_type)
     if decode is not None:
         request_id, timeout_ms, flags, length = _read_header(frame_type, payload)
@@ -366,7 +370,7 @@ def decode_from_proxy(frame_type: int, payload: bytes) -> FromProxyFrame:
     except ProxyWireError:
         raise
     except READ_ERRORS as error:
-        # Without a request id: a failure would be taken for the answer to an event.
+        # The error has no request id. A failure with one would be taken for the answer to an event.
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} cannot be read: {why(error)}") from None
 
 
@@ -390,7 +394,7 @@ def _read_control(frame_type: int, payload: bytes) -> FromProxyFrame:
 
 
 def _read_header(frame_type: int, payload: bytes) -> tuple[int, int, int, int]:
-    """(request id, timeout in ms, flags, length of the agent id)."""
+    """Read the header: (request id, timeout in ms, flags, length of the agent id)."""
     if len(payload) < _TO_SHARD.size:
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} ends inside its header")
     header: tuple[int, int, int, int] = _TO_SHARD.unpack_from(payload)

@@ -1,1 +1,1 @@
-"""The admin endpoint: metrics, health, status and a page for people, over HTTP; nothing that changes anything."""
+"""The admin endpoint: metrics, health, status and a page for operators, over HTTP. It is read-only."""

@@ -1,4 +1,4 @@
-"""Lists of agents for the admin endpoint: asked of the shards over the bus, page by page, and kept for a moment."""
+"""Lists of agents for the admin endpoint, fetched from the shards over the bus page by page, and cached briefly."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -14,33 +14,33 @@ from ipc.turns import Turns
 from supervisor.merge import AgentEntry, merge_agents
 
 MOST = 500
-"""Agents in one page."""
+"""The most agents in one page."""
 
 KEPT_SECONDS = 0.9
-"""How long an answer is given again: a shard sorts its agents for each one, and many may look at the page."""
+"""Lifetime of a cached answer. A shard sorts its agents for each answer, and many clients may watch the page."""
 
 ANSWER_SECONDS = 0.5
 
 MOST_KEPT = 16
 
 MOST_WAITING = 16
-"""Different pages that are being asked for, or wait until they are."""
+"""The most pages that are being fetched, or wait for that."""
 
 PAUSE_TIMES = 4
-"""Pause after asking the shards, for each second that they took: all pages together take a fifth of a shard."""
+"""Pause after asking the shards, in multiples of their answer time. So all pages together take a fifth of a shard."""
 
 MOST_PAUSE_SECONDS = 0.5
 """The longest such pause."""
 
 
 class Busy(Exception):
-    """Too many different pages are being asked for."""
+    """Too many different pages are being fetched."""
 
 
 class AgentList(msgspec.Struct, kw_only=True):
     """The answer of ``/agents.json``: the first agents with an id above *after*, in the order of their ids.
 
-    *total* is that of the host. The page is *complete* when every shard has answered in time.
+    *total* counts all agents of the host. The page is *complete* when every shard answered in time.
     """
 
     schema: int = SCHEMA
@@ -56,7 +56,7 @@ class _Kept(NamedTuple):
 
 
 class AgentLists:
-    """Asks the shards for agents. *ask* sends (shard, request, after, limit) and says whether it could."""
+    """Asks the shards for agents. *ask* sends (shard, request, after, limit), and returns False on failure."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class AgentLists:
                 del self._kept[next(iter(self._kept))]
             kept = _Kept(now + KEPT_SECONDS, self._loop.create_task(self._in_its_turn(after, limit)))
             self._kept[after, limit] = kept
-        # Whoever hangs up must not take the answer from the others.
+        # A client that hangs up must not cancel the answer for other clients.
         return await asyncio.shield(kept.task)
 
     async def _in_its_turn(self, after: str, limit: int) -> AgentList:

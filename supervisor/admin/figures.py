@@ -1,4 +1,4 @@
-"""Everything that the admin endpoint shows, as one value of one moment."""
+"""All values that the admin endpoint shows, taken at one moment."""
 
 import msgspec
 
@@ -9,7 +9,7 @@ from supervisor.totals import ShardTotals
 
 
 class ShardFigures(msgspec.Struct, kw_only=True):
-    """What a shard has counted, over all lives of its number, and what had to be repaired."""
+    """The totals of a shard number over all its processes, and the gaps in bus messages that were repaired."""
 
     totals: ShardTotals
     gaps: dict[str, int] = {}
@@ -18,8 +18,8 @@ class ShardFigures(msgspec.Struct, kw_only=True):
 class Figures(msgspec.Struct, kw_only=True):
     """All figures. *status* is the object that ``shardgate status --json`` prints.
 
-    *shards* has an entry also for a number that no shard has any more. *started_at* is the start of each process, by
-    its name, in seconds of the epoch.
+    *shards* also has an entry for each number without a shard any more. *started_at* has the start time of each
+    process, by its name, in seconds since 1970.
     """
 
     status: Status
@@ -39,5 +39,5 @@ class Figures(msgspec.Struct, kw_only=True):
 
 
 def process_name(shard: int | None) -> str:
-    """What a process is called in metrics; None is the supervisor."""
+    """The name of a process in metrics. None is the supervisor."""
     return "supervisor" if shard is None else f"shard-{shard}"

@@ -1,4 +1,4 @@
-"""What has happened lately, for the page: the last events of the history."""
+"""The last events of the history, for the page."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ SHOWN = 14
 
 
 class Happened(msgspec.Struct, kw_only=True, frozen=True):
-    """One event: *at* in seconds since 1970, *who* it happened to, *kind* the word for what it was."""
+    """One event. *at* is in seconds since 1970. *who* is an agent, a shard, the supervisor or unknown."""
 
     n: int
     at: float

@@ -1,12 +1,12 @@
-"""HTTP for the admin endpoint: GET and HEAD, small, bounded in every direction. h11 reads and writes the protocol.
+"""HTTP for the admin endpoint: GET and HEAD, with limits on all resources. h11 reads and writes the protocol.
 
-Whoever connects gets a bounded header, a bounded time, and one of `MOST_CONNECTIONS` places. With all places taken a
-newcomer takes the place of another connection, so that no number of connections keeps a health check out. Which one
-goes, `HttpConnection.rank` says: a connection whose header has been incomplete for longest before one that is idle, and
-that before one at work.
+A client gets a bounded header, a bounded time, and one of `MOST_CONNECTIONS` places. With all places taken a new
+connection takes the place of another one. So no number of connections keeps a health check out.
+`HttpConnection.rank` decides which connection is closed, in this order: an incomplete header, an idle connection, an
+unread answer, a request at work, a stream.
 
-Accepting, reading, answering and rendering share `PART` of a processor (`ipc.turns`), one request in a turn of the
-loop: agents notice nothing of requests in a row.
+Reading, answering and rendering share `PART` of a processor (`ipc.turns`), with one request in a turn of the
+loop. So many requests in a row do not delay agents.
 """
 
 import asyncio
@@ -24,37 +24,37 @@ from ipc.turns import Share, Turns
 from supervisor.admin.request import Request, plain
 
 HEADER_LIMIT = 8192
-"""Bytes of a request, which is nothing but its header."""
+"""Bytes of a request. A request has only a header."""
 
 MOST_CONNECTIONS = 32
-"""Open connections. They count against the supervisor's descriptors."""
+"""The most open connections. They count against the supervisor's descriptors."""
 
 MOST_OF_A_PEER = 24
-"""Open connections of one address, or of one user of a Unix socket."""
+"""The most open connections of one address, or of one user of a Unix socket."""
 
 MOST_PENDING = 64
 """Connections that wait for their turn to begin: more than one client has that asks for as much as it can."""
 
 MOST_UNREAD = 1 << 20
-"""Bytes of a stream that may wait for a client which does not read."""
+"""Bytes of a stream that may wait for its client to read."""
 
 MOST_UNREAD_IN_ALL = 16 << 20
-"""Bytes of all answers that may wait; the client that has most of them unread is cut off."""
+"""Bytes of all answers that may wait for clients to read. Above it the connection with most of them is closed."""
 
 REQUEST_SECONDS = 10.0
-"""From the first byte of a request, or from connecting, to the end of its header."""
+"""The most time from the first byte of a request, or from accept, to the end of its header."""
 
 IDLE_SECONDS = 75.0
-"""Between requests; and from an answer until it must have been read. Who comes each minute stays connected."""
+"""The most time between two requests, and for reading an answer. A client that asks each minute stays connected."""
 
 LINGER_SECONDS = 1.0
-"""From a refusal until it must have been read; what still comes is thrown away meanwhile."""
+"""The time for reading a refusal. Bytes that still arrive are dropped meanwhile."""
 
 PART = 0.03
-"""Part of a processor that the endpoint may use: some 200 requests a second."""
+"""Part of a processor that the endpoint may use, enough for some 200 requests per second."""
 
 BURST_SECONDS = 0.05
-"""Seconds of processor time that may be saved up: all metrics of 64 shards take 40 ms."""
+"""Seconds of processor time that may be saved up. All metrics of 64 shards take 40 ms."""
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -71,7 +71,7 @@ _ALWAYS = (
 
 
 class Response(NamedTuple):
-    """An answer. With *follow* it is a stream that begins with *body*, and *follow* gets what writes the rest of it."""
+    """An answer. With *follow* it is a stream that begins with *body*. *follow* gets a `Stream` to write the rest."""
 
     status: int
     content_type: str
@@ -80,28 +80,28 @@ class Response(NamedTuple):
     follow: "Callable[[Stream], None] | None" = None
 
 
-# HAProxy asks this, without a Host, where "option httpchk" says nothing else.
+# HAProxy sends OPTIONS, without a Host, as the default of "option httpchk".
 _OPTIONS = Response(200, TEXT, f"{_ALLOWED}\n".encode(), (("Allow", _ALLOWED),))
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
 
 class Stream:
-    """The rest of an answer that has no end of its own. *on_lost* is called when the client is gone."""
+    """The rest of an answer without an end. *on_lost* is called when the client is gone."""
 
     def __init__(self, write: Callable[[bytes], bool]) -> None:
         self.write = write
-        """Send more; False when the client is gone, or is cut off because it does not read."""
+        """Sends more bytes. Returns False when the client is gone, or is closed because it does not read."""
         self.on_lost: Callable[[], None] | None = None
 
 
 def admin_turns() -> Turns:
-    """The turns of everything that the endpoint does, on the running loop."""
+    """The turns for all work of the endpoint, on the running loop."""
     return Turns(Share(PART, BURST_SECONDS, monotonic()))
 
 
 class HttpServer:
-    """Answers on listening sockets that it is given, with *handler*, which must not block, in *turns*."""
+    """Answers requests on a listening socket by calling *handler* in *turns*. *handler* must not block."""
 
     def __init__(self, handler: Handler, turns: Turns | None = None) -> None:
         self.handler = handler
@@ -114,13 +114,13 @@ class HttpServer:
         return [connection for listener in self._listeners for connection in listener.connections]
 
     def accept_on(self, sock: socket.socket) -> None:
-        """Accept on a listening socket, and on no other one from now on."""
+        """Accept on *sock*, and stop accepting on the socket before it."""
         old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, admin_limits, self._turns)]
         for listener in old:
             listener.close()
 
     def close(self) -> None:
-        """Accept no more, and close every connection, streams too."""
+        """Stop accepting, and close every connection, including streams."""
         for listener in self._listeners:
             listener.close()
         self._turns.close()
@@ -146,11 +146,11 @@ class HttpConnection(LimitedConnection):
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What decides which connection makes room: see the module."""
+        """The connection with the lowest rank makes room for a new one; see the module."""
         if self._stream is not None:
             return (4, self._since)
         if self._is_at_work:
-            # Who has had most answers; a check that asks once is not among them.
+            # Lowest is the connection with the most answers. A check that asks once ranks higher.
             return (3, -self._answered)
         if self.unsent:
             return (2, self._since)
@@ -160,7 +160,7 @@ class HttpConnection(LimitedConnection):
     def received(self, data: bytes) -> None:
         """Take bytes of a request."""
         if self._is_refused or self._stream is not None:
-            # That is how the end of the client is noticed.
+            # Keep reading, to notice that the client closes.
             self.read()
             return
         if not self._has_part:
@@ -170,11 +170,11 @@ class HttpConnection(LimitedConnection):
         self._advance()
 
     def sent(self) -> None:
-        """Go on behind an answer that has left."""
+        """Continue after an answer was sent."""
         if self._stream is not None:
             return
         if self._is_refused:
-            # A close with unread bytes would make TCP reset the answer away (RFC 1122, 4.2.2.13).
+            # A close with unread bytes sends a reset, which may destroy the answer (RFC 1122, 4.2.2.13).
             self.end()
             self.expire_in(LINGER_SECONDS)
             self.read()
@@ -194,7 +194,7 @@ class HttpConnection(LimitedConnection):
             self.read()
 
     def lost(self) -> None:
-        """Free everything."""
+        """Cancel the task and the stream of the connection."""
         if self._task is not None:
             self._task.cancel()
         if self._stream is not None and self._stream.on_lost is not None:
@@ -203,7 +203,7 @@ class HttpConnection(LimitedConnection):
     # Inside.
 
     def _advance(self) -> None:
-        """Go on with what has been received, to the end of one request at most."""
+        """Parse the received bytes, up to the end of one request."""
         self._is_at_work = False
         try:
             while True:
@@ -257,7 +257,7 @@ class HttpConnection(LimitedConnection):
             self._fail(error)
             return
         self._task = None
-        # Writing has a turn like everything else.
+        # Writing takes a turn, like reading.
         self.turn(lambda: self._respond(response))
 
     def _fail(self, error: Exception) -> None:
@@ -265,7 +265,7 @@ class HttpConnection(LimitedConnection):
         self._respond(Response(500, TEXT, b"this could not be answered; the log says why\n"))
 
     def _refuse(self, status: int, message: str, *headers: tuple[str, str]) -> None:
-        """Answer whatever this is with *status*, and close when the client has read it, or has not for a moment."""
+        """Answer with *status*. Close when the client has read it, or after `LINGER_SECONDS`."""
         get_logger().debug("admin request refused", status=status)
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.close()
@@ -292,7 +292,7 @@ class HttpConnection(LimitedConnection):
             response.follow(self._stream)
 
     def _write(self, response: Response) -> None:
-        """Write an answer, or the beginning of one that is a stream."""
+        """Write an answer, or the beginning of a stream."""
         is_stream = response.follow is not None
         headers = [*_ALWAYS, ("Content-Type", response.content_type), *response.headers]
         if not is_stream:

@@ -1,4 +1,4 @@
-"""Server-sent events for the page: a snapshot each second, and one more whenever a shard's state changes."""
+"""Server-sent events for the page: a snapshot each second, and another one when the state of a shard changes."""
 
 import asyncio
 from collections.abc import Callable, Hashable
@@ -11,15 +11,15 @@ EVERY = 1.0
 """Seconds between snapshots while nothing changes."""
 
 LOOK = 0.1
-"""Seconds between looks at whether something has changed, while somebody watches."""
+"""Seconds between checks for a change of state, while there are streams."""
 
 MOST_STREAMS = 16
 
 
 class Live:
-    """Whoever watches. *snapshot* makes the JSON text of now; *state* is what must be told at once, to compare.
+    """The open streams. *snapshot* makes the JSON text. A change of the value of *state* causes a snapshot at once.
 
-    What it costs is charged to *turns*, and does not wait for one.
+    The processor time is charged to *turns*, but the work does not wait for a turn.
     """
 
     def __init__(self, snapshot: Callable[[], bytes], state: Callable[[], Hashable], turns: Turns) -> None:
@@ -33,14 +33,14 @@ class Live:
 
     @property
     def is_full(self) -> bool:
-        """Whether no one more may watch."""
+        """Whether all places for streams are taken."""
         return len(self._streams) >= MOST_STREAMS
 
     def first(self) -> bytes:
-        """What a stream begins with: a snapshot of now, or the last one while that is no older than a look."""
+        """The first bytes of a stream. While others watch, its snapshot may be `LOOK` old."""
         message, at = self._made
-        fresh = self._timer is not None and self._loop.time() - at < LOOK
-        return b"retry: 1000\n\n" + (message if fresh else self._message())
+        is_recent = self._timer is not None and self._loop.time() - at < LOOK
+        return b"retry: 1000\n\n" + (message if is_recent else self._message())
 
     def follow(self, stream: Stream) -> None:
         """Send snapshots to *stream* until its client is gone."""
@@ -51,7 +51,7 @@ class Live:
             self._timer = self._loop.call_later(LOOK, self._look)
 
     def close(self) -> None:
-        """Send nothing any more."""
+        """Stop sending."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -67,7 +67,7 @@ class Live:
             self._turns.charge(thread_time() - before)
 
     def _tell(self) -> None:
-        """Send a snapshot when it is time, or something has changed."""
+        """Send a snapshot when it is due, or the state has changed."""
         state, now = self._state(), self._loop.time()
         if state == self._seen and now < self._due:
             return

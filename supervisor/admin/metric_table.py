@@ -1,7 +1,7 @@
-"""All metrics of the admin endpoint: what each is called, what it is, by what it is divided, and what it means.
+"""All metrics of the admin endpoint: name, kind, labels and meaning.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for counters. METRICS.md
-has the same table, which a test compares.
+has the same table, and a test compares them.
 """
 
 from typing import Literal, NamedTuple, cast
@@ -19,7 +19,7 @@ class Spec(NamedTuple):
 
 
 def _metric(definition: str, text: str) -> Spec:
-    """A metric by one line: kind, name, labels."""
+    """Make a metric from one line: kind, name, labels."""
     kind, name, *labels = definition.split()
     return Spec(cast("Kind", kind), name, tuple(labels), text)
 
@@ -129,4 +129,4 @@ METRICS: tuple[Spec, ...] = (
     ),
     _metric("gauge shardgate_process_loop_lag_seconds process", "How late the event loop's last heartbeat was."),
 )
-"""In the order of the answer."""
+"""All metrics, in the order of the answer."""

@@ -1,6 +1,6 @@
-"""The figures as Prometheus metrics. Pure: `families` turns one value into another.
+"""Converts the figures to Prometheus metrics. Pure: `families` turns one value into another.
 
-Names, kinds, labels and meanings stand in `metric_table`; here is where the values come from.
+`metric_table` has the names, kinds, labels and meanings. This module assigns the values.
 """
 
 import platform
@@ -23,13 +23,13 @@ _UP = (ShardState.RUNNING, ShardState.DRAINING)
 _OUTCOMES = ("answered", *(code.value for code in FailureCode if code is not FailureCode.NO_SHARD), SHARD_LOST)
 
 _END = b"# EOF\n"
-"""How OpenMetrics ends."""
+"""The last line of OpenMetrics text."""
 
 SLICE = 200
-"""Samples that are written at a time: a millisecond."""
+"""Samples that are written in one step. It takes a millisecond."""
 
 _Add = Callable[..., None]
-"""Adds a sample: its value, then the values of the labels."""
+"""Adds a sample. The arguments are its value, then the values of the labels."""
 
 
 def families(figures: Figures) -> list[Metric]:
@@ -41,16 +41,16 @@ def families(figures: Figures) -> list[Metric]:
 
 
 def exposition(figures: Figures, accept: str) -> tuple[str, Iterator[bytes]]:
-    """The metrics in the form that an ``Accept`` header asks for: content type, and content in parts.
+    """The content type for an ``Accept`` header, and the metrics in that form, in parts.
 
-    Each part is the work of about a millisecond: with 64 shards it is 35 ms for all, in which nobody would be accepted.
+    Each part takes about a millisecond. With 64 shards all parts take 35 ms, in which no agent could be accepted.
     """
     encode, content_type = _form(accept)
     return content_type, _parts(figures, encode)
 
 
 def content_type(accept: str) -> str:
-    """The form that an ``Accept`` header asks for."""
+    """The content type for an ``Accept`` header."""
     return _form(accept)[1]
 
 
@@ -58,9 +58,9 @@ def _form(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     try:
         encode, chosen = choose_encoder(accept)
     except (TypeError, ValueError):
-        # A version that is none: up to 0.26 at least the library compares it as it is.
+        # The version is malformed. The library compares it unchecked, in all releases up to 0.26 at least.
         return choose_encoder("")
-    # It repeats the version that was asked for, and a header of ours has no bytes of others.
+    # The library repeats the requested version. Our header must not contain a client's arbitrary bytes.
     return (encode, chosen) if chosen.isascii() and chosen.isprintable() else choose_encoder("")
 
 
@@ -76,13 +76,13 @@ def _parts(figures: Figures, encode: Callable[[Collector], bytes]) -> Iterator[b
             text = encode(_One(family))
             if text.endswith(_END):
                 text, ending = text.removesuffix(_END), _END
-            # HELP and TYPE stand once before all samples.
+            # HELP and TYPE come once, before all samples.
             yield text if start == 0 else text.split(b"\n", 2)[2]
     yield ending
 
 
 class _One(Collector):
-    """What the library's encoders take: something that has one metric."""
+    """A collector of one metric, for the library's encoders."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -96,7 +96,7 @@ def _empty_families() -> dict[str, Metric]:
 
 
 def _fill(figures: Figures, found: dict[str, Metric]) -> Iterator[None]:
-    """Put all samples into the families, in steps."""
+    """Add all samples to the families, in steps."""
 
     def family(name: str) -> _Add:
         return _adder(found[name])
@@ -226,6 +226,6 @@ def _adder(family: Metric) -> _Add:
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    """Prometheus' buckets: what is up to each bound."""
+    """Prometheus' buckets: the number of durations up to each bound."""
     names = [*(f"{bound:g}" if bound < 1 else f"{bound}" for bound in BOUNDS), "+Inf"]
     return list(zip(names, accumulate(histogram.counts), strict=True))

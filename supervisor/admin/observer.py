@@ -1,4 +1,4 @@
-"""Looking at a running supervisor: who knows what, put together into `Figures`. Changes nothing."""
+"""Reads the parts of a running supervisor into `Figures`. Changes nothing."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from supervisor.moves import Moves
 
 
 class Observer:
-    """Looks at the parts of one supervisor."""
+    """Reads the state of one supervisor from its parts."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Observer:
         return self._ledger.agent_total
 
     def readiness(self, status: Status | None = None) -> Readiness:
-        """How ready this host is."""
+        """The readiness of this host."""
         status = status or self.status()
         supervisor = status.supervisor
         assert supervisor is not None
@@ -66,7 +66,7 @@ class Observer:
         )
 
     def figures(self) -> Figures:
-        """Everything, as of now."""
+        """All figures, as of now."""
         status = self.status()
         supervisor = status.supervisor
         assert supervisor is not None
@@ -85,7 +85,7 @@ class Observer:
             readiness=self.readiness(status),
             shards=shards,
             slots_live=self._ledger.live_total,
-            # Of those without a place in any shard no load knows.
+            # A parked registration has a slot but no shard, so no load counts it.
             slots_reserved=sum(self._ledger.loads.values()) - self._ledger.live_total + self._handoffs.parked,
             agents=self._ledger.agent_total,
             not_agents=self._farewell.not_agents,

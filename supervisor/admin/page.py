@@ -1,4 +1,4 @@
-"""The page for people: one file, nothing loaded from anywhere, and only its own script and style may run."""
+"""The page for operators: one file, which loads nothing else. Only its own script and style may run."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ class Page(NamedTuple):
 
 @cache
 def page() -> Page:
-    """Read the page and make its policy: the one script and the one style are allowed by their digests."""
+    """Read the page and make its policy, which allows the one script and the one style by their digests."""
     html = Path(__file__).with_name("page.html").read_text("utf-8")
     policy = "; ".join(
         (

@@ -1,7 +1,8 @@
-"""How ready this host is for agents. Pure.
+"""The readiness of this host for agents. Pure.
 
-"ready" means all that there should be, "degraded" that agents are taken by fewer shards than wanted or that something
-is not on disk as it should be, "not ready" that none would be taken now.
+- "ready": at least as many shards as wanted take agents, and no file or socket is missing on disk.
+- "degraded": fewer shards than wanted take agents, or a file or socket is missing on disk.
+- "not ready": no agent would be accepted now.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,14 +16,14 @@ READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
 
 class ShardCount(msgspec.Struct):
-    """Shards that take connections, of those that there should be."""
+    """The number of shards that take connections, and the wanted number."""
 
     ready: int
     wanted: int
 
 
 class Readiness(msgspec.Struct, kw_only=True):
-    """The answer of ``/readyz``: *reasons* say what is missing, and are empty when nothing is."""
+    """The answer of ``/readyz``. *reasons* is empty when the host is ready."""
 
     schema: int = SCHEMA
     status: str
@@ -41,10 +42,10 @@ def grade(
     out_of_descriptors: bool = False,
     problems: Sequence[str] = (),
 ) -> Readiness:
-    """Grade a host: *state* is the supervisor's, *takers* are the shards that are given connections.
+    """Grade a host. *state* is the state of the supervisor. *takers* are the shards that take connections.
 
-    *problems* are what is not on disk as it should be: agents are served, and something that they or the next processes
-    need is missing.
+    *problems* are texts about missing files and sockets. Agents are still served, but new agents or later processes
+    need them.
     """
     reasons: list[str] = []
     if state != "running":

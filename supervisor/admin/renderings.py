@@ -1,8 +1,7 @@
-"""Answers that take time to make: made in steps, shared by all who ask meanwhile, and given again for a moment.
+"""Makes expensive answers in steps, and caches them briefly. Clients that ask meanwhile share one answer.
 
-How long an answer is given again follows from what it cost, so that making it takes a bounded part of a processor
-however often it is asked for: one that cost 4 ms is given again for 0.1 s, one that cost 40 ms for a second. An answer
-is fresh where that is cheap.
+The lifetime of an answer depends on its cost. So making answers takes a bounded part of a processor, for any number of
+requests. An answer that cost 4 ms lives for 0.1 s, and one that cost 40 ms for a second. Cheap answers are fresh.
 """
 
 import asyncio
@@ -14,19 +13,19 @@ from ipc.turns import Turns
 from supervisor.admin.http import Response
 
 KEPT_TIMES = 25
-"""Seconds for which an answer is given again, for each second of processor time that it cost."""
+"""Lifetime of an answer, in multiples of the processor time that it cost."""
 
 MOST_SECONDS = 1.0
-"""The longest time for which an answer is given again."""
+"""The longest lifetime of an answer."""
 
 MOST_KEPT = 16
 
 Steps = Generator[None, None, Response]
-"""Makes an answer: each step is the work of about a millisecond."""
+"""Makes an answer. Each step takes about a millisecond."""
 
 
 class Renderings:
-    """Answers by a key that names what they show. Each step is a turn of *turns*."""
+    """Answers by their keys. Each step after the first takes a turn of *turns*."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -36,7 +35,7 @@ class Renderings:
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], Steps]) -> Response | Awaitable[Response]:
-        """The answer of *key*, which *make* makes unless there is one. To be called in a turn."""
+        """The answer of *key*. Without a live one *make* makes it. Must be called in a turn."""
         rendering = self._kept.get(key)
         if rendering is None or rendering.is_over(monotonic()):
             self._kept.pop(key, None)
@@ -46,7 +45,7 @@ class Renderings:
             self._step(rendering)
         if rendering.answer.done():
             return rendering.answer.result()
-        # A client that hangs up must not take the answer from the others.
+        # A client that hangs up must not cancel the answer for other clients.
         return asyncio.shield(rendering.answer)
 
     def _step(self, rendering: "_Rendering") -> None:
@@ -55,7 +54,7 @@ class Renderings:
 
 
 class _Rendering:
-    """One answer on its way, or made."""
+    """One answer, finished or not."""
 
     def __init__(self, steps: Steps) -> None:
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -64,17 +63,17 @@ class _Rendering:
         self._until = 0.0
 
     def is_over(self, now: float) -> bool:
-        """Whether it must be made again."""
+        """Whether the answer must be made again."""
         return self.answer.done() and now >= self._until
 
     def step(self) -> bool:
-        """Do one step; whether it was the last one."""
+        """Run one step. Returns whether it was the last one."""
         before = thread_time()
         try:
             next(self._steps)
         except StopIteration as made:
             self.answer.set_result(made.value)
-        except Exception as error:  # noqa: BLE001 - it goes to all who wait for the answer
+        except Exception as error:  # noqa: BLE001 - all clients that wait for the answer get it
             self.answer.set_exception(error)
             self.answer.exception()
         self._cost += thread_time() - before

@@ -1,4 +1,4 @@
-"""From bytes of a peer to a request: the one place where the admin endpoint interprets what it was sent. Pure."""
+"""Converts a parsed request of h11 to a `Request`. Only this module interprets input of the admin endpoint. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_PARAMETERS = 10
 
 
 class Request(NamedTuple):
-    """A request without a body; HEAD is a GET here. Names in *headers* are lower case, the last of equal ones stays."""
+    """A request without a body. HEAD is like GET. Names in *headers* are lower case; the last of equal ones is kept."""
 
     path: str
     query: Mapping[str, str]
@@ -22,8 +22,8 @@ class Request(NamedTuple):
 
 
 def plain(request: h11.Request) -> Request | None:
-    """The request in plain values; None when its target is of no form that a GET may have (RFC 9112, 3.2)."""
-    # Not urlsplit: it takes "//" at the beginning of a path for an authority, and raises for "//[/".
+    """The request in plain values. None when the form of its target is not allowed for GET (RFC 9112, 3.2)."""
+    # urlsplit would be wrong: it parses "//" at the beginning of a path as an authority, and raises for "//[/".
     target = request.target.decode("latin-1")
     found = _ABSOLUTE.match(target)
     if found is not None:
@@ -38,7 +38,7 @@ def plain(request: h11.Request) -> Request | None:
 
 
 def _parameters(text: str) -> Mapping[str, str]:
-    """A few short parameters; what is broken in them is left out."""
+    """The parameters of a query, without malformed ones. Empty for more than `MAX_PARAMETERS`."""
     try:
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The admin endpoint: which path answers what, and who is answered at all. Everything here only reads."""
+"""The admin endpoint: its paths, their answers, and the check of the Host header. It is read-only."""
 
 import ipaddress
 import time
@@ -28,11 +28,11 @@ from supervisor.merge import Status
 JSON = "application/json"
 
 PAGE_AGENTS = 100
-"""Agents in an answer whose asker names no number."""
+"""Agents in an answer when the request gives no limit."""
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
-    """What the page shows: *at* is its moment, in seconds of a clock that has no date."""
+    """The content of the page. *at* is its time, in seconds of the monotonic clock."""
 
     at: float
     status: Status
@@ -42,7 +42,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 
 def open_admin(config: Config) -> Listener | None:
-    """The socket of the admin endpoint, in its mode before it listens; None without one. Raises ListenError."""
+    """Open the socket of the admin endpoint; None without one. The mode is set before listen(2). Raises ListenError."""
     where = config.admin_listen
     if where is None:
         return None
@@ -59,7 +59,7 @@ def open_admin(config: Config) -> Listener | None:
 
 
 class Admin:
-    """Serves what *observer* sees on *listener*, which is this object's from now on, in *turns*."""
+    """Serves the state of *observer* on *listener*, in *turns*. It owns *listener* from now on."""
 
     def __init__(
         self, listener: Listener, observer: Observer, agents: AgentLists, turns: Turns, *, allow_remote: bool
@@ -67,7 +67,7 @@ class Admin:
         self._listener = listener
         self._observer = observer
         self._agents = agents
-        # Else a page in an operator's browser could read all this under a name of its own that leads to 127.0.0.1.
+        # Otherwise a page in an operator's browser could read the answers, by a host name that resolves to 127.0.0.1.
         self._checks_host = listener.kind == "tcp" and not allow_remote
         self._http = HttpServer(self._answer, turns)
         self._live = Live(self._snapshot, self._state, turns)
@@ -83,12 +83,12 @@ class Admin:
         }
 
     async def start(self) -> None:
-        """Answer from now on."""
+        """Start to answer."""
         self._http.accept_on(self._listener.sock)
         get_logger().info("admin endpoint", address=self._listener.address)
 
     def look_after(self, places: Places) -> None:
-        """Have its Unix socket, where it is one, opened again when the file is gone."""
+        """Open the Unix socket again when its file is gone. Does nothing for TCP."""
         if self._listener.path is not None:
             places.add(self._listener.path, "the socket of the admin endpoint", self._listen_again)
 
@@ -102,13 +102,13 @@ class Admin:
         old.sock.close()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering, and close the socket."""
         self._live.close()
         self._http.close()
         self._listener.close()
 
     def _answer(self, request: Request) -> Response | Awaitable[Response]:
-        # No browser omits Host; checks of HTTP/1.0 do (HAProxy).
+        # Every browser sends Host. Health checks in HTTP/1.0 do not (HAProxy).
         host = request.headers.get("host")
         if self._checks_host and host is not None and not is_own_host(host):
             return Response(421, TEXT, b"ask by 127.0.0.1 or localhost, or set allow-remote in the configuration\n")
@@ -172,7 +172,7 @@ class Admin:
 
 
 def _in_one_step(make: Callable[[], Response]) -> Steps:
-    """Steps of an answer that is made at once."""
+    """Steps of an answer that takes only one step."""
     yield from ()
     return make()
 
@@ -182,7 +182,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def is_own_host(host: str) -> bool:
-    """Whether a Host header names this host by itself: ``localhost`` or a loopback address, with any port."""
+    """Whether a Host header names this host: ``localhost`` or a loopback address, with any port."""
     name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
     if name.lower() == "localhost":
         return True

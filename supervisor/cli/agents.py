@@ -1,4 +1,4 @@
-"""``shardgate agents``: the agents of the whole host."""
+"""``shardgate agents``: lists the agents of the whole host."""
 
 import click
 import msgspec

@@ -1,4 +1,4 @@
-"""Asking the running processes, with their silence turned into what an operator can use."""
+"""Queries to the supervisor and the shards. A process that does not answer becomes an error for the operator."""
 
 import contextlib
 import os
@@ -23,19 +23,20 @@ _ACTING = frozenset({"kick", "log_level", "operate", "reload"})
 _LOOK_AGAIN = 0.002
 
 _PATIENCE = 0.25
-"""Seconds until a question that changes nothing is asked for the second time; twice as many for each further time.
+"""Seconds until a query that changes nothing is sent again. The time doubles for each further attempt.
 
-A supervisor that takes over opens its socket some 5 ms after the one before has closed its own, and what that one was
-asked in its last moment is lost.
+A supervisor that takes over opens its socket some 5 ms after its predecessor closed its own. Queries that reached the
+predecessor in its last moment are lost.
 """
 
 _Answer = TypeVar("_Answer")
 
 
 class Collected(NamedTuple):
-    """A status, and whether the supervisor is missing in it although it is there: it did not answer in time.
+    """A status, and the state of a supervisor that is missing in it.
 
-    *held_by* is the pid of a supervisor that runs and whose sockets are gone; None otherwise.
+    *supervisor_silent* means that the supervisor listens and did not answer in time. *held_by* is the pid of a
+    supervisor that runs without its sockets; None otherwise.
     """
 
     status: Status
@@ -44,21 +45,21 @@ class Collected(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """Entries by shard, and the shards that are there but did not answer in time."""
+    """Entries by shard, and the shards that listen but did not answer in time."""
 
     entries: dict[int, list[Any]]
     silent: list[int]
 
 
 def nothing_runs(rundir: RuntimeDir) -> CommandError:
-    """The error for a directory in which no process of ours runs."""
+    """The error for a runtime directory without any running process."""
     return CommandError(
         ExitCode.NOT_REACHABLE, f"no shardgate is running in {rundir.path}; start one with 'shardgate run'"
     )
 
 
 def check_access(rundir: RuntimeDir) -> None:
-    """Raise `CommandError` when the directory is there but closed to us: what runs in it would seem to be down."""
+    """Raise `CommandError` when the directory exists but cannot be read. Its processes would seem to be down."""
     try:
         allowed = os.access(rundir.path, os.R_OK | os.X_OK) or not rundir.path.exists()
     except PermissionError:
@@ -76,7 +77,7 @@ def ask_supervisor(
     timeout: float,
     arguments: dict[str, Any] | None = None,
 ) -> _Answer:
-    """Ask the supervisor; every way to get no answer is a `CommandError` with its exit code."""
+    """Ask the supervisor. Every failure is a `CommandError` with its exit code."""
     check_access(rundir)
     deadline = time.monotonic() + timeout
     patience = timeout if method in _ACTING else _PATIENCE
@@ -85,7 +86,7 @@ def ask_supervisor(
         try:
             result = query.ask(rundir.supervisor_query, method, arguments, timeout=min(patience, left))
         except (query.NotReachable, query.NoAnswer) as error:
-            # What acts is asked for once: a supervisor that hung up may have begun to act.
+            # A query that acts is sent once: a supervisor that hung up may have begun to act.
             is_over = isinstance(error, query.NoAnswer) and method in _ACTING
             if is_over or time.monotonic() >= deadline or not _supervisor_runs(rundir):
                 raise _no_answer(rundir, error, method, timeout) from None
@@ -98,14 +99,14 @@ def ask_supervisor(
 
 
 def failed(error: query.QueryError) -> CommandError:
-    """The error for a process that said no, or answered what nobody can read."""
+    """The error for a process that refused, or sent an answer that cannot be decoded."""
     code = ExitCode.REFUSED if isinstance(error, query.Refused) else ExitCode.FAILED
     lines = [safe(line, 1000) for line in str(error).splitlines()]
     return CommandError(code, lines[0] if len(lines) == 1 else "\n".join(["refused:", *lines]))
 
 
 def understood(result: object, answer_type: type[_Answer]) -> _Answer:
-    """Check an answer against the shape that it must have."""
+    """Convert an answer to *answer_type*. Raises `CommandError` when its shape is another."""
     try:
         return msgspec.convert(result, answer_type)
     except msgspec.ValidationError as error:
@@ -115,14 +116,14 @@ def understood(result: object, answer_type: type[_Answer]) -> _Answer:
 
 
 def collect_status(rundir: RuntimeDir, timeout: float) -> Collected:
-    """Ask the supervisor and all shards at the same time and merge what they say."""
+    """Ask the supervisor and all shards at the same time, and merge their answers."""
     check_access(rundir)
     recorded = _recorded(rundir)
     results = _ask_each(rundir, [rundir.supervisor_query, *map(rundir.shard_query, recorded)], timeout)
     supervised = None
     if rundir.supervisor_query in results:
         supervised = understood(results[rundir.supervisor_query], Status)
-        # Shards that were started between the look at the records and the supervisor's answer.
+        # Shards that started after the records were read, and before the supervisor answered.
         new = [row.id for row in supervised.shards if row.id not in recorded]
         results |= _ask_each(rundir, list(map(rundir.shard_query, new)), timeout)
     results.pop(rundir.supervisor_query, None)
@@ -148,9 +149,9 @@ def collect_pages(
 ) -> Pages:
     """Read a list page by page from each of *shards*.
 
-    *arguments* hold the first ``after``; *position* tells an entry's own. The first page is asked of all shards at
-    once, so that the silent ones cost one *timeout* together. A list ends with an empty page: a shard shortens pages as
-    it sees fit. Entries that come or go meanwhile may be in or out.
+    *arguments* hold the first ``after``; *position* returns the position of an entry. The first page is asked of all
+    shards at once, so all silent shards together cost one *timeout*. A shard may shorten any page. Only an empty page
+    ends a list. Entries that come or go meanwhile may be in the list or not.
     """
     paths = {shard: rundir.shard_query(shard) for shard in shards}
     entries: dict[int, list[Any]] = {}
@@ -178,12 +179,12 @@ def collect_pages(
 
 
 def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
-    """The numbers of the shards that run, or of the *only* one that is asked for.
+    """Return the numbers of the running shards, or of the shard *only* alone.
 
-    Raises `CommandError` when that one does not run, or when there is none and no supervisor either.
+    Raises `CommandError` when *only* does not run, or when neither a shard nor the supervisor runs.
     """
     check_access(rundir)
-    # Across pid namespaces a record says nothing, and the socket all the more.
+    # From another pid namespace the pid of a record is useless. The socket works from there.
     living = [n for n, record in _recorded(rundir).items() if record.alive or is_served(rundir.shard_query(n))]
     if not living and not is_served(rundir.supervisor_query):
         raise nothing_runs(rundir)
@@ -196,7 +197,7 @@ def living_shards(rundir: RuntimeDir, only: int | None = None) -> list[int]:
 
 
 def warn_of_silence(silent: list[int], timeout: float) -> None:
-    """Raise `CommandError` when shards were silent: the list that was printed lacks what is theirs."""
+    """Raise `CommandError` when shards were silent: the printed list lacks their entries."""
     if silent:
         names = ", ".join(map(str, silent))
         raise CommandError(
@@ -206,7 +207,7 @@ def warn_of_silence(silent: list[int], timeout: float) -> None:
 
 
 def _ask_each(rundir: RuntimeDir, paths: list[Path], timeout: float) -> dict[Path, Any]:
-    """Status answers by path, of those that answer within *timeout*; see `_PATIENCE`."""
+    """Return the status answers within *timeout*, by path. Queries are repeated, see `_PATIENCE`."""
     deadline, patience = time.monotonic() + timeout, _PATIENCE
     answers: dict[Path, Any] = {}
 
@@ -225,7 +226,7 @@ def _ask_each(rundir: RuntimeDir, paths: list[Path], timeout: float) -> dict[Pat
 
 
 def _ask_once(paths: list[Path], timeout: float) -> dict[Path, Any]:
-    """Status answers by path. Who cannot answer properly is left out: a status shows what there is."""
+    """Return status answers by path. A process with a bad answer is left out, so that the others are shown."""
     try:
         return query.ask_many(paths, "status", timeout=timeout)
     except query.QueryError:
@@ -254,7 +255,7 @@ def _supervisor_runs(rundir: RuntimeDir) -> bool:
 def _no_answer(rundir: RuntimeDir, error: query.QueryError, method: str, timeout: float) -> CommandError:
     if isinstance(error, query.NotReachable):
         return _supervisor_is_down(rundir)
-    # It lies in its socket, and is done if the supervisor comes to itself.
+    # The query stays in the supervisor's socket. It is carried out when the supervisor goes on.
     later = "; it may still do what it was told" if method in _ACTING else ""
     text = f"the supervisor in {rundir.path} did not answer within {timeout:g} s{later}"
     return CommandError(ExitCode.TIMED_OUT, text)

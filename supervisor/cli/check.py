@@ -1,4 +1,4 @@
-"""``shardgate check``: what a configuration file says, or what is wrong with it."""
+"""``shardgate check``: prints a summary of a configuration file, or its problems."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,11 +24,11 @@ from supervisor.words import count, safe
 @click.option("--file-only", is_flag=True, help="Look at the file and its token files alone: it is for another host.")
 @json_option
 def command(file: str, file_only: bool, as_json: bool) -> int:
-    """Check a configuration file, the token files that it names, and that this host has what it names.
+    """Check a configuration file, its token files, and the folders, addresses, users and groups that it names.
 
-    A file is good when 'shardgate run' would start with it as the user that checks it: folders, addresses, users and
-    groups are there. Nothing is started and nothing is made. Prints what matters most of it, or every problem; exits
-    with 78 when there is one. 'shardgate config show FILE --effective' prints all that would be in effect.
+    A file is good when 'shardgate run' would start with it here, as the same user. The check starts nothing and creates
+    nothing. It prints a summary of a good file. Otherwise it prints every problem and exits with 78. 'shardgate config
+    show FILE --effective' prints all settings.
     """
     lines: dict[str, int | None] = {}
     others: list[str] = []
@@ -66,7 +66,7 @@ def _listeners(config: Config) -> list[dict[str, str]]:
 
 
 def _effective(config: Config, tokens: tuple[Token, ...]) -> dict[str, Any]:
-    """The configuration without digests: those of tokens that people thought up can be guessed back."""
+    """Return the configuration without digests: a token that a person invented can be guessed from its digest."""
     limits = config.limits
     return {
         "listeners": _listeners(config),

@@ -1,4 +1,4 @@
-"""``shardgate config show``: the configuration as KDL, with where each value comes from."""
+"""``shardgate config show``: prints the configuration as KDL, with the origin of each value."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from supervisor.config.tokens import load_tokens
 
 
 class _Shown(msgspec.Struct):
-    """A configuration: what is set, where, and what runs otherwise until a restart."""
+    """A configuration: its settings, their origins, and the running values of settings that need a restart."""
 
     source: str | None
     loaded_at: str
@@ -51,10 +51,10 @@ def command() -> None:
 @json_option
 @timeout_option("2s", "to wait for the supervisor")
 def show(file: str | None, effective: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
-    """Show the configuration of the running supervisor, or of FILE, as KDL; behind each value where it comes from.
+    """Show the configuration of the running supervisor, or of FILE, as KDL. A comment names the origin of each value.
 
-    No secret is shown: of a token the beginning of its digest, of what agents are sent the size and the beginning of
-    its digest.
+    No secret is shown. A token is shown by the beginning of its digest, an agent-config by its size and the beginning
+    of its digest.
     """
     if file is None:
         shown = asking.ask_supervisor(rundir, "config", _Shown, timeout)
@@ -95,7 +95,7 @@ def _of_file(file: str) -> _Shown:
 
 
 def _chosen(shown: _Shown) -> list[Setting]:
-    """What is chosen where nothing is set."""
+    """Return the shards, the runtime directory and the socket that are chosen when they are not set."""
     known = {setting.node for setting in shown.settings}
     chosen = []
     if "shards" not in known:

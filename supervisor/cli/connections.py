@@ -1,4 +1,4 @@
-"""``shardgate connections``: every connection of an agent, from all shards."""
+"""``shardgate connections``: lists the connections of the agents in all shards."""
 
 import time
 
@@ -42,7 +42,7 @@ _COLUMNS = (
 def command(
     agent: str | None, shard: int | None, transport: str | None, rundir: RuntimeDir, as_json: bool, timeout: float
 ) -> None:
-    """List the connections of the agents: where each is, who is at its other end, and what it does."""
+    """List the connections of the agents: shard, peer, and requests in flight of each."""
     shards = asking.living_shards(rundir, shard)
     pages = asking.collect_pages(
         rundir, shards, "connections", {"after": 0, "agent": agent}, ConnectionEntry, lambda entry: entry.n, timeout

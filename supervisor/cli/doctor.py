@@ -1,4 +1,4 @@
-"""``shardgate doctor``: look for what is wrong with this host, and say what to do."""
+"""``shardgate doctor``: looks for problems of this host and prints a remedy for each."""
 
 import ctypes
 import importlib.metadata
@@ -55,11 +55,11 @@ _TIME_ERROR = 5
 @runtime_dir_option
 @json_option
 def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
-    """Look for what is wrong with this host, this installation and this runtime directory, and say what to do.
+    """Look for problems of this host, this installation and this runtime directory, and say how to solve them.
 
-    Looks at limits of descriptors against what the configuration may need, the listen queue, left over sockets and
-    records, the clock, and other programs that own our import names. Run it as the user that runs shardgate. Exits
-    with 1 when there is a problem; a hint is none.
+    Checks the limits of descriptors against the needs of the configuration, the listen queue, left over sockets and
+    records, the clock, and other programs with the import names of shardgate. Run it as the user that runs shardgate.
+    Exits with 1 when there is a problem. A hint is not a problem.
     """
     try:
         config = load_config(file) if file else _config_in_use(rundir) or Config()
@@ -82,13 +82,16 @@ def command(file: str | None, rundir: RuntimeDir, as_json: bool) -> int:
 
 
 def _config_in_use(rundir: RuntimeDir) -> Config | None:
-    """What the running supervisor has, options too, without tokens and what agents are sent; None without one."""
+    """Return the running supervisor's configuration, options included, without tokens and agent-config.
+
+    None when no supervisor answers.
+    """
     try:
         answer = query.ask(rundir.supervisor_query, "config")
         found = msgspec.convert(answer["settings"], list[Setting])
     except (query.QueryError, msgspec.ValidationError):
         return None
-    # Rules that are about tokens make no sense without them.
+    # Without the tokens, the rules about tokens would be reported as problems.
     left_out = ("auth", "agent-config", "require-auth", "allow-uid")
     plain = [one for one in found if one.top not in left_out or one.node == "auth > token-file"]
     config = parse_config("\n".join(as_kdl(plain, {})), "the running shardgate")
@@ -98,7 +101,7 @@ def _config_in_use(rundir: RuntimeDir) -> Config | None:
 
 
 def _access(config: Config) -> tuple[Problem, ...]:
-    """Why other users could change the files that decide which agents get in."""
+    """Report the files that admit agents and that other users could change."""
     found: list[Problem] = []
     for file in (config.source, *config.token_files):
         status = None if file is None else _status(Path(file))
@@ -185,21 +188,21 @@ def _stale_sockets(rundir: RuntimeDir) -> list[str]:
         entries = sorted(rundir.path.iterdir())
     except OSError:
         return []
-    # A handoff socket is SOCK_SEQPACKET: a stream cannot connect to it, whether it is served or not.
+    # A handoff socket is SOCK_SEQPACKET. A stream socket cannot connect to it, even when it is served.
     return [
         entry.name for entry in entries if entry.is_socket() and entry.suffix != ".handoff" and not is_served(entry)
     ]
 
 
 def _clock_change() -> float:
-    """By how much the clock was set within a moment, beside its own pace."""
+    """Return the seconds by which the clock was set during a short wait, beyond the time that passed."""
     before = time.time() - time.monotonic()
     time.sleep(_WATCH_CLOCK)
     return time.time() - time.monotonic() - before
 
 
 def _is_synchronised() -> bool | None:
-    """What the kernel says about the clock, adjtimex(2)."""
+    """Whether the kernel calls the clock synchronised, adjtimex(2); None when it cannot be asked."""
     try:
         buffer = ctypes.create_string_buffer(1024)  # struct timex has 208 bytes; modes 0 only reads
         state = ctypes.CDLL(None).adjtimex(buffer)
@@ -209,7 +212,7 @@ def _is_synchronised() -> bool | None:
 
 
 def _strangers() -> dict[str, tuple[str, ...]]:
-    """Other distributions of this environment that own one of our import names."""
+    """Return other distributions of this environment that own one of our import names."""
     owners = importlib.metadata.packages_distributions()
     found = {name: tuple(sorted(set(owners.get(name, ())) - _OURS)) for name in _OUR_NAMES}
     return {name: others for name, others in found.items() if others}

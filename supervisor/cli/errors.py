@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the exit code of a command means; scripts rely on the numbers."""
+    """Exit codes of the commands. Scripts rely on the numbers."""
 
     OK = 0
     FAILED = 1
@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """Ends a command with an exit code and a message for the operator, which says what to do."""
+    """Ends a command with an exit code and a message that tells the operator how to go on."""
 
     def __init__(self, exit_code: ExitCode, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Events for people, and for programs."""
+"""Events as rows of a table, and as JSON."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ _COLOURS = {"refused": "yellow", "registered": "green"}
 
 
 def event_row(event: Event) -> dict[str, Any]:
-    """An event as ``--json`` prints it: what it has not is null."""
+    """Return an event as ``--json`` prints it. A missing field is null."""
     return {
         "schema": SCHEMA,
         "n": event.n,
@@ -39,7 +39,7 @@ def event_row(event: Event) -> dict[str, Any]:
 
 
 def event_cells(event: Event, now: float) -> list[Cell]:
-    """An event as a row of a table that is read *now* (seconds of the epoch)."""
+    """Return an event as a row of a table. *now* is in seconds of the epoch; older days get their date."""
     number = f"conn-{event.number}" if event.number else "-"
     return [
         Cell(moment(event.at, now, milliseconds=True)),

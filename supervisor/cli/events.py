@@ -1,4 +1,4 @@
-"""``shardgate events``: what happened to agents and shards, and what happens from now on."""
+"""``shardgate events``: prints the events of agents and shards, past and new ones."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from supervisor.history_rows import Event, Page
 _PAGE = MAX_PAGE
 _LOOK_EVERY = 0.25
 _WIDTHS = (10, 24, 12, 5, 0)
-"""Columns of the table behind the first, in lines that come one by one."""
+"""Widths of all columns but the first, for lines that are printed one by one."""
 
 
 @click.command(
@@ -47,10 +47,10 @@ def command(
     as_json: bool,
     timeout: float,
 ) -> int:
-    """Show what happened: registrations and refusals, ends and moves of connections, the life of the shards.
+    """Show events: registrations and refusals, ends and moves of connections, starts and ends of shards.
 
-    The supervisor keeps this in memory, so much of it: the newest events of each agent, and of all. It begins anew with
-    the supervisor; logs are what to keep. With --json each event is one line, an object with "schema": 1.
+    The supervisor keeps the newest events of each agent, and of all, in memory. They are lost when the supervisor ends;
+    keep the logs instead. With --json each event is one line, an object with "schema": 1.
     """
     chosen = {"agent_id": agent_id, "shard": shard}
 
@@ -81,7 +81,7 @@ def command(
 
 
 def _next_page(rundir: RuntimeDir, ask: Callable[[], Page]) -> Page:
-    """The next page, from the next supervisor if need be: there is to be one as long as shards serve."""
+    """Return the next page. While shards serve, wait for the next supervisor when the current one is gone."""
     told = False
     while True:
         try:
@@ -105,7 +105,7 @@ def _show(events: list[Event], *, as_json: bool) -> None:
 
 
 def _say(events: list[Event], *, as_json: bool) -> None:
-    """Print events one by one, in columns of fixed width, so that those that come later stand below."""
+    """Print events one by one, in columns of fixed width, so that later events line up with them."""
     if as_json:
         for event in events:
             output.print_json(event_row(event), one_line=True)

@@ -1,4 +1,4 @@
-"""``shardgate kick``: close an agent's connections."""
+"""``shardgate kick``: closes an agent's connections."""
 
 import time
 
@@ -15,7 +15,7 @@ from supervisor.words import count, safe
 _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.02
 _MARGIN = 2.0
-"""Seconds beyond its own time within which a close must have become known."""
+"""Seconds beyond the time limit of a close, for the news of it to reach the supervisor."""
 
 
 @click.command(
@@ -33,8 +33,8 @@ _MARGIN = 2.0
 def command(target: str, now: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Close all connections of AGENT, or one CONNECTION as 'connections' lists it.
 
-    Each takes no new request, and is closed when nothing is in flight on it. The agent may register again at once, and
-    most do: to keep it out, revoke its token or take it out of allowed-agents, reload, and kick it then.
+    Each connection takes no new request, and is closed when nothing is in flight on it. The agent may register again at
+    once, and most agents do. To keep it out, revoke its token or take it out of allowed-agents, reload, then kick it.
     """
     seconds = 0.0 if now else timeout
     arguments = {"target": target, "seconds": seconds}
@@ -56,7 +56,7 @@ def command(target: str, now: bool, rundir: RuntimeDir, as_json: bool, timeout: 
 
 
 def _wait(rundir: RuntimeDir, kicked: Kicked, seconds: float) -> set[str]:
-    """Wait until the kicked connections are gone; those that are left when the time is up."""
+    """Wait until the kicked connections are gone. Return the ids that are left after *seconds*."""
     deadline = time.monotonic() + seconds
     while True:
         why = asking.ask_supervisor(rundir, "why", Why, _ANSWER_WITHIN, {"agent_id": kicked.agent_id})

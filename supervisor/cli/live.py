@@ -1,4 +1,4 @@
-"""A text that is drawn again and again on the whole screen, until q or Ctrl-C."""
+"""Draws a changing text on the whole screen, until q or Ctrl-C."""
 
 import contextlib
 import os
@@ -15,27 +15,27 @@ from supervisor.cli import output
 
 
 def show(text: Callable[[], str], interval: float) -> None:
-    """Draw *text* every *interval* seconds; returns on q and on Ctrl-C. Needs a terminal.
+    """Draw *text* every *interval* seconds. Returns on q and on Ctrl-C. Needs a terminal.
 
-    On one that obeys no escape sequences each text stands below the one before it.
+    A terminal without escape sequences gets each text below the one before it.
     """
     with _drawing() as draw, _interrupts() as interrupts, _keys() as keys:
         while True:
             draw(text())
             ready, _, _ = select.select([interrupts, *keys], [], [], interval)
-            # At the end of the terminal there is nothing to read, and nobody to draw for.
+            # An empty read means that the terminal is gone. It ends the loop as q does.
             if interrupts in ready or any(_says_end(os.read(descriptor, 64)) for descriptor in ready):
                 return
 
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[Callable[[str], None]]:
-    """What draws a text."""
+    """Yield the function that draws a text."""
     if output.is_dumb():
-        # rich would draw nothing at all there.
+        # rich would draw nothing on such a terminal.
         yield lambda text: click.echo(f"{text}\n")
         return
-    # rich costs as much time to import as all the rest of a command.
+    # The import of rich takes as long as the rest of a command.
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -51,10 +51,10 @@ def _says_end(typed: bytes) -> bool:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[int]:
-    """A descriptor that becomes readable on Ctrl-C.
+    """Yield a descriptor that becomes readable on Ctrl-C.
 
-    Not KeyboardInterrupt: raised while an object is being finalised, as those that asked the processes often are, it is
-    swallowed, and the screen goes on.
+    KeyboardInterrupt is not used. Python swallows it when it is raised in a finaliser, and the objects of the queries
+    are often being finalised. The screen would go on.
     """
     reading, writing = os.pipe()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: os.write(writing, b"i"))
@@ -68,7 +68,7 @@ def _interrupts() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[list[int]]:
-    """Have keys come one by one, without their echo; the descriptors to wait for one."""
+    """Switch the terminal to single keys without echo. Yield the descriptors to read keys from."""
     if not sys.stdin.isatty():
         yield []
         return

@@ -1,4 +1,4 @@
-"""``shardgate log-level``: change what the running processes log."""
+"""``shardgate log-level``: changes the log level of the running processes."""
 
 import click
 import msgspec
@@ -27,10 +27,10 @@ class _Level(msgspec.Struct):
 @json_option
 @timeout_option("2s", "to wait for the supervisor")
 def command(level: str, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
-    """Log what is of LEVEL or above from now on: in the supervisor, in all shards, and in those that start later.
+    """Log lines of LEVEL and above from now on: in the supervisor, in all shards, and in shards that start later.
 
-    info has a line for every registration and every end of a connection, warning only what needs somebody. The next
-    supervisor begins with --log-level of 'run' again.
+    info has a line for every registration and every end of a connection. warning has only lines that need attention.
+    The next supervisor begins with --log-level of 'run' again.
     """
     answer = asking.ask_supervisor(rundir, "log_level", _Level, timeout, {"level": level})
     if as_json:

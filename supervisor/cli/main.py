@@ -1,4 +1,4 @@
-"""The command tree, and what happens to errors that reach the top."""
+"""The command tree. Turns errors that reach the top into messages and exit codes."""
 
 import contextlib
 import difflib
@@ -38,22 +38,22 @@ _COMMANDS = {
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "man": ("man", "Write the manual pages."),
 }
-"""Commands in the order of the help: the modules that they are in, and what the help says of them.
+"""Commands in the order of the help, each with its module and its line of the help.
 
-Here, so that ``shardgate --help`` imports none of them: it took longer than most commands.
+The lines are here so that ``shardgate --help`` imports no command. With the imports it took longer than most commands.
 """
 
 _SECTIONS = {"run": "Run it", "status": "See what it does", "drain": "Change it while it runs", "completion": "Use it"}
-"""Headings in the help, each in front of its first command."""
+"""Headings of the help, by the command that each stands in front of."""
 
 _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
+"""Exit code of a shell for a program that Ctrl-C ended: 128 and SIGINT."""
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are named: each command pays for its own imports only."""
+    """A group that imports a command when it is named. Each command costs its own imports only."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
@@ -69,7 +69,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or tell which one was probably meant: click knows only those that have been imported."""
+        """Find the command, or propose the closest name. click itself knows the imported commands only."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -140,10 +140,10 @@ def _prepare_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # Started with it closed; the next file would get its number.
+            # The stream was closed at the start. The next opened file would get its number.
             setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115 - for good
         elif name != "stdin" and hasattr(stream, "reconfigure"):
-            # An answer may hold characters that the encoding of the terminal does not have.
+            # An answer may hold characters outside the terminal's encoding.
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -159,7 +159,7 @@ def _run(arguments: list[str] | None) -> int:
     except click.Abort:
         return _INTERRUPTED
     except SystemExit as end:
-        # click ends the process itself, and quietly, when the reader of its output goes away (EPIPE).
+        # click ends the process itself, without a message, when the reader of its output goes away (EPIPE).
         return end.code if isinstance(end.code, int) else ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.OK
 

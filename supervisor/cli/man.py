@@ -1,7 +1,7 @@
-"""``shardgate man``: manual pages, made of the very texts that ``--help`` shows.
+"""``shardgate man``: writes manual pages from the texts of ``--help``.
 
-A generator of our own, because the texts are click's and the pages are short: click-man would bring setuptools along.
-Only what man(7) needs is written: .TH, .SH, .SS, .TP, .PP, .nf.
+This generator is our own: the pages are short, and click-man would need setuptools. It writes few macros of man(7):
+.TH, .SH, .TP, .PP, .B, .BR, and .nf and .fi.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from supervisor.words import count
 @click.argument("directory", metavar="DIRECTORY")
 @click.pass_context
 def command(context: click.Context, /, directory: str) -> None:
-    """Write the manual pages, one for each command, into DIRECTORY, which is made if it is not there."""
+    """Write the manual pages, one for each command, into DIRECTORY. It is created if it does not exist."""
     root = context.find_root()
     try:
         folder = Path(directory)
@@ -41,7 +41,7 @@ def command(context: click.Context, /, directory: str) -> None:
 def commands(
     found: click.Command, context: click.Context, names: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], click.Context]]:
-    """A command and all below it, each with its names and a context to ask it in."""
+    """Yield a command and all commands below it, each with its names and a context for it."""
     inner = context if len(names) == 1 else click.Context(found, context, names[-1])
     yield names, inner
     if isinstance(found, click.Group):
@@ -52,7 +52,7 @@ def commands(
 
 
 def page(names: tuple[str, ...], context: click.Context) -> str:
-    """The page of one command."""
+    """Return the page of one command."""
     found = context.command
     title = "-".join(names)
     lines = [f'.TH {_text(title.upper())} 1 "" "shardgate {__version__}" "shardgate"']
@@ -76,7 +76,7 @@ def page(names: tuple[str, ...], context: click.Context) -> str:
 
 def _options(found: click.Command, context: click.Context) -> Iterator[str]:
     records = [parameter.get_help_record(context) for parameter in found.get_params(context)]
-    # Arguments have no text of their own: the description speaks of them.
+    # Arguments have no help text. The description covers them.
     told = [record for record in records if record is not None and record[1]]
     if told:
         yield ".SH OPTIONS"
@@ -85,7 +85,7 @@ def _options(found: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs as click knows them: a backspace in front says that lines are to be left as they are."""
+    """Convert click's paragraphs to roff. A backspace as the first line keeps the lines of a paragraph unfilled."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines = paragraph.splitlines()
         if lines and lines[0].strip() == "\b":
@@ -95,6 +95,6 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Text for roff: what it would take for a request, an escape or a hyphen is none."""
+    """Escape text for roff, so that no part of it is a request, an escape or a hyphen."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return f"\\&{escaped}" if escaped.startswith((".", "\\(aq")) else escaped

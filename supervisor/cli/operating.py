@@ -1,4 +1,4 @@
-"""``drain``, ``restart``, ``scale``, ``rebalance``: have the supervisor do it, show how it goes, say how it ended."""
+"""``drain``, ``restart``, ``scale``, ``rebalance``: start an operation of the supervisor and follow it to its end."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from supervisor.cli.options import examples, json_option, runtime_dir_option, ti
 _ANSWER_WITHIN = 5.0
 _LOOK_EVERY = 0.1
 _AFTER_THE_LIMIT = 120.0
-"""Seconds beyond its own limit that an operation may take to start and end processes."""
+"""Seconds beyond its own time limit that an operation may take, to start and end processes."""
 
 _busy_time = timeout_option("30s", "to wait for what is in flight on the connections of a shard")
 
@@ -47,8 +47,8 @@ class _Move(msgspec.Struct, array_like=True):
 def drain(shard: int, undo: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Move all connections of SHARD to other shards, and give it no new ones.
 
-    Agents do not notice. A connection moves when nothing is in flight on it; those that are busy for longer than the
-    timeout stay, and the exit code is 6. The shard stays drained until --undo or a restart.
+    Agents do not notice. A connection moves when nothing is in flight on it. A connection that is busy for longer than
+    the timeout stays, and the exit code is 6. The shard stays drained until --undo or a restart.
     """
     order = {"what": "undrain" if undo else "drain", "number": shard, "seconds": timeout}
     done = f"shard {shard} takes connections again" if undo else f"shard {shard} takes no connections"
@@ -68,8 +68,8 @@ def drain(shard: int, undo: bool, rundir: RuntimeDir, as_json: bool, timeout: fl
 def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Start each SHARD's process anew, with the code that is installed now.
 
-    A spare shard is started first: when it does not come up, nothing else happens. Then the connections of each shard
-    move to the others before it ends. What is in flight on a connection for longer than the timeout fails.
+    A spare shard is started first. If it does not come up, nothing else happens. Then the connections of each shard
+    move to the others before it ends. A request that is in flight for longer than the timeout fails.
     """
     if rolling == bool(shards):
         raise click.UsageError("name the shards to restart, or all of them with --rolling")
@@ -84,9 +84,9 @@ def restart(shards: tuple[int, ...], rolling: bool, rundir: RuntimeDir, as_json:
 @json_option
 @_busy_time
 def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
-    """Have SHARDS shards from now on, and spread the connections over them.
+    """Change the number of shards to SHARDS, and spread the connections over them.
 
-    The number in the configuration is not changed: it is the one that the next supervisor begins with.
+    The number in the configuration does not change. The next supervisor starts with that number.
     """
     order = {"what": "scale", "number": shards, "seconds": timeout}
     done = f"there {'is' if shards == 1 else 'are'} {words.count('shard', shards)}"
@@ -103,7 +103,7 @@ def scale(shards: int, rundir: RuntimeDir, as_json: bool, timeout: float) -> int
 @json_option
 @_busy_time
 def rebalance(dry_run: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
-    """Move as few connections as it takes until they lie as new ones would be placed."""
+    """Spread the connections over the shards as new ones would be placed, with as few moves as possible."""
     if dry_run:
         _show_plan(asking.ask_supervisor(rundir, "plan", list[_Move], _ANSWER_WITHIN), as_json=as_json)
         return ExitCode.OK
@@ -128,7 +128,7 @@ def _show_plan(moves: list[_Move], *, as_json: bool) -> None:
 
 
 def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, done: str, *, as_json: bool) -> int:
-    """Start an operation, follow it to its end, and return the exit code; *done* says what is so then."""
+    """Start an operation, follow it to its end, and return the exit code. *done* is the text for a success."""
     row = asking.ask_supervisor(rundir, "operate", OperationRow, _ANSWER_WITHIN, dict(order))
     deadline = time.monotonic() + seconds + _AFTER_THE_LIMIT
     said = ""
@@ -153,7 +153,7 @@ def _operate(rundir: RuntimeDir, order: Mapping[str, Any], seconds: float, done:
 
 
 def _look(rundir: RuntimeDir, last: OperationRow) -> OperationRow:
-    """How the operation goes; what is known already while the supervisor is too busy to say."""
+    """Return the progress of the operation, or *last* while the supervisor is too busy to answer."""
     try:
         answer = query.ask(rundir.supervisor_query, "operation", timeout=_ANSWER_WITHIN)
     except query.NoAnswer:

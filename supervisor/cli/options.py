@@ -1,4 +1,4 @@
-"""Options that several commands share, and the form of a time on the command line."""
+"""Options that several commands share, and the type of a time on the command line."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds; zero is refused, since nothing can answer within it."""
+        """Return seconds. Zero is refused: no process can answer in that time."""
         if isinstance(value, float):
             return value
         found = _DURATION.fullmatch(str(value))
@@ -28,7 +28,7 @@ class Duration(click.ParamType[float]):
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: how it is used, one command a line, as it is written."""
+    """Return the end of a command's help: examples, one command a line."""
     # \b keeps click from filling the paragraph.
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
@@ -53,7 +53,10 @@ def json_option(command: _Command) -> _Command:
 
 
 def complete_agents(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The connected agents that begin like this, for a shell; none where nobody answers at once."""
+    """Return the ids of connected agents that begin with *incomplete*, for a shell.
+
+    The list is empty when the supervisor does not answer within 0.5 s.
+    """
     from ipc import query
     from ipc.rundir import RuntimeDir, default_runtime_dir
 
@@ -72,7 +75,7 @@ def shard_option(what: str) -> Callable[[_Command], _Command]:
 
 
 def timeout_option(default: str, what: str) -> Callable[[_Command], _Command]:
-    """Add ``--timeout``, in seconds for the function."""
+    """Add ``--timeout``. The function gets seconds."""
     return click.option(
         "--timeout", type=Duration(), default=default, show_default=True, metavar="TIME", help=f"How long {what}."
     )

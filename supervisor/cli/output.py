@@ -1,7 +1,7 @@
-"""What commands print: JSON, tables, and texts from outside made safe for a terminal.
+"""The output of commands: JSON, tables, and notes on standard error.
 
-Tables are laid out here and not by rich: 100,000 connections took it 70 s, this takes one. rich draws what changes on
-a screen (``status --watch``).
+This module lays out tables itself. For 100,000 connections it takes 1 s, and rich took 70 s. rich draws the texts that
+change on a screen (``status --watch``).
 """
 
 import os
@@ -16,10 +16,10 @@ import msgspec
 
 
 class Column(NamedTuple):
-    """A column: its heading, whether it holds numbers, and how it gives way in a terminal that is too narrow.
+    """A column: its heading, whether it holds numbers, and how it gives way on a narrow terminal.
 
-    Texts of the last column are cut to *shortest* characters, where that is set, before columns are left out: those
-    with the highest *gives_way* first. 0 stays, and the longest texts of these are cut at last.
+    First the texts of a column are cut to *shortest* characters, if that is set. Then columns are left out, the highest
+    *gives_way* first; a column with 0 stays. At last the longest texts of the remaining columns are cut.
     """
 
     heading: str
@@ -29,28 +29,28 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A text in a table, and its colour where there are colours."""
+    """A text in a table, and its colour when colours are enabled."""
 
     text: str
     colour: str | None = None
 
 
 _LEAST_TEXT = 8
-"""Characters that are left of a text at least, however narrow the terminal is."""
+"""Fewest characters that are left of a text, for any width of the terminal."""
 
 
 def is_dumb() -> bool:
-    """Whether the terminal obeys no escape sequences, as far as ``TERM`` tells (term(7))."""
+    """Whether ``TERM`` names a terminal without escape sequences (term(7))."""
     return os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
 
 
 def use_colour() -> bool:
-    """Whether standard output is a terminal and nobody asked for no colour (https://no-color.org)."""
+    """Whether standard output is a terminal with colours and NO_COLOR is not set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal; None when standard output is none and lines may have any length."""
+    """Return the columns of the terminal. None when standard output is no terminal: lines may have any length."""
     if not sys.stdout.isatty():
         return None
     try:
@@ -60,7 +60,10 @@ def terminal_width() -> int | None:
 
 
 def screen_height() -> int | None:
-    """The lines of a text that is drawn again and again; None where it may have any number, as on a dumb terminal."""
+    """Return the lines of the screen for a text that is drawn again and again.
+
+    None means any number, as on a dumb terminal.
+    """
     if is_dumb():
         return None
     try:
@@ -70,25 +73,25 @@ def screen_height() -> int | None:
 
 
 def folded(text: str, width: int | None, indent: int) -> list[str]:
-    """*text* in lines of at most *width* columns where it is given, all but the first behind *indent* blanks."""
+    """Fold *text* into lines of at most *width* columns, all but the first behind *indent* blanks; None: one line."""
     if width is None or len(text) <= width:
         return [text]
     blanks = " " * min(indent, max(0, width - _LEAST_TEXT))
-    # Words that are too long are paths: whole they can be copied.
+    # Words that are too long are paths. They stay whole, so that they can be copied.
     return textwrap.wrap(
         text, width, subsequent_indent=blanks, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
     )
 
 
 def note(text: str) -> None:
-    """Tell the operator something that is not the answer itself: on standard error."""
+    """Print a message that is not the answer itself, on standard error."""
     click.echo(text, err=True)
 
 
 def print_json(value: Any, *, one_line: bool = False, err: bool = False) -> None:
-    """Print *value* as JSON in ASCII, indented for people at a terminal; on standard error with *err*.
+    """Print *value* as JSON in ASCII, indented on a terminal; on standard error with *err*.
 
-    Agents' metadata may hold characters that terminals obey even outside ASCII (U+009B begins an escape sequence).
+    Metadata of agents may hold control characters outside ASCII that terminals obey: U+009B begins an escape sequence.
     """
     encoded = msgspec.json.encode(value)
     if (sys.stderr if err else sys.stdout).isatty() and not one_line:
@@ -100,9 +103,9 @@ def print_json(value: Any, *, one_line: bool = False, err: bool = False) -> None
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int | None, *, colour: bool) -> str:
-    """Lay out *rows* under the headings, within *width* columns where it is given.
+    """Lay out *rows* under the headings, within *width* columns. None means any width.
 
-    When the columns do not fit, texts of the last one are cut (with ``~``), and columns are left out.
+    When the columns do not fit, texts are cut (with ``~``) and columns are left out, see `Column`.
     """
     lines = [[Cell(column.heading) for column in columns], *rows]
     widths = [max(len(line[i].text) for line in lines) for i in range(len(columns))]
@@ -114,7 +117,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int 
 
 
 def line(cells: Sequence[Cell], widths: Sequence[int], width: int | None, *, colour: bool) -> str:
-    """*cells* in columns of at least these *widths*, as one line of a list that grows; cut at *width* columns."""
+    """Lay out *cells* in columns of at least *widths*, as one line of a growing list; cut at *width* columns."""
     parts, left = [], 1 << 20 if width is None else width
     for cell, its_width in zip(cells, widths, strict=True):
         text = cell.text.ljust(its_width)
@@ -128,12 +131,12 @@ def line(cells: Sequence[Cell], widths: Sequence[int], width: int | None, *, col
 
 
 def styled(text: str, colour: str | None, *, enabled: bool) -> str:
-    """*text* in a colour where colours are enabled."""
+    """Return *text* in a colour when colours are enabled."""
     return click.style(text, fg=colour) if colour and enabled else text
 
 
 def _fitted(columns: Sequence[Column], widths: Sequence[int], available: int) -> tuple[list[int], list[int]]:
-    """The columns that fit, and all widths with the last of them cut; others too where that is not enough."""
+    """Return the columns that fit, and all widths. The kept columns have the widths to which they are cut."""
     least = [width if c.shortest is None else min(width, c.shortest) for c, width in zip(columns, widths, strict=True)]
     kept = list(range(len(columns)))
 
@@ -164,19 +167,19 @@ def _line(cells: Sequence[Cell], formats: Sequence[tuple[int, int, bool, bool]],
         text, its_colour = cells[i]
         if len(text) > width:
             text = _cut(text, width, ends=not last)
-        # No blanks at the end of a line.
+        # The last text is not padded: a line ends without blanks.
         padded = text.rjust(width) if numeric else text if last else text.ljust(width)
         parts.append(styled(padded, its_colour, enabled=colour))
     return "  ".join(parts).rstrip()
 
 
 def _cut(text: str, width: int, *, ends: bool) -> str:
-    """*text* in *width* columns, with ``~`` for what was left out; with both *ends*, since ids begin alike."""
+    """Cut *text* to *width* columns, with ``~`` for the missing part. *ends* keeps its end too: ids begin alike."""
     kept = min(8, width // 3) if ends else 0
     return f"{text[: width - kept - 1]}~{text[len(text) - kept :]}"
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    # Outside the basic plane JSON has two escapes, a UTF-16 surrogate pair.
+    # A character outside the basic plane needs two escapes in JSON, a UTF-16 surrogate pair.
     units = found[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

@@ -1,6 +1,6 @@
-"""A blocking connection to one shard, as a proxy has it: `dialout.proxy.wire` over a Unix socket.
+"""A blocking connection to one shard, in the role of a proxy: `dialout.proxy.wire` over a Unix socket.
 
-`dialout.PoolClient` is for proxies; a command asks once, names its shard, and is faster without an event loop.
+`dialout.PoolClient` is for proxies. A command sends one request to a given shard, and is faster without an event loop.
 """
 
 import contextlib
@@ -31,22 +31,22 @@ from dialout.proxy.wire import (
 from ipc.version import __version__
 
 WELCOME_SECONDS = 1.0
-"""How long a shard may take to say that it is there. A running one takes milliseconds."""
+"""Seconds that a shard may take for its welcome. A running shard takes milliseconds."""
 
 MARGIN_SECONDS = 0.5
-"""What a shard gets beyond the time limit to say itself that it is over."""
+"""Seconds beyond the time limit, for the shard to report the timeout itself."""
 
 _REQUEST_ID = 1
 
 
 class ShardSilent(NoShard):
-    """The shard takes connections and says nothing."""
+    """The shard accepts connections and does not answer."""
 
 
 class ProxySession:
-    """One HTTP request for one agent, begun at the shard whose socket is at *path*.
+    """One HTTP request for one agent, sent to the shard with the socket at *path*.
 
-    Raises `NoShard` when nobody is there. Everything that it raises is a `PoolError`.
+    Raises `NoShard` when the shard is not reachable. All its errors are subclasses of `PoolError`.
     """
 
     def __init__(self, path: Path, shard: int, agent_id: str) -> None:
@@ -68,7 +68,7 @@ class ProxySession:
         self._socket.close()
 
     def ask(self, event: AgentEvent, deadline: float, *, final: bool) -> Answer:
-        """The agent's answer to the next event; *deadline* is a time of `time.monotonic`."""
+        """Send the next event and return the agent's answer. *deadline* is a time of `time.monotonic`."""
         left_ms = min(int((deadline - time.monotonic()) * 1000), MAX_TIMEOUT_MS)
         if left_ms < 1:
             raise RequestTimeout("the time was up before the agent had decided", agent_id=self.agent_id)
@@ -91,7 +91,7 @@ class ProxySession:
             raise self._lost(error.strerror or "reset") from None
 
     def finish(self) -> None:
-        """Say that no further event follows."""
+        """Tell the shard that no further event follows."""
         with contextlib.suppress(OSError):
             self._socket.sendall(encode_finish(_REQUEST_ID, self.agent_id))
 
@@ -128,7 +128,7 @@ class ProxySession:
         return answer
 
     def _next(self, deadline: float, is_wanted: Callable[[FromShardFrame], bool]) -> FromShardFrame:
-        """The next frame of that kind; TimeoutError at *deadline*."""
+        """Return the next frame that *is_wanted*. Raises TimeoutError at *deadline*."""
         while True:
             while self._frames:
                 try:

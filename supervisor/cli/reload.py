@@ -1,4 +1,4 @@
-"""``shardgate reload``: have the supervisor read its configuration again."""
+"""``shardgate reload``: makes the supervisor read its configuration again."""
 
 import click
 import msgspec
@@ -12,7 +12,7 @@ from supervisor.config.show import Change
 
 
 class _Reloaded(msgspec.Struct):
-    """What a reload changes, and what differs in the file and needs a restart: names of nodes, and what they say."""
+    """The result of a reload: nodes that changed, nodes that need a restart, and the values of both."""
 
     changed: list[str]
     restart_needed: list[str]
@@ -29,7 +29,7 @@ class _Reloaded(msgspec.Struct):
 @json_option
 @timeout_option("10s", "to wait for the supervisor")
 def command(dry_run: bool, rundir: RuntimeDir, as_json: bool, timeout: float) -> None:
-    """Read the configuration file and the token files again, and say what that changes.
+    """Read the configuration file and the token files again, and print the changes.
 
     A file with problems changes nothing: the problems are printed and the exit code is 5. Listeners, shards, pool and
     directories need a restart; 'shardgate scale' changes the number of shards at once.

@@ -1,4 +1,4 @@
-"""``shardgate run``: be the supervisor."""
+"""``shardgate run``: runs the supervisor."""
 
 import os
 from typing import Any
@@ -158,11 +158,11 @@ def command(
 ) -> int:
     """Accept agents and start the shards, in the foreground, until SIGTERM or Ctrl-C.
 
-    Options stand above environment variables, those above the file, and the file above defaults. SIGHUP, or
-    'shardgate reload', reads the file again. SIGUSR2 starts the code that is installed now, with the same options, in
-    place of this process, as --takeover does from outside; 'shardgate restart --rolling' does the same for the shards.
+    Precedence, highest first: options, environment variables, the file, defaults. SIGHUP, or 'shardgate reload', reads
+    the file again. SIGUSR2 replaces this process: it starts the code that is installed now, with the same options, as
+    --takeover does from outside. 'shardgate restart --rolling' does the same for the shards.
     """
-    # Also after a change of directory the file has to be found, for a reload and by who reads the status.
+    # The absolute path stays valid after a change of directory, for a reload and for readers of the status.
     path = os.path.abspath(file) if file else None  # noqa: PTH100 - Path.absolute() leaves ".." in
 
     origins: dict[str, str] = {}
@@ -189,7 +189,7 @@ def command(
 
 
 def _given(context: click.Context, options: dict[str, Any]) -> dict[str, str]:
-    """The options that were given, each with how it was: ``--shards`` or ``$SHARDGATE_SHARDS``."""
+    """Return the given options, each with its spelling: ``--shards`` or ``$SHARDGATE_SHARDS``."""
     spelled = {}
     for parameter in context.command.params:
         name = parameter.name or ""

@@ -1,4 +1,4 @@
-"""``shardgate send``: show an agent a request, and see the decision that a proxy would get."""
+"""``shardgate send``: sends a request to an agent, as a proxy does, and prints the decision."""
 
 import time
 from typing import Any, BinaryIO
@@ -31,24 +31,24 @@ from supervisor.cli.proxy_session import ProxySession, ShardSilent
 
 CHUNK_SIZE = 64 * 1024
 MOST_BODY = 64 * 1024 * 1024
-"""Bytes of a body that are read; agents see a chunk at a time, this is for our own memory."""
+"""Most bytes of a body. Agents get it in chunks; this bounds the memory of the command."""
 
 _POLICY = {
     "fail_closed": "the proxy refuses the request itself",
     "fail_open": "the proxy lets the request pass, and no agent has looked at it",
 }
-"""What becomes of a request without a decision. It is the proxy's choice, so both are said."""
+"""Effect of a missing decision, by the proxy's policy. The proxy chooses the policy, so both are printed."""
 
 
 class _BodyMutation(msgspec.Struct):
-    """What became of a chunk; *size* None means that it passes as it is."""
+    """The effect on a chunk of the body. *size* None means that the chunk passes unchanged."""
 
     chunk_index: int | None
     size: int | None
 
 
 class _Decided(msgspec.Struct):
-    """The decision, and all that came with it from the first event on."""
+    """The decision, with the changes, the audit and the routing metadata of all answers."""
 
     decision: str | dict[str, Any]
     agent_id: str
@@ -113,7 +113,7 @@ def command(
     rundir: RuntimeDir,
     as_json: bool,
 ) -> int:
-    """Show AGENT a request, as a proxy would, and print what it decides.
+    """Show AGENT a request, as a proxy would, and print its decision.
 
     The exit code is 0 for any decision, and 1 when there is none: an error is never an allow.
     """
@@ -142,7 +142,7 @@ def _read(body: BinaryIO) -> bytes:
 
 
 def _open_session(rundir: RuntimeDir, agent_id: str, shard: int | None) -> ProxySession:
-    """A session with the shard asked for, or with the first that answers."""
+    """Open a session with *shard*, or with the first shard that answers."""
     living = asking.living_shards(rundir, shard)
     if living and not any(rundir.shard_proxy(number).exists() for number in living):
         # A status directory has no sockets for proxies.
@@ -162,7 +162,7 @@ def _open_session(rundir: RuntimeDir, agent_id: str, shard: int | None) -> Proxy
 
 
 def _ask(session: ProxySession, event: RequestHeaders, body: bytes | None, started: float, timeout: float) -> _Decided:
-    """Show the headers, then the body chunk by chunk, until the agent decides against it or the body ends."""
+    """Send the headers, then the body chunk by chunk, until the agent decides otherwise than allow or the body ends."""
     deadline = started + timeout
     answers = [session.ask(event, deadline, final=body is None)]
     if body is not None:
@@ -174,7 +174,7 @@ def _ask(session: ProxySession, event: RequestHeaders, body: bytes | None, start
             except CannotReceive:
                 if answers[-1].response.verdict is None:
                     raise
-                break  # It takes no bodies, so its word on the headers stands.
+                break  # The agent takes no bodies, so its decision about the headers is final.
         session.finish()
     return _summary(answers, session.shard, time.monotonic() - started)
 
@@ -188,7 +188,7 @@ def _chunks(body: bytes) -> list[RequestBodyChunk]:
 
 
 def _is_final(answer: Answer) -> bool:
-    # An allow of the headers or of a chunk is none: a later chunk may still be blocked.
+    # An allow of the headers or of a chunk is not final: a later chunk may still be blocked.
     return answer.response.verdict is not None and not isinstance(answer.response.verdict, Allow)
 
 
@@ -220,7 +220,7 @@ def _summary(answers: list[Answer], asked_shard: int, seconds: float) -> _Decide
     )
 
 
-# For people: everything that an agent said goes through `words.safe`.
+# Text output. Every text of an agent goes through `words.safe`.
 
 
 def _print(decided: _Decided) -> None:
@@ -275,7 +275,7 @@ def _json(value: object) -> str:
 
 
 def _report_failure(error: PoolError, agent_id: str, *, as_json: bool) -> int:
-    """Say on standard error that the agent has decided nothing, and what that means to a proxy."""
+    """Print on standard error that there is no decision of the agent, and its effect in a proxy."""
     text = words.safe(str(error), 500)
     if as_json:
         fields = {

@@ -1,4 +1,4 @@
-"""``shardgate status``: the supervisor and its shards at a glance."""
+"""``shardgate status``: prints the state of the supervisor and its shards."""
 
 import time
 
@@ -31,7 +31,7 @@ from supervisor.merge import is_anything_alive, is_healthy
 def command(watch: float | None, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Show the supervisor and its shards.
 
-    Exits with 3 when the supervisor is down or a shard neither runs nor drains, with 4 when nothing runs at all.
+    Exits with 3 when the supervisor is down or a shard neither runs nor drains. Exits with 4 when nothing runs at all.
     """
     if watch is None:
         return _show(rundir, timeout, as_json=as_json)
@@ -52,7 +52,7 @@ def _show(rundir: RuntimeDir, timeout: float, *, as_json: bool, one_line: bool =
     collected = asking.collect_status(rundir, timeout)
     code = _exit_code(collected)
     if as_json:
-        # Also when nothing runs, so that a program has something to parse.
+        # JSON is printed even when nothing runs, for the program that parses it.
         output.print_json(collected.status, one_line=one_line)
     if code is ExitCode.NOT_REACHABLE:
         output.note(f"shardgate: {asking.nothing_runs(rundir)}")
@@ -80,7 +80,7 @@ def _watch_on_screen(rundir: RuntimeDir, timeout: float, interval: float) -> int
 
 
 def screen_text(rundir: RuntimeDir, collected: asking.Collected, height: int | None) -> str:
-    """What a screen of so many lines shows of a status, also when nothing runs: it goes on until something does."""
+    """Return the text of a status for a screen of *height* lines. When nothing runs, the text says so."""
     if _exit_code(collected) is ExitCode.NOT_REACHABLE:
         return str(asking.nothing_runs(rundir))
     return _text(rundir, collected, height)

@@ -1,4 +1,4 @@
-"""The human form of a status: a few lines about the supervisor, then a table of the shards."""
+"""The text form of a status: a few lines about the supervisor, then a table of the shards."""
 
 from collections.abc import Iterator, Sequence
 
@@ -35,16 +35,16 @@ _COLOURS = {
 _LONGEST_PROBLEM = 1000
 
 _INDENT = 11
-"""Columns of the words in front of each line about the supervisor."""
+"""Columns of the heading in front of each line about the supervisor."""
 
 _AROUND = 3
-"""Lines around the rows of the shards: an empty one, the headings and the total."""
+"""Lines around the rows of the shards: an empty line, the headings and the total."""
 
 NEARLY_FULL = 0.8
-"""Part of the descriptor limit above which the figure is red."""
+"""Fraction of the descriptor limit above which the figure is red."""
 
 SLOW_MS = 50.0
-"""Lag of a shard's loop above which the figure is yellow: every request waits as long."""
+"""Milliseconds of lag of a shard's event loop above which the figure is yellow. Every request waits as long."""
 
 
 def status_text(
@@ -58,10 +58,10 @@ def status_text(
     now: float,
     held_by: int | None = None,
 ) -> str:
-    """Lay out *status* for people, within *width* columns and *height* lines where they are given.
+    """Lay out *status* as text, within *width* columns and *height* lines if they are given.
 
-    *now* is in seconds of the epoch. *held_by* is the supervisor's process where that cannot be asked: its sockets are
-    gone. Where there are too many shards for the lines the foremost are shown.
+    *now* is in seconds of the epoch. *held_by* is the pid of a supervisor that runs without its sockets, so that it
+    cannot be asked. If *height* is too small for all shards, the foremost are shown, see `_foremost`.
     """
     head: list[tuple[str, str | None]]
     if status.supervisor is not None:
@@ -92,7 +92,10 @@ def status_text(
 
 
 def _foremost(rows: Sequence[ShardRow], most: int) -> Sequence[ShardRow]:
-    """The *most* rows that matter most, at least one, in their order: shards that do not run, then the busiest."""
+    """Choose the *most* important rows, at least one, in their order: shards that do not run, then the busiest.
+
+    One line of *most* is left for the note about the rows that are not shown.
+    """
     if len(rows) <= most:
         return rows
     by_need = sorted(
@@ -127,7 +130,7 @@ def _supervisor_lines(row: SupervisorRow, now: float) -> Iterator[tuple[str, str
 
 
 def _resources(row: SupervisorRow) -> str:
-    """What the supervisor's process uses; nothing where another version does not tell."""
+    """Return the resources of the supervisor's process; empty when an older version does not report them."""
     if not row.descriptor_limit:
         return ""
     return (
@@ -144,7 +147,7 @@ def _shard_cells(row: ShardRow, now: float, *, supervised: bool) -> list[Cell]:
     if row.state is ShardState.DOWN:
         numbers = ["-"] * 7
     elif row.state is ShardState.UNHEALTHY and not supervised:
-        # Alive and silent, and nobody else keeps its numbers.
+        # The shard runs and does not answer. Only the supervisor, which is down, had its numbers.
         numbers = ["?"] * 7
     else:
         numbers = [f"{row.connections:,}", f"{row.agents:,}", f"{row.in_flight:,}"]
@@ -190,7 +193,7 @@ def _total_cells(rows: Sequence[ShardRow], *, supervised: bool) -> list[Cell]:
         Cell(f"{sum(row.in_flight for row in rows):,}"),
         Cell(f"{sum(row.requests_per_s for row in rows):,.0f}"),
         Cell(f"{max(row.lag_ms for row in rows):.1f} ms"),
-        # A limit is of each process.
+        # The limit applies to each process, so it has no sum.
         Cell(f"{sum(row.descriptors for row in rows):,}"),
         Cell(size(sum(row.rss_bytes for row in rows))),
         Cell(f"{sum(row.cpu_percent for row in rows):.1f}"),

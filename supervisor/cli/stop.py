@@ -1,4 +1,4 @@
-"""``shardgate stop``: end the supervisor and its shards, and wait until they are gone."""
+"""``shardgate stop``: ends the supervisor and its shards, and waits until they are gone."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ _SAY_SO_EVERY = 5.0
 
 
 class _Process:
-    """A process held by a pidfd, which no later process of the same number can be taken for."""
+    """A process held by a pidfd. A later process with the same pid cannot be mistaken for it."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -31,14 +31,14 @@ class _Process:
 
     @classmethod
     def of(cls, record: ProcessRecord | None, owner: int) -> "_Process | None":
-        """Hold the recorded process; None when it does not run, or not as user *owner*."""
+        """Open the recorded process. None when it does not run, or runs as another user than *owner*."""
         if record is None:
             return None
         try:
             pidfd = os.pidfd_open(record.pid)
         except OSError:
             return None
-        # Only now: between a check and the open the number could have changed hands.
+        # Checked after the open: before it, another process could have got the pid meanwhile.
         if not record.is_alive() or not record.belongs_to(owner):
             os.close(pidfd)
             return None
@@ -61,13 +61,13 @@ class _Process:
 def command(rundir: RuntimeDir, timeout: float) -> None:
     """Stop the supervisor and its shards and wait until they have ended.
 
-    With the supervisor down its shards are ended by SIGTERM: they answer what is in flight, for 10 s at most.
+    When the supervisor is down, its shards get SIGTERM. They answer requests in flight, for 10 s at most.
     """
     asking.check_access(rundir)
     deadline = time.monotonic() + timeout
     owner = rundir.path.stat().st_uid if rundir.path.exists() else os.geteuid()
     supervisor = _Process.of(rundir.read_supervisor(), owner)
-    # Held before anything ends: who starts again meanwhile, as systemd may do, has other shards.
+    # Opened before any process ends: a supervisor that starts meanwhile, as under systemd, has other shards.
     shards = [shard for number in rundir.recorded_shards() if (shard := _Process.of(rundir.read_shard(number), owner))]
     if supervisor is not None:
         note(f"stopping shardgate in {rundir.path} (pid {supervisor.pid})")
@@ -98,13 +98,13 @@ def _ask_to_stop(rundir: RuntimeDir, supervisor: _Process, timeout: float) -> No
         raise asking.failed(refusal) from None
     except query.QueryError:
         if _still_running([supervisor]):
-            # Just starting, or stuck: a signal waits for it until it listens.
+            # The supervisor is starting, or stuck. The signal stays pending until it can handle it.
             note("it does not answer; sending SIGTERM")
             supervisor.terminate()
 
 
 def _tidy(rundir: RuntimeDir) -> None:
-    """Remove what a supervisor that was killed could not, unless another one has begun."""
+    """Remove the records that a killed supervisor left, unless another supervisor has started."""
     with contextlib.suppress(RuntimeDirError):
         rundir.lock()
         rundir.forget_supervisor()
@@ -125,7 +125,7 @@ def _wait(processes: Sequence[_Process], who: str, deadline: float, timeout: flo
 
 
 def _still_running(processes: Sequence[_Process], within: float = 0.0) -> list[_Process]:
-    """Those of *processes* that still run when all have ended or *within* seconds are over."""
+    """Wait until all *processes* have ended, for *within* seconds at most. Return the running ones."""
     left = {process.pidfd: process for process in processes}
     poller = select.poll()
     for pidfd in left:

@@ -1,4 +1,4 @@
-"""``shardgate token``: make tokens, and keep a file of them. Tokens are never options."""
+"""``shardgate token``: makes tokens and edits token files. A token is never an option of a command."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ from supervisor.config.tokens import hash_token, new_token
 from supervisor.words import safe
 
 _LONGEST_TOKEN = 65_536
-"""No registration may be longer by default, so no token is."""
+"""Most bytes of a token. A registration, which carries the token, has at most 16,384 bytes by default."""
 
 
 def _checked_patterns(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,9 +59,9 @@ _add_option = click.option(
 )
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Make a token for agents (new, the default), or the lines for one that exists (hash); list and revoke tokens.
+    """Make a token for agents (new, the default), or the lines for a token that exists (hash); list and revoke tokens.
 
-    A token file may be edited by several at the same time, and be read meanwhile. Nothing is in effect before
+    Several commands may edit a token file at the same time, while others read it. Nothing is in effect before
     'shardgate reload'.
     """
     if context.invoked_subcommand is None:
@@ -198,7 +198,7 @@ def _agents(token: Token) -> str:
 def _checked_digest(text: str) -> str:
     lowered = text.lower().rstrip(".")
     if not re.fullmatch(r"[0-9a-f]{8,64}", lowered):
-        # What stands here by mistake may be the token itself, so it is not repeated.
+        # The text may be the token itself, given by mistake, so it is not repeated.
         raise click.UsageError("DIGEST is at least 8 hex digits, as 'shardgate token list' shows them")
     return lowered
 

@@ -1,4 +1,4 @@
-"""``shardgate top``: the status as it changes, and the agents that have most to do."""
+"""``shardgate top``: shows the changing status and the busiest agents."""
 
 import time
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ _COLUMNS = (
 
 
 _AROUND = 4
-"""Lines around the agents: an empty one, the headings, another empty one, and how to end."""
+"""Lines around the agents: an empty line, the headings, another empty line, and the key that ends."""
 
 _LEAST_AGENTS = 3
-"""Agents that are shown at least; where they are too many for the screen, shards give way."""
+"""Fewest lines for agents. On a small screen rows of shards are left out instead."""
 
 
 class _Busy(msgspec.Struct, array_like=True):
-    """An agent of one shard: its id, connections, requests in flight, and frames that it has sent in all."""
+    """An agent in one shard: its id, connections, requests in flight, and the total of frames that it sent."""
 
     agent_id: str
     connections: int
@@ -41,7 +41,7 @@ class _Busy(msgspec.Struct, array_like=True):
 
 
 class _Row(msgspec.Struct):
-    """An agent of the host."""
+    """An agent, summed over all shards of the host."""
 
     agent_id: str
     connections: int = 0
@@ -65,7 +65,7 @@ class _Row(msgspec.Struct):
 def command(interval: float, agents: int, rundir: RuntimeDir, timeout: float) -> int:
     """Watch the supervisor, its shards and the busiest agents, until q or Ctrl-C.
 
-    Busiest are those that send most frames: answers to requests, for the most part. Without a terminal use
+    The busiest agents send the most frames, which are mostly answers to requests. Without a terminal use
     'status --watch'.
     """
     if not output.terminal_width():
@@ -89,7 +89,7 @@ def command(interval: float, agents: int, rundir: RuntimeDir, timeout: float) ->
 
 
 class _Busiest:
-    """The agents with most frames between two looks."""
+    """The agents with the most frames between two looks."""
 
     def __init__(self, rundir: RuntimeDir, most: int, timeout: float) -> None:
         self._rundir, self._most, self._timeout = rundir, most, timeout
@@ -97,7 +97,7 @@ class _Busiest:
         self._looked_at = 0.0
 
     def table(self, shards: Sequence[int], most: int) -> str:
-        """The table of at most so many of these shards' agents; each shard is asked for more, and adds them up."""
+        """Return a table of the *most* busiest agents. Each of *shards* is asked for more, and figures are summed."""
         rows = self._look(shards)
         now = time.monotonic()
         seconds = now - self._looked_at

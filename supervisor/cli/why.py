@@ -1,4 +1,4 @@
-"""``shardgate why AGENT``: what is known about one agent, and what to do next."""
+"""``shardgate why AGENT``: prints the history of one agent, and advice."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -33,8 +33,8 @@ from supervisor.words import LONGEST_CONNECTION_ID, count, duration, moment, saf
 def command(agent: str, rundir: RuntimeDir, as_json: bool, timeout: float) -> int:
     """Explain what became of AGENT: its last registrations and refusals, why connections ended, and what to do next.
 
-    The supervisor remembers this in memory, for agents that were connected for a minute or more the longest. A flood of
-    refusals under an agent's name is one line with a number, and pushes nothing else out.
+    The supervisor keeps this in memory, longest for agents that were connected for a minute or more. A flood of
+    refusals under an agent's id is one line with a number, and displaces no other events.
     """
     answer = asking.ask_supervisor(rundir, "why", Why, timeout, {"agent_id": agent})
     shards = sorted({slot.shard for slot in answer.slots if slot.shard is not None})

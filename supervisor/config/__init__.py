@@ -1,1 +1,1 @@
-"""Configuration: reading, checking and overriding it, and what is looked up in it for each registration."""
+"""Configuration: reads, checks and overrides it, and answers the look-ups of each registration."""

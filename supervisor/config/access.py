@@ -1,12 +1,13 @@
-"""Which users may change a file that decides who gets in: its own owner and mode, and those of all folders above it.
+"""Checks that no other user can change a file that admits agents: its owner, its mode, and the folders above it.
 
-The rule is the same for a configuration and for a token file, and resembles StrictModes of sshd_config(5):
+The rule is the same for a configuration and for a token file. It resembles StrictModes of sshd_config(5):
 
-- The file, each folder on the way to it and each link among them belong to root or to the user of this process.
-- No other user may write the file, nor a folder: a folder's writer puts another file in its place. A sticky folder as
-  /tmp is fine, since only an owner moves its files away; there a link has to be of root or of ours too.
-- A folder on a read-only mount is fine too: Kubernetes mounts a ConfigMap as one of mode 0777 that nobody can write.
-- A group may write: an operator has chosen its members.
+- The file and each folder on the way to it must belong to root or to the user of this process.
+- Other users must not be able to write the file or a folder. A writer of the folder can replace the file.
+- A sticky folder such as /tmp is accepted: only the owner of a file can move it away. A symbolic link in such a folder
+  must belong to root or to the user of this process.
+- A folder on a read-only mount is accepted. Kubernetes mounts a ConfigMap as a folder of mode 0777 on such a mount.
+- A group may write. The operator has chosen its members.
 """
 
 import os
@@ -18,11 +19,14 @@ from collections.abc import Iterator
 from supervisor.config.errors import Problem
 
 _MAX_LINKS = 40
-"""As many as Linux follows: path_resolution(7)."""
+"""Symbolic links that Linux follows in one path: path_resolution(7)."""
 
 
 def access_problems(path: str, status: os.stat_result | None) -> list[Problem]:
-    """Say which other users could change the file at *path*; *status* is that of the open file, None without one."""
+    """Report which other users could change the file at *path*.
+
+    *status* is the status of the open file. None leaves the file out, and checks the way to it only.
+    """
     return [Problem(path, None, "", message, hint) for message, hint in _objections(path, status)]
 
 
@@ -55,7 +59,7 @@ def _objections(path: str, status: os.stat_result | None) -> Iterator[tuple[str,
 
 
 def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Follow *path* as open(2) does, and give each folder, link and file on the way with its own status."""
+    """Follow *path* as open(2) does. Yield each folder, link and file on the way, with its own status."""
     here, links = "/", 0
     try:
         left = [*reversed(os.path.join(os.getcwd(), path).split("/"))]  # noqa: PTH109, PTH118 - Path drops ".."
@@ -80,12 +84,12 @@ def _way(path: str) -> Iterator[tuple[str, os.stat_result]]:
             here = "/" if target.startswith("/") else here
             left += reversed(target.split("/"))
     except OSError:
-        # Opening the file has failed too, or succeeded through /proc/self/fd: then its own status has been looked at.
+        # Either the open failed too, or it went through /proc/self/fd. Then the file's own status has been checked.
         return
 
 
 def _is_read_only(folder: str) -> bool:
-    """Whether the folder's mount is, statvfs(3)."""
+    """Whether the folder is on a read-only mount: statvfs(3)."""
     try:
         return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError:
@@ -97,7 +101,10 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _outsider() -> int | None:
-    """The uid under which files of users outside of this user namespace appear, when no process in it can have it."""
+    """The uid that files of users outside this user namespace show, user_namespaces(7).
+
+    None when a process inside the namespace can have that uid.
+    """
     try:
         with open("/proc/self/uid_map") as file:  # noqa: PTH123
             ranges = [tuple(map(int, line.split())) for line in file]

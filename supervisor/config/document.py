@@ -1,4 +1,4 @@
-"""A KDL text as a tree of nodes that know their lines, or the problems that keep it from being one."""
+"""A KDL text as a tree of nodes with their lines, or the problems of a text that is not KDL."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ Scalar = str | int | float | bool | None
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A KDL node. `annotated` lists the type annotations on its values, whose use is up to the reader.
+    """A KDL node.
 
-    `span` is where its text begins and ends, None where that is not known.
+    `annotated` lists the type annotations on its values. The reader of the node decides about them. `span` holds the
+    offsets of its text, begin and end; None when they are unknown.
     """
 
     name: str
@@ -29,9 +30,10 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """The top-level nodes of a text; `kdl2` when it spells `#true`, and so must whoever gives hints.
+    """The top-level nodes of a text.
 
-    `after_semicolon` are the offsets of nodes behind a semicolon that begins their line.
+    `kdl2` is set when the text has a word of KDL 2, such as `#true`. Hints must then spell such words the same way.
+    `after_semicolon` holds the offsets of nodes behind a semicolon that begins their line.
     """
 
     nodes: tuple[Node, ...]
@@ -40,15 +42,15 @@ class Document(msgspec.Struct, frozen=True):
     after_semicolon: frozenset[int] = frozenset()
 
     def spelling(self, node: Node) -> str:
-        """How a node is written, with its block; empty where that is not known."""
+        """Return the text of a node, with its block; empty when its offsets are unknown."""
         return "" if node.span is None else self.text[node.span[0] : node.span[1]]
 
     def words_of(self, node: Node) -> str:
-        """How `true` is to be spelled in place of a node, for the rest of the text to stay valid: `true` or `#true`."""
+        """Return the spelling of true that keeps the text valid in place of a node: `true` or `#true`."""
         if self.kdl2 or node.span is None:
             return "#true" if self.kdl2 else "true"
         start, end = node.span
-        # A bare word as a value makes it KDL 2, where true is spelled otherwise.
+        # A bare word as a value makes the text KDL 2, where true is spelled #true.
         return "true" if isinstance(_parse(f"{self.text[:start]}x true{self.text[end:]}"), ckdl.Document) else "#true"
 
 
@@ -57,9 +59,9 @@ def _no_proposal(_: str) -> bool:
 
 
 def read_document(text: str, source: str, judge: Judge = _no_proposal) -> Document:
-    """Parse KDL 1 or 2. Raises ConfigError with one problem, at its line where that can be told.
+    """Parse KDL 1 or 2. Raises ConfigError with one problem, with its line when that is known.
 
-    *judge* tells which lines a hint may propose.
+    *judge* decides which lines a hint may propose.
     """
     scanned, lines = scan(text), Lines(text)
     if scanned.limit is not None:
@@ -77,21 +79,21 @@ def read_document(text: str, source: str, judge: Judge = _no_proposal) -> Docume
 
 
 def _parse(text: str) -> "ckdl.Document | str":
-    """Parse; return the document, or what the parser says against the text."""
+    """Parse a text. Return the document, or the message of the parser's error."""
     try:
         return ckdl.parse(text)
     except ckdl.ParseError as error:
         return str(error)
     except (ValueError, OverflowError) as error:
-        # Text that is no UTF-8, or an escape such as \u{D800} that stands for none.
+        # Text that is not UTF-8, or an escape such as \u{D800} that stands for no character.
         return "a character that is not allowed" if isinstance(error, UnicodeError) else "a value is out of range"
 
 
 def _locate(text: str, scanned: Scan, error: str, judge: Judge) -> tuple[int, str, str | None]:
-    """Find what a syntax error is about: offset, message, hint.
+    """Find the place of a syntax error: offset, message, hint.
 
-    Every checkpoint before the error closes to a valid document, every later one does not: so the first
-    bad one is found by halving, with about 10 parses for a file of a thousand nodes.
+    Every checkpoint before the error closes to a valid document. Every later one does not. A binary search finds the
+    first bad checkpoint, with about 10 parses for a file of a thousand nodes.
     """
     points = scanned.checkpoints
     low, high = 0, len(points)
@@ -110,8 +112,8 @@ def _locate(text: str, scanned: Scan, error: str, judge: Judge) -> tuple[int, st
         begin, end, depth = (points[-1].end, found[0], points[-1].depth) if points else (0, found[0], 0)
     else:
         return len(text.rstrip()), _reworded(error), None
-    # A string without its closing quote goes on to the next quote, and what follows that makes no sense; what
-    # comes before it does.
+    # A string without its closing quote goes on to the next quote. The text after that quote is invalid. The text
+    # before the string is valid.
     loose = next((start for start in scanned.loose_strings if begin <= start <= end), None)
     if loose is not None and _closes(text[:loose], depth):
         return loose, "a string that begins here runs over the end of the line", "is its closing quote missing?"
@@ -138,9 +140,9 @@ def _block_hint(text: str, offset: int, message: str) -> str | None:
 def _build(
     nodes: "Sequence[ckdl.Node]", marks: Sequence[Mark] | None, lines: Lines, above: int | None, depth: int
 ) -> tuple[Node, ...]:
-    """Join the parser's nodes with the scanner's; without a match, nodes get the line of their parent.
+    """Join the parser's nodes with the scanner's marks. Nodes without a match get the line of their parent.
 
-    Raises RecursionError for a depth that the scanner should have refused.
+    Raises RecursionError beyond MAX_DEPTH, which the scanner should have refused.
     """
     if depth > MAX_DEPTH:
         raise RecursionError
@@ -169,7 +171,7 @@ def _build(
 
 
 def _plain(value: object) -> Scalar:
-    """Take a value out of its type annotation."""
+    """Return a value without its type annotation."""
     inner = value.value if isinstance(value, ckdl.Value) else value
     assert inner is None or isinstance(inner, str | int | float), "KDL has no other values"
     return inner

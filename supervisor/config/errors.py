@@ -1,7 +1,7 @@
-"""What is wrong with a configuration, said in a way that its author can act on.
+"""Errors of a configuration: each problem with its place and, where possible, a hint.
 
-ConfigError          the operator's: one or many Problems, exit code 78
-  └─ Problem         one of them: place, what is wrong, what would be right
+ConfigError          a mistake of the operator: one or many Problems, exit code 78
+  └─ Problem         one mistake: file and line, node or option, message, hint
 """
 
 from collections.abc import Iterable
@@ -10,24 +10,24 @@ import msgspec
 
 
 def printable(text: str) -> str:
-    """Escape everything in `text` that could move a cursor or forge a line on a terminal."""
+    """Escape all characters of `text` that could move a cursor or forge a line on a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def quoted(text: str, limit: int = 60) -> str:
-    """Put `text` in double quotes for a message: escaped, and cut after `limit` characters."""
+    """Put `text` in double quotes for a message. It is escaped, and cut after `limit` characters."""
     if len(text) > limit:
         text = text[:limit] + "…"
     return '"' + printable(text) + '"'
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong, and where.
+    """One mistake and its place.
 
-    `file` is None for a command line option, `line` counts from 1 and is None where no single line is to
-    blame. `where` is a path of nodes (`reverse-listener > require-auth`) or an option (`--shards`).
+    `file` is None for a command line option. `line` counts from 1; None when the problem has no single line. `where` is
+    a path of nodes (`reverse-listener > require-auth`) or an option (`--shards`).
     """
 
     file: str | None
@@ -48,8 +48,8 @@ class Problem(msgspec.Struct, frozen=True):
 class ConfigError(Exception):
     """A configuration that must not be used. Holds every problem found, in the order of the file.
 
-    `str()` prints one problem per line. A program that ends because of it exits with `exit_code`
-    (EX_CONFIG of sysexits.h).
+    `str()` gives one problem per line. A program that ends with this error exits with `exit_code` (EX_CONFIG of
+    sysexits.h).
     """
 
     exit_code = 78

@@ -1,4 +1,4 @@
-"""Reading small text files that an operator wrote, with clear errors for everything that can go wrong."""
+"""Reads the small text files of an operator. Every failure is a ConfigError with a clear message."""
 
 import os
 import stat
@@ -12,17 +12,18 @@ MAX_FILE_BYTES = 1024 * 1024
 def read_text(path: str, *, decides: bool = True) -> str:
     """Read a UTF-8 text file of at most 1 MiB; a byte order mark is dropped. Raises ConfigError.
 
-    A file that *decides* which agents get in is refused when other users could change it, see `access`.
+    *decides* means that the file decides about agents. It is then refused when other users could change it, see
+    `access`.
 
-    Only regular files: a pipe or a device at the path would make the start hang. What is checked is the
-    open descriptor, so the file cannot be exchanged between check and read.
+    Only regular files are read. A pipe or a device at the path would make the start hang. The checks look at the open
+    descriptor, so the file cannot be exchanged between check and read.
     """
 
     def refuse(message: str, hint: str | None = None, line: int | None = None) -> ConfigError:
         return ConfigError([Problem(path, line, "", message, hint)])
 
     try:
-        # O_NONBLOCK: opening a FIFO without a writer would block until one comes.
+        # O_NONBLOCK: opening a FIFO without a writer would block until a writer opens it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

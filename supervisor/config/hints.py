@@ -1,6 +1,6 @@
-"""What a value or a node was probably meant to be, where its own reader cannot tell. Pure.
+"""Hints about values and nodes that need more than the value itself: its spelling, or its neighbours. Pure.
 
-A hint that proposes a value is given only when the reader of that value takes it.
+A hint proposes a value only when the reader of that value accepts it.
 """
 
 import re
@@ -22,7 +22,7 @@ _DEFAULTS = ("auto", "default", "none", "max", "all", "unlimited", "infinity", "
 
 
 def value_hint(convert: Convert[object], value: object, spelling: str | None, hint: str | None) -> str | None:
-    """Say what *value*, spelled so in the file, was meant to be; else *hint*, which its reader gave."""
+    """Guess the intended value from *value* and its *spelling* in the file; else return *hint*, given by its reader."""
     if convert is octal_mode:
         return _mode_hint(value, spelling) or hint
     if not isinstance(value, str):
@@ -36,7 +36,7 @@ def value_hint(convert: Convert[object], value: object, spelling: str | None, hi
 
 
 def _taken(convert: Convert[object], text: str) -> str | None:
-    """How *text* is to be written for its reader to take it; None when it does not."""
+    """Return the spelling of *text* that its reader accepts; None when it accepts none."""
     candidates: list[tuple[object, str]] = [(text, quoted(text, 4096))]
     if re.fullmatch(r"[0-9]{1,15}", text):
         candidates.append((int(text), str(int(text))))
@@ -70,7 +70,7 @@ def _mode_hint(value: object, spelling: str | None) -> str | None:
         return f"did you mean {meant}?" if meant else None
     if spelling is None:
         return 'such as "0660"'
-    # As a decimal, 420 is what Kubernetes writes for 0644; as octal digits it gives the owner no right to write.
+    # Kubernetes writes 420, a decimal, for 0644. Read as octal digits, 420 gives the owner no right to write.
     as_number = f"{value:04o}" if 0 <= value <= 0o777 else None
     as_digits = f"0{value}" if re.fullmatch("[0-7]{3}", str(value)) else None
     if spelling.lower().startswith(("0o", "0x", "0b")):
@@ -84,13 +84,13 @@ def _triples(rights: str) -> Iterable[str]:
 
 
 def spellings(document: Document, node: Node) -> list[str | None]:
-    """How each value of a node is spelled, None where that cannot be told."""
+    """Return the spelling of each value of a node; None for all when they cannot be matched."""
     found = list(spelled(document.spelling(node)))
     return [*found] if len(found) == len(node.args) else [None] * len(node.args)
 
 
 def next_node(document: Document, node: Node) -> str | None:
-    """The name among the values of a node with which the next one was probably to begin."""
+    """Find the name of another node among the values of *node*: probably the next node, without a line break."""
     for value, spelling in zip(node.args, spellings(document, node), strict=True):
         if isinstance(value, str) and value in ALL_NAMES and (spelling is None or not spelling.endswith(('"', "#"))):
             return value
@@ -98,7 +98,7 @@ def next_node(document: Document, node: Node) -> str | None:
 
 
 def several_hint(document: Document, node: Node, convert: Convert[object]) -> str | None:
-    """Say what several values were meant to be where one is expected."""
+    """Guess the mistake when a node has several values and one is expected."""
     name = next_node(document, node)
     if name is not None:
         return next_node_hint(name)
@@ -110,12 +110,12 @@ def several_hint(document: Document, node: Node, convert: Convert[object]) -> st
 
 
 def next_node_hint(name: str) -> str:
-    """Say how nodes are kept apart."""
+    """Return the hint that nodes need a line break or a semicolon between them."""
     return f"end each node with a line break or a semicolon, also in front of {name}"
 
 
 def digest_hint(text: str) -> str | None:
-    """Say what is wrong with a digest that names a variable, whatever its value is."""
+    """Return the hint for a digest that names a variable; None for any other text."""
     if VARIABLE.search(text):
         return (
             "variables are not replaced by their values here; a token-file keeps digests apart from the configuration"
@@ -127,13 +127,16 @@ _PROXY_BLOCKS = (
     "schema-version", "version", "system", "server", "listeners", "routes", "upstreams", "filters", "agents", "waf",
     "namespace", "limits", "observability", "rate-limits", "cache",
 )  # fmt: skip
-"""What the configuration of the protocol's own proxy has at the top."""
+"""Top-level blocks in the configuration of the protocol's own proxy."""
 
 
 def missing_block_hint(
     document: Document, looks_like_block: Callable[[str], bool], default: str
 ) -> tuple[Node | None, str]:
-    """Say where our block should be, or is by mistake; the node is the one to blame, None without one."""
+    """Return the hint for a missing `reverse-listener` block, and the node with the mistake, or None.
+
+    The block may stand inside another one, or its nodes may stand at the top of the file.
+    """
     inside = _find(document.nodes, looks_like_block)
     if inside is not None:
         above, node = inside
@@ -152,7 +155,7 @@ def missing_block_hint(
 
 
 def _find(nodes: Iterable[Node], looks_like_block: Callable[[str], bool]) -> tuple[Node, Node] | None:
-    """The first block of our name that is inside another one, with that one."""
+    """Find the first `reverse-listener` block inside another block. Return the outer one and the inner one."""
     for above in nodes:
         for node in above.children:
             if looks_like_block(node.name):

@@ -9,9 +9,9 @@
     rules { - id=1; - id=2 }            "rules": [{"id": 1}, {"id": 2}]   children called "-": an array
     (object)limit                       "limit": {}                       an empty object
 
-Errors, since they would lose something or leave open what is meant: a name twice in one object, arguments
-beside properties or children, `-` beside names, a node with nothing at all, other type annotations, infinity
-and NaN, and numbers beyond 64 bits.
+Some forms are errors, because they would lose data or are ambiguous: a name twice in one object, arguments beside
+properties or children, `-` beside names, a node without any content, other type annotations, infinity and NaN, and
+numbers beyond 64 bits.
 """
 
 import math
@@ -29,7 +29,7 @@ Report = Callable[[Node, str, str, str | None], None]
 
 
 def to_object(node: Node, where: str, report: Report, level: int = 1) -> dict[str, Any]:
-    """Make an object of the properties and children of `node`. Problems go to `report`, not into it."""
+    """Make an object of the properties and children of `node`. Bad ones go to `report` and are left out or None."""
     result: dict[str, Any] = {name: _scalar(node, value, where, report) for name, value in node.properties.items()}
     seen: dict[str, int | None] = dict.fromkeys(node.properties, node.line)
     for child in node.children:
@@ -51,13 +51,13 @@ def to_object(node: Node, where: str, report: Report, level: int = 1) -> dict[st
 
 
 def step(where: str, node: Node) -> str:
-    """Lengthen the path by the node's name, cut where it is very long."""
+    """Append the node's name to the path, cut after 40 characters."""
     name = node.name if len(node.name) <= 40 else node.name[:40] + "…"
     return f"{where} > {printable(name)}"
 
 
 def _value(node: Node, where: str, report: Report, level: int) -> Any:
-    """Turn one node into the value that its name gets."""
+    """Turn one node into the JSON value of its name."""
     if level > MAX_LEVELS:
         report(node, where, f"is nested more than {MAX_LEVELS} levels deep", None)
         return None

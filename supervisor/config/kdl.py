@@ -1,10 +1,10 @@
-"""Reading the `reverse-listener` block of a KDL file, its own or that of a whole proxy.
+"""Reads the `reverse-listener` block of a KDL file. The file may be the configuration of a whole proxy.
 
-Other top-level blocks are the proxy's and are ignored, unless their name looks like a misspelt
-`reverse-listener`. Inside the block, unknown and repeated nodes are errors: a misspelt limit that is
-silently ignored would be found out only by whoever it should have kept out.
+Other top-level blocks belong to the proxy and are ignored. A block with a name like a misspelt `reverse-listener` is an
+error. Inside the block, unknown and repeated nodes are errors. Otherwise a misspelt limit would have no effect, without
+any message.
 
-Relative paths count from the folder of the file, so that a configuration means the same from everywhere.
+Relative paths count from the folder of the file. The current directory does not change the meaning of a configuration.
 """
 
 import os
@@ -61,10 +61,10 @@ def load_config(
 ) -> Config:
     """Read and check a file of at most 1 MiB, and the token files that it names. Raises ConfigError.
 
-    `options` of the command line (see `options.apply_options`) take the place of what the file says before
-    it is checked, so that a file may leave to them what it lacks, such as a token file. The tokens
-    themselves are not kept: `tokens.load_tokens` reads them when they are needed. `lines` is filled with the line of
-    each node, under its path, `others` with the names of the blocks of a proxy, which are not read.
+    `options` of the command line (see `options.apply_options`) replace values of the file before the checks. So an
+    option may supply a value that the file lacks, such as a token file. The tokens of token files are checked and not
+    kept; `tokens.load_tokens` reads them again. `lines` is filled with the line of each node, under its path. `others`
+    is filled with the names of the proxy's blocks, which are not read.
     """
     source = os.fspath(path)
     reader = _Reader(source, _parse(read_text(source), source))
@@ -80,7 +80,7 @@ def load_config(
             if problem.file != source:
                 problems.append(problem)
             elif not problems:
-                # All token files are empty. With other problems, this one may come of them.
+                # All token files are empty. Any other problem may be the cause, so this one is reported alone only.
                 problems += reader.placed(rename([problem], options or {}))
     if problems:
         raise ConfigError(problems)
@@ -88,9 +88,9 @@ def load_config(
 
 
 def parse_config(text: str, source: str) -> Config:
-    """Parse and check a text; `source` names it in errors, and its folder is what relative paths count from.
+    """Parse and check a text. `source` names it in errors; relative paths count from the folder of `source`.
 
-    Raises ConfigError with every problem that the text has. Touches no file.
+    Raises ConfigError with every problem of the text. Opens no file.
     """
     config, problems = _Reader(source, _parse(text, source)).read({})
     if problems:
@@ -105,7 +105,7 @@ def _parse(text: str, source: str) -> Document:
 
 
 def _is_good(line: str) -> bool:
-    """Whether a line would be good in our block, or in one in it, and holds nothing that is to be kept secret."""
+    """Whether a line is valid in the block, in `pool` or in `admin`. Nodes that may hold a secret never are."""
     name = line.partition(" ")[0]
     block = next(
         (block for block, names in (("", PLAIN), ("pool", IN_POOL), ("admin", IN_ADMIN)) if name in names), None
@@ -115,16 +115,16 @@ def _is_good(line: str) -> bool:
     text = f"{block} {{\n{line}\n}}" if block else line
     try:
         reader = _Reader("", read_document(f"{BLOCK} {{\n{text}\n}}", ""))
-        # A rule that needs a token is not what a line alone has wrong.
+        # With a token file, require-auth alone passes the check for tokens.
         reader.read({"token_file": "tokens"})
     except ConfigError:
         return False
-    # One node alone may lack another: an admin block its listen.
+    # Problems with the block around the line do not count: an admin block may lack its listen.
     return not any(problem.where.endswith(f" > {name}") for problem in reader.problems)
 
 
 class _Reader(NodeReader):
-    """Collects the values of one block, and every problem on the way."""
+    """Collects the values of the block, and all its problems."""
 
     def __init__(self, source: str, document: Document) -> None:
         super().__init__(source, document)
@@ -134,10 +134,10 @@ class _Reader(NodeReader):
         self.rules: list[AgentConfigRule] = []
         self.pool: dict[str, Any] = {}
 
-    # The block among the proxy's own.
+    # The block among the blocks of a proxy.
 
     def find_block(self) -> Node:
-        """Return the one block that is ours. Raises ConfigError when that cannot be told."""
+        """Return the `reverse-listener` block. Raises ConfigError when there is none, or more than one."""
         found = [node for node in self.document.nodes if node.name == BLOCK]
         for node in self.document.nodes:
             if node.name != BLOCK and looks_like_block(node.name):
@@ -158,7 +158,7 @@ class _Reader(NodeReader):
     # The nodes of the block.
 
     def read(self, options: Mapping[str, object]) -> tuple[Config, list[Problem]]:
-        """Read all nodes, set the options over them, and check what they say together."""
+        """Read all nodes, apply the options, and check the result. Return it with all problems."""
         block = self.find_block()
         if block.args or block.properties:
             hint = "write each as a node between { and }"
@@ -170,7 +170,7 @@ class _Reader(NodeReader):
         self.lines[BLOCK] = block.line
         self.read_nodes(block, BLOCK, KNOWN, ("agent-config",), self.read_node)
         config, problems = override(self.build(), options)
-        # One mistake, one problem: where tokens could not be read there is none, of course.
+        # One mistake is one problem: after a problem with a token, the missing token is not reported too.
         tokens_broken = any(" > auth" in problem.where for problem in self.problems)
         found = [p for p in validate(config) if not (tokens_broken and p.where.endswith("> require-auth"))]
         self.problems += self.placed(rename(found, options))
@@ -178,7 +178,7 @@ class _Reader(NodeReader):
         return config, self.problems + problems
 
     def placed(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Add the lines to problems that name nodes: those of the first such node."""
+        """Add line numbers to problems that name nodes. A repeated node has the line of the first."""
         return [
             problem
             if problem.file is None
@@ -191,7 +191,7 @@ class _Reader(NodeReader):
         ]
 
     def in_its_spelling(self, hint: str | None) -> str | None:
-        """A hint with `true` as this file has to spell it."""
+        """Return a hint with `true` in the spelling of this file's version of KDL."""
         return None if hint is None else hint.replace(" true", " #true") if self.document.kdl2 else hint
 
     def read_node(self, node: Node, where: str) -> None:
@@ -201,7 +201,7 @@ class _Reader(NodeReader):
         elif node.name in SEVERAL:
             field, convert = SEVERAL[node.name]
             self.check_plain(node, where)
-            # An empty list of agents has an error of its own, which tells what it would do.
+            # An empty list of agents has an error of its own in `validate`, which names the effect.
             if not node.args and (node.properties or node.children):
                 pass
             elif not node.args and field != "allowed_agents":
@@ -235,7 +235,7 @@ class _Reader(NodeReader):
             self.read_agent_config(node, where)
 
     def read_auth(self, node: Node, where: str) -> None:
-        """Read a token or a token file. Messages never show what stands where a digest should be."""
+        """Read a token or a token file. No message shows the text in place of a digest: it may be the token."""
         if node.name == "token-file":
             self.check_plain(node, where)
             if not node.args:
@@ -298,15 +298,15 @@ class _Reader(NodeReader):
             self.fields[field] = self.resolved(got[0]) if field in PATHS and isinstance(got[0], str) else got[0]
 
     def resolved(self, path: str) -> str:
-        """Take a relative path as one from the folder of the file."""
+        """Resolve a relative path against the folder of the file."""
         return str(PurePath(self.source).parent / path)
 
     def build(self) -> Config:
-        """Make the configuration of what could be read, with defaults for the rest."""
+        """Make the configuration from the values that could be read, with defaults for the rest."""
         fields = {name: value for name, value in self.fields.items() if name not in LIMITS}
         limits = {name: value for name, value in self.fields.items() if name in LIMITS}
         total = fields.get("max_handshakes", Config().max_handshakes)
-        # Whoever lowers the total alone does not have to know that there is a limit per peer.
+        # An operator may lower the total alone. The default limit per peer then follows it.
         fields.setdefault("max_handshakes_per_peer", max(1, min(Config().max_handshakes_per_peer, total)))
         return Config(
             **fields,

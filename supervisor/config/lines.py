@@ -1,8 +1,8 @@
-r"""The lines of a file that an operator keeps: one rule for its reader and for its writer.
+r"""The lines of a file that an operator edits: one rule for its reader and for its writer.
 
 A line ends at ``\n`` and nowhere else. Programs disagree about other characters: `str.splitlines` ends a line at eight
-more, a terminal at a carriage return, editors at U+2028. What follows one of them is a comment to one program and a
-line of its own to the next. So a line that holds such a character is refused.
+more, a terminal at a carriage return, editors at U+2028. The text after such a character is a comment to one program
+and a line of its own to another. So a line with such a character is refused.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 _LINE_ENDS = "\u2028\u2029"
 _NAMES = {"\0": "null", "\v": "vertical tab", "\f": "form feed", "\r": "carriage return", "\x85": "next line"}
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""They change the order in which an editor shows a line, so that a person reads another one: UAX #9."""
+"""They change the order in which an editor shows the characters of a line: UAX #9. A reader sees a different line."""
 
 
 def split_lines(text: str) -> list[str]:
@@ -23,13 +23,13 @@ def split_lines(text: str) -> list[str]:
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    r"""Put lines together, each with its end. New ones get a ``\r`` where all lines of the file have one."""
+    r"""Join lines, each with its end. All get ``\r\n`` when the first line of several ends with ``\r``."""
     carriage = "\r" if len(lines) > 1 and lines[0].endswith("\r") else ""
     return "".join(f"{line.removesuffix(carriage)}{carriage}\n" for line in lines)
 
 
 def objection(line: str) -> str | None:
-    r"""Say which character a line must not hold, or None. A tab is fine, and so is the ``\r`` of a CRLF file."""
+    r"""Name a character that a line must not hold, or None. A tab and the ``\r`` of a CRLF file are allowed."""
     for character in line.removesuffix("\r"):
         if is_odd(character):
             name = _NAMES.get(character) or unicodedata.name(character, "control character").lower()
@@ -38,7 +38,7 @@ def objection(line: str) -> str | None:
 
 
 def is_odd(character: str) -> bool:
-    """Whether a character ends lines for some programs, or is shown as something else than it is."""
+    """Whether a character ends a line for some programs, or changes how a line is shown."""
     if character in _LINE_ENDS or character in _DIRECTIONS:
         return True
     return character != "\t" and unicodedata.category(character) == "Cc"

@@ -1,4 +1,4 @@
-"""JSON objects for agents: merging them, and making sure that no merge grows too large to push."""
+"""JSON objects for agents: merges them, and finds rules whose merge may grow too large to push."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,18 +7,18 @@ import msgspec
 
 from supervisor.config.patterns import may_overlap
 
-# What one agent may be sent. The registration response around it has to fit in 64 KiB, the frame size that
-# agents in the field accept for it.
+# Most bytes of JSON for one agent. The registration response around it must fit in 64 KiB, the frame size that agents
+# in the field accept for it.
 MAX_CONFIG_BYTES = 49_152
 
 
 def encode(config: Mapping[str, Any]) -> bytes:
-    """Spell the object as compact JSON."""
+    """Encode the object as compact JSON."""
     return msgspec.json.encode(config)
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two objects into a new one: objects deeply, and for anything else `high` replaces `low`."""
+    """Merge two objects into a new one. Objects are merged deeply; any other value of `high` replaces that of `low`."""
     merged = dict(low)
     for name, value in high.items():
         below = merged.get(name)
@@ -27,12 +27,12 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def oversized(rules: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> tuple[list[int], int] | None:
-    """Find rules (patterns, object) that may together give one agent more than it can be sent.
+    """Find rules (patterns, object) that may together give one agent more than MAX_CONFIG_BYTES.
 
-    Returns their indices and the sum of their sizes, or None when no agent can get too much. A merge is
-    never larger than the sum of its parts, so the sum is what counts. Rules that no id can match together
-    are not added up: starting from all rules, one whose whole neighbourhood fits is taken out, since every
-    set that contains it fits, until none is left or none can be taken out.
+    Returns their indices and the sum of their sizes, or None when no agent can get too much. A merge is never larger
+    than the sum of its parts, so the sums are compared. Rules that no id can match together are not added up. The
+    search starts from all rules. It takes out each rule that fits together with all rules that overlap it: every set
+    with that rule fits. It ends when no rule is left, or when none can be taken out.
     """
     sizes = [len(encode(config)) for _, config in rules]
     left = set(range(len(rules)))

@@ -1,4 +1,4 @@
-"""What a configuration is, with its defaults, and the rules that span more than one value."""
+"""The configuration with its defaults, its ranges, and the rules between values."""
 
 import hashlib
 import ipaddress
@@ -18,21 +18,21 @@ from supervisor.config.errors import Problem, quoted
 from supervisor.config.merge import MAX_CONFIG_BYTES, oversized
 
 BLOCK = "reverse-listener"
-# Each registration looks at each of them.
+# Each registration is matched against each rule.
 MAX_AGENT_CONFIG_RULES = 256
 MAX_RULE_NAME = 200
 MAX_CONNECTIONS = 10_000_000
 
 
 class Placement(StrEnum):
-    """How a shard is chosen for a new connection: evenly, or beside the agent's other connections."""
+    """How a shard is chosen for a new connection: evenly, or the shard with the agent's other connections."""
 
     SPREAD = "spread"
     AFFINITY = "affinity"
 
 
 class TcpAddress(msgspec.Struct, frozen=True):
-    """An address to listen on: a numeric host without brackets, and a port (0: the kernel chooses one).
+    """An address to listen on: a numeric host without brackets, and a port. The kernel chooses the port for 0.
 
     `str()` gives the spelling of the configuration, `[::1]:9090` for IPv6.
     """
@@ -42,16 +42,16 @@ class TcpAddress(msgspec.Struct, frozen=True):
 
     @property
     def family(self) -> socket.AddressFamily:
-        """AF_INET6 or AF_INET, by the shape of the host."""
+        """AF_INET6 when the host has a colon, else AF_INET."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this host can connect to it."""
+        """Whether only this host can connect to the address."""
         return ipaddress.ip_address(self.host).is_loopback
 
     def clashes(self, other: "TcpAddress") -> bool:
-        """Whether no process can listen on both, since one is the other or holds it: ip(7), EADDRINUSE."""
+        """Whether a process cannot listen on both: they are equal, or one covers the other. ip(7), EADDRINUSE."""
         if self.port != other.port or not self.port:
             return False
         one, two = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
@@ -62,11 +62,11 @@ class TcpAddress(msgspec.Struct, frozen=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """A token that agents may present: the patterns of ids it is good for and its SHA-256 (32 bytes).
+    """A token that agents may present: the patterns of ids that it is valid for, and its SHA-256 (32 bytes).
 
-    `max_connections` bounds the connections of all agents that it, and others with the same patterns, let in.
+    `max_connections` bounds the connections that this token, and others with the same patterns, admitted.
 
-    Neither repr shows the digest: that of a token which somebody thought up can be guessed back.
+    Neither repr shows the digest. A token that a person invented can be guessed from its digest.
     """
 
     patterns: tuple[str, ...]
@@ -75,11 +75,14 @@ class Token(msgspec.Struct, frozen=True):
 
     @property
     def rule(self) -> str:
-        """What connections that it let in are counted by: its patterns, so that a new token can take its place."""
+        """The key under which the connections of this token are counted: its patterns.
+
+        A new token with the same patterns continues the count. Long lists of patterns are replaced by a digest.
+        """
         name = ",".join(sorted(self.patterns))
         if len(name) <= MAX_RULE_NAME:
             return name
-        # It travels with each connection.
+        # The name is sent along with each connection.
         return f"{len(self.patterns)} patterns, sha256 {hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def __repr__(self) -> str:
@@ -110,15 +113,15 @@ class ReverseConnectionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `shardgate run` can be told. Two equal configurations behave the same.
+    """All settings of `shardgate run`. Two equal configurations behave the same.
 
-    `max_connections` bounds all connections together, `max_connections_per_peer` those of one address or uid; None
-    leaves that to what descriptors allow. `shards` None means one per CPU that the process may use (`ipc.capacity`);
-    `allow_uids` None lets any uid register over the Unix socket. `tokens` are those written in the configuration;
-    `tokens.load_tokens` adds those of `token_files`. `orphan_timeout` is how many seconds shards serve on without a
-    supervisor. `status_dir` is where those may look who may not act, see `ipc.status_dir`. `admin_listen` is where the
-    admin endpoint is, a string being a Unix socket's path; None: there is none. `source` is the file it came from, None
-    without one.
+    `max_connections` bounds all connections together. `max_connections_per_peer` bounds the connections of one address
+    or uid. None means the limit that descriptors allow. `shards` None means one per CPU that the process may use
+    (`ipc.capacity`). `allow_uids` None admits any uid over the Unix socket. `tokens` holds the tokens written in the
+    configuration; `tokens.load_tokens` adds the tokens of `token_files`. `orphan_timeout` is in seconds: shards serve
+    that long without a supervisor. `status_dir` is a directory for users that may only read, see `ipc.status_dir`.
+    `admin_listen` is the address of the admin endpoint. A string is the path of a Unix socket; None means no endpoint.
+    `source` is the path of the configuration file, or None.
     """
 
     path: str | None = None
@@ -151,7 +154,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def format_duration(seconds: float) -> str:
-    """Spell a number of seconds the way the configuration does: `"1h"`, `"90s"`, `"250ms"`."""
+    """Format a number of seconds as in the configuration: `1h`, `90s`, `250ms`."""
     if not math.isfinite(seconds):
         return str(seconds)
     if seconds < 1:
@@ -163,10 +166,10 @@ def format_duration(seconds: float) -> str:
 
 
 def validate(config: Config) -> list[Problem]:
-    """Check ranges and the rules between values; an empty list means that the configuration may be used.
+    """Check ranges and the rules between values. An empty list means that the configuration may be used.
 
-    Problems name nodes of the file (`reverse-listener > shards`) and have no line: whoever knows the
-    lines adds them. What one value alone gets wrong is found while it is read, not here.
+    Problems name nodes of the file (`reverse-listener > shards`) and have no line. The reader of the file adds the
+    lines. The form of a single value is checked by its reader, not here.
     """
     problems: list[Problem] = []
 
@@ -234,7 +237,7 @@ def _clashing(address: TcpAddress | str, others: Iterable[TcpAddress]) -> TcpAdd
 
 
 def uid_problems(config: Config, tcp_addresses: Iterable[str]) -> Iterator[Problem]:
-    """Object to `allow-uid` as the only rule of a listener on *tcp_addresses*, whose peers have no uid."""
+    """Report `allow-uid` as the only rule of a listener on *tcp_addresses*. TCP peers have no uid."""
     address = next(iter(tcp_addresses), None)
     if address is not None and config.allow_uids is not None and not config.limits.require_auth:
         message = f"agents at {address} have no uid, since it is a TCP address: any of them could register"

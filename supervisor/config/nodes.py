@@ -1,4 +1,4 @@
-"""The nodes of the `reverse-listener` block: which there are, what field each sets, and how its values are read."""
+"""The nodes of the `reverse-listener` block: their names, the field that each sets, and the reader of its values."""
 
 import difflib
 import re
@@ -109,7 +109,7 @@ _COMMENTS = ("--", "#", "%", "<!--", "'", "!", "*")
 
 
 def meant(name: str, known: tuple[str, ...]) -> str | None:
-    """Guess what an unknown node was meant to be: one of another block, or of a proxy, or one that is misspelt."""
+    """Return a hint for an unknown node: it belongs to another block, comes from a proxy, or is misspelt."""
     if name in KNOWN and known != KNOWN:
         return f"it belongs directly into {BLOCK}"
     for block, names in (("auth", IN_AUTH), ("pool", tuple(IN_POOL)), ("admin", tuple(IN_ADMIN))):
@@ -131,7 +131,7 @@ def meant(name: str, known: tuple[str, ...]) -> str | None:
 
 
 def begins_comment(name: str) -> bool:
-    """Whether the name of a node begins a comment in another language."""
+    """Whether the name of a node begins as a comment of another language does."""
     return name.startswith(_COMMENTS)
 
 
@@ -147,6 +147,6 @@ def _odd(name: str) -> str:
 
 
 def looks_like_block(name: str) -> bool:
-    """Whether the name of a block at the top was probably meant to be ours."""
+    """Whether the name of a top-level block is probably a misspelt `reverse-listener`."""
     plain = name[:64].lower().replace("_", "-").strip(":=")
     return difflib.SequenceMatcher(None, plain, BLOCK).ratio() >= 0.8

@@ -1,4 +1,4 @@
-"""Options of the command line on top of a configuration, under the same rules and with the same errors."""
+"""Applies options of the command line to a configuration, under the same rules and with the same errors."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from supervisor.config.values import BadValue
 
 
 class _Option(msgspec.Struct, frozen=True):
-    """An option: the field that it sets, the node it stands for, and whether it takes several values."""
+    """An option: the field that it sets, the node that it replaces, and whether it takes several values."""
 
     field: str
     node: str
@@ -22,7 +22,7 @@ class _Option(msgspec.Struct, frozen=True):
     several: bool = False
 
 
-# Names as click makes them of `--max-handshakes`; some have more than one.
+# Names as click derives them from options: `max_handshakes` from `--max-handshakes`. Some fields have several names.
 OPTIONS: dict[str, _Option] = {
     "uds": _Option("path", "path", values.socket_path),
     "path": _Option("path", "path", values.socket_path),
@@ -55,12 +55,12 @@ OPTIONS: dict[str, _Option] = {
 def apply_options(config: Config, options: Mapping[str, object]) -> Config:
     """Return `config` with the given options in place of its own values. Raises ConfigError.
 
-    None and an empty tuple mean that an option was not given; so a flag that was not given has to be None,
-    since False would switch off what the file switches on. Values are spelled as in a file (`"10s"`,
-    `"0660"`), numbers and flags are numbers and flags; an option with several values takes a sequence or
-    one string, in which commas separate. It replaces the whole list of the file; `token_file` replaces the
-    token files, and tokens written in the file stay. Relative paths are left as they are: they count from
-    the current directory. An unknown name is a mistake of the caller: TypeError.
+    None and an empty tuple mean that an option was not given. A flag that was not given must be None: False would
+    switch off a setting of the file. Times and modes are strings as in a file (`"10s"`, `"0660"`). Numbers and flags
+    are int and bool. An option with several values takes a sequence, or one string with commas between the values. It
+    replaces the whole list of the file. `token_file` replaces the token files; tokens written in the file stay.
+    Relative paths stay as they are and count from the current directory. Raises TypeError for an unknown name, which is
+    a mistake of the caller.
     """
     changed, problems = override(config, options)
     problems += rename(validate(changed), options)
@@ -70,9 +70,9 @@ def apply_options(config: Config, options: Mapping[str, object]) -> Config:
 
 
 def origins_of(file: str | None, lines: Mapping[str, int | None], given: Mapping[str, str]) -> dict[str, str]:
-    """Where each node that is set got its value: a line of the file, or an option as it was *given*.
+    """Return the origin of each node that is set: a line of the file, or the spelling of the option in *given*.
 
-    Nodes are named below the block, as ``pool > strategy``; those that are missing have their defaults.
+    Nodes are named below the block, as ``pool > strategy``. A node that is missing has its default.
     """
     prefix = f"{BLOCK} > "
     origins = {
@@ -82,7 +82,7 @@ def origins_of(file: str | None, lines: Mapping[str, int | None], given: Mapping
 
 
 def override(config: Config, options: Mapping[str, object]) -> tuple[Config, list[Problem]]:
-    """Set what the options say, without looking at what the values say together; bad ones are left out."""
+    """Apply the options without the checks between values. Bad values are left out; return their problems."""
     problems: list[Problem] = []
     fields: dict[str, Any] = {}
     for name, value in _given(options).items():
@@ -97,14 +97,14 @@ def override(config: Config, options: Mapping[str, object]) -> tuple[Config, lis
     limits = {key: fields.pop(key) for key in ReverseConnectionConfig.__struct_fields__ if key in fields}
     default = Config().max_handshakes_per_peer
     if config.max_handshakes_per_peer == default > fields.get("max_handshakes", default) >= 1:
-        # Whoever lowers the total alone does not have to know that there is a limit per peer.
+        # An operator may lower the total alone. The default limit per peer then follows it.
         fields.setdefault("max_handshakes_per_peer", fields["max_handshakes"])
     limits_ = msgspec.structs.replace(config.limits, **limits)
     return msgspec.structs.replace(config, limits=limits_, **fields), problems
 
 
 def _for_a_shell(hint: str | None) -> str | None:
-    """A hint that proposes a node of a file, as one that proposes an option."""
+    """Reword a hint that proposes a node of a file into one that proposes an option."""
     for node, option in (("path", "--uds"), ("tcp-address", "--tcp")):
         proposal = re.fullmatch(rf'write {node} "(.+)"', hint or "")
         if proposal is not None:
@@ -113,7 +113,7 @@ def _for_a_shell(hint: str | None) -> str | None:
 
 
 def rename(problems: Iterable[Problem], options: Mapping[str, object]) -> list[Problem]:
-    """Let problems with values that came from an option name the option, not a node and not the file."""
+    """Reword problems with values from an option: they name the option, not the node and the file."""
     spelled = {f"{BLOCK} > {OPTIONS[name].node}": _spelled(name) for name in _given(options)}
     return [
         Problem(None, None, spelled[problem.where], problem.message, problem.hint)

@@ -1,7 +1,7 @@
-"""Paths of a configuration: taken as the kernel takes them, and what only looks like one is refused.
+"""Checks paths of a configuration. The kernel gets them unchanged, so texts that only look like paths are refused.
 
-No shell and no service manager reads them first, so ``~``, ``$NAME`` and ``%t`` would become folders of these names. A
-path that really begins so can be written with ``./`` in front.
+No shell and no service manager expands the paths. ``~``, ``$NAME`` and ``%t`` would become folders of these names. A
+path with such a beginning can be written with ``./`` in front.
 """
 
 import os
@@ -10,18 +10,18 @@ import re
 from supervisor.config.errors import quoted
 
 Objection = tuple[str, str | None]
-"""What is wrong, and what would be right where that can be told."""
+"""The mistake, and a hint or None."""
 
 VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})", re.ASCII)
 _SPECIFIER = re.compile(r"%[A-Za-z](?=/|$)")
-"""Of systemd.unit(5), at the beginning of a path."""
+"""A specifier of systemd.unit(5), at the beginning of a path."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.ASCII | re.IGNORECASE)
 _FILE_URL = re.compile(r"(?:(?:unix|uds|file|ipc)(?::(?://)?)|(?:unix-\w+:))(.*)", re.ASCII | re.IGNORECASE)
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
 
 def path_objection(found: str) -> Objection | None:
-    """Say why a text is no path of a file or a folder."""
+    """Say why a text is not the path of a file or a folder; None when it is one."""
     if found[:1] in (" ", *_QUOTES):
         bare = found.strip(" ").strip(_QUOTES)
         hint = _meant(bare) if bare[:1] not in ("", " ") and path_objection(bare) is None else None
@@ -34,7 +34,7 @@ def path_objection(found: str) -> Objection | None:
 
 
 def socket_objection(found: str) -> Objection | None:
-    """Say why a path is none of a Unix socket, whose last part is a name."""
+    """Say why a path cannot be that of a Unix socket: its last part must be a name. None when it can."""
     if found.endswith("/") or found.rpartition("/")[2] in (".", ".."):
         below = os.path.join(found, "agents.sock")  # noqa: PTH118 - the spelling stays
         return f"{quoted(found)} is a folder, expected the path of a socket", _meant(below)

@@ -1,7 +1,7 @@
 """Patterns of agent ids: exact ids, and `*` for any run of characters.
 
-Matching is case-sensitive and everything but `*` is literal. No regular expressions: their backtracking
-would let one id of 128 characters occupy the accept loop.
+Matching is case-sensitive. Every character but `*` is literal. Patterns are not regular expressions: with their
+backtracking one id of 128 characters could occupy the accept loop.
 """
 
 import re
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-# An agent id is 1-128 of these; registration refuses anything else before it gets here.
+# An agent id has 1 to 128 of these characters without the `*`. Registration refuses any other id before it is matched.
 MAX_ID_LENGTH = 128
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._:@*-]+")
 
 
 def pattern_problem(pattern: str) -> str | None:
-    """Say what is wrong with `pattern`, or None. The text never repeats the pattern."""
+    """Return the mistake in `pattern`, or None. The text never repeats the pattern."""
     if not pattern:
         return "a pattern cannot be empty"
     if not _ID_PATTERN.fullmatch(pattern):
@@ -37,7 +37,7 @@ class _Wildcard(msgspec.Struct, frozen=True):
         if not (agent_id.startswith(prefix) and agent_id.endswith(suffix)):
             return False
         start, end = len(prefix), len(agent_id) - len(suffix)
-        # Leftmost for each piece is enough: a later place can only leave less room for the rest.
+        # The leftmost place of each piece is enough. A later place leaves less room for the rest.
         for piece in self.middle:
             found = agent_id.find(piece, start, end)
             if found < 0:
@@ -52,10 +52,10 @@ def _compile(pattern: str) -> _Wildcard:
 
 
 class AgentPatterns:
-    """A list of patterns that answers whether an agent id matches one of them.
+    """A list of patterns. Tells whether an agent id matches one of them.
 
-    Exact ids are one set look-up however many there are; each pattern with stars costs one pass over the
-    id. Raises ValueError for a pattern that `pattern_problem` objects to.
+    Exact ids cost one set look-up, for any number of ids. Each pattern with stars costs one pass over the id. Raises
+    ValueError for a pattern that `pattern_problem` refuses.
     """
 
     __slots__ = ("_exact", "_prefixes", "_starred", "_wildcards", "patterns")
@@ -67,7 +67,7 @@ class AgentPatterns:
             if problem is not None:
                 raise ValueError(problem)
         self._exact = frozenset(p for p in self.patterns if "*" not in p)
-        # `waf-*` is what nearly everybody writes, and one call of startswith checks all of them.
+        # Nearly all patterns have the form `waf-*`. One call of startswith checks all of these.
         self._prefixes = tuple(p[:-1] for p in self.patterns if p.find("*") == len(p) - 1)
         self._starred = tuple((p, _compile(p)) for p in self.patterns if "*" in p)
         self._wildcards = tuple(_compile(p) for p in self.patterns if 0 <= p.find("*") < len(p) - 1)
@@ -76,7 +76,7 @@ class AgentPatterns:
         return f"AgentPatterns({list(self.patterns)!r})"
 
     def matches(self, agent_id: str) -> bool:
-        """Tell whether any of the patterns matches the whole of `agent_id`."""
+        """Return whether any pattern matches the whole of `agent_id`."""
         if agent_id in self._exact or agent_id.startswith(self._prefixes):
             return True
         for wildcard in self._wildcards:  # noqa: SIM110  (a generator for any() takes longer than the match)
@@ -85,13 +85,13 @@ class AgentPatterns:
         return False
 
     def closest_match(self, agent_id: str) -> str | None:
-        """Return the pattern that is the id itself, or the first with a star that matches it; None when none does."""
+        """Return the pattern equal to the id, else the first pattern with a star that matches it, else None."""
         if agent_id in self._exact:
             return agent_id
         return next((pattern for pattern, compiled in self._starred if compiled.matches(agent_id)), None)
 
     def first_match(self, agent_id: str) -> str | None:
-        """Return the first pattern, in the order given, that matches; None when none does."""
+        """Return the first matching pattern, in the order given; None when no pattern matches."""
         for pattern in self.patterns:
             if pattern == agent_id or ("*" in pattern and _compile(pattern).matches(agent_id)):
                 return pattern
@@ -99,7 +99,7 @@ class AgentPatterns:
 
 
 def may_overlap(left: Sequence[str], right: Sequence[str]) -> bool:
-    """Tell whether some agent id could match a pattern of `left` and a pattern of `right` as well."""
+    """Return whether an agent id can match both a pattern of `left` and a pattern of `right`."""
     return any(_overlap(a, b) for a in left for b in right)
 
 
@@ -108,7 +108,7 @@ def _overlap(a: str, b: str) -> bool:
         return a == b if "*" not in b else _compile(b).matches(a)
     if "*" not in b:
         return _compile(a).matches(b)
-    # Both have a star: where the ends agree, longer prefix + all the pieces + longer suffix matches both.
+    # Both have a star. If their ends agree, both match: longer prefix + all the pieces + longer suffix.
     one, two = _compile(a), _compile(b)
     return (one.prefix.startswith(two.prefix) or two.prefix.startswith(one.prefix)) and (
         one.suffix.endswith(two.suffix) or two.suffix.endswith(one.suffix)

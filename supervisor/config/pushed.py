@@ -1,4 +1,4 @@
-"""The configuration that an agent gets with its acceptance."""
+"""The configuration that an agent receives in its registration response."""
 
 from collections.abc import Iterable
 
@@ -6,14 +6,14 @@ from supervisor.config.merge import encode, merge
 from supervisor.config.model import AgentConfigRule
 from supervisor.config.patterns import AgentPatterns
 
-# Agents choose their ids, and so which rules match: without a bound they would choose our memory too.
+# Agents choose their ids, and so the set of matching rules. Without a bound they could fill the memory.
 _MAX_CACHED = 256
 
 
 class AgentConfig:
-    """Merges, for each agent, the objects of all rules that match its id, in their order.
+    """Merges the objects of all rules that match an agent's id, in their order.
 
-    The text is kept for each set of matching rules, since thousands of agents share a few of them.
+    The text is cached for each set of matching rules. Thousands of agents share a few such sets.
     """
 
     __slots__ = ("_rules", "_texts")

@@ -1,4 +1,4 @@
-"""What every node of a configuration needs to be read: its values converted, and what is wrong reported."""
+"""Reads the nodes of a configuration: converts their values and reports their problems."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,7 +12,7 @@ from supervisor.config.values import BadValue
 
 
 class NodeReader:
-    """Reads nodes of *document*, and collects every problem on the way, under the file's name *source*."""
+    """Reads nodes of *document* and collects all problems. *source* is the name of the file in them."""
 
     def __init__(self, source: str, document: Document) -> None:
         self.source = source
@@ -33,7 +33,7 @@ class NodeReader:
         repeatable: tuple[str, ...],
         read: Callable[[Node, str], None],
     ) -> None:
-        """Call `read` for each node of a block that is known and not there for the second time."""
+        """Call `read` for each known node of a block. Unknown nodes and wrong repetitions are reported instead."""
         seen: dict[str, Node] = {}
         for node in block.children:
             path = step(where, node)
@@ -50,7 +50,7 @@ class NodeReader:
                 read(node, path)
 
     def check_plain(self, node: Node, where: str) -> None:
-        """Report properties, blocks and type annotations, where only values are expected."""
+        """Report properties, blocks and type annotations of a node that takes values only."""
         if node.properties:
             name = printable(next(iter(node.properties))[:40])
             self.report(
@@ -61,12 +61,12 @@ class NodeReader:
         self.check_annotations(node, where)
 
     def check_annotations(self, node: Node, where: str) -> None:
-        """Report type annotations, which nothing here has."""
+        """Report type annotations. No node that is checked here takes one."""
         if node.annotation is not None or node.annotated:
             self.report(node, where, "takes no type annotation")
 
     def check_semicolons(self, block: Node, where: str) -> None:
-        """Report nodes behind a semicolon that begins their line: a comment, to who is used to other languages."""
+        """Report nodes behind a semicolon that begins their line. In other languages such a line is a comment."""
         for node in block.children:
             if node.span is not None and node.span[0] in self.document.after_semicolon:
                 message = "stands behind a semicolon, which begins no comment: it is in effect"
@@ -74,18 +74,18 @@ class NodeReader:
             self.check_semicolons(node, step(where, node))
 
     def one_value(self, node: Node, where: str, convert: Convert[T]) -> tuple[T, ...] | None:
-        """Convert the one value of a node; None, and a report, when it has none, several, or a bad one."""
+        """Convert the one value of a node. Reports no value, several values or a bad value, and returns None."""
         self.check_plain(node, where)
         if len(node.args) == 1:
             return self.converted(node, where, convert, node.args)
-        # One mistake, one problem: a value in braces, or behind a name and =, is not a missing one.
+        # One mistake is one problem: a value in braces, or behind a name and =, is not reported as missing too.
         if node.args or not (node.properties or node.children):
             hint = several_hint(self.document, node, convert)
             self.report(node, where, f"expected one value, got {len(node.args) or 'none'}", hint)
         return None
 
     def converted(self, node: Node, where: str, convert: Convert[T], args: Iterable[Scalar]) -> tuple[T, ...] | None:
-        """Convert all values; None when one of them is bad, after all that are bad have been reported."""
+        """Convert all values. Reports every bad value, and returns None when there is one."""
         result: list[T] = []
         good = True
         how = spellings(self.document, node)
@@ -102,5 +102,5 @@ class NodeReader:
 
 
 def on_line(node: Node) -> str:
-    """Where a node is, as the end of a message."""
+    """Return the line of a node as the end of a message; empty when it is unknown."""
     return "" if node.line is None else f", on line {node.line}"

@@ -1,8 +1,7 @@
-"""What to say about a line that is no KDL, by how it is spelled. Pure.
+"""Hints about a line that is not KDL, from its spelling. Pure.
 
-People write the comments, lists and assignments of other languages. A hint that proposes a line is given only when that
-line is good, which the caller judges. No hint repeats anything of a node that is not known to be harmless: the text
-may hold a secret.
+Operators write the comments, lists and assignments of other languages. A hint proposes a line only when the caller
+judges that line valid. The text may hold a secret, so a hint repeats only parts that are known to be harmless.
 """
 
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from supervisor.config.scan import KDL2_WORDS, Word, words
 
 Judge = Callable[[str], bool]
-"""Tells whether a line would be good inside our block, and may be repeated in a message."""
+"""Whether a line is valid inside the block, and may be repeated in a message."""
 
 _DURATION = re.compile(r'(?<![\w".])\d+(?:ms|s|m|h)(?![\w".])')
 _SIZE = re.compile(r"(?<![\w\".])\d+\s*[kKmMgG](?:i?[bB])?(?![\w\"])")
@@ -23,9 +22,9 @@ _MAX_LINE = 1000
 
 
 def advise(node: str, rest: str, error: str, judge: Judge, *, mixed: bool = False) -> str | None:
-    """Say what would be right instead of *node*; *rest* is the text from there on.
+    """Return a hint for *node*, which is not KDL. *rest* is the text from there on.
 
-    *error* is what the parser says. *mixed* tells that the text has words of both versions of KDL.
+    *error* is the parser's message. *mixed* means that the text has words of both versions of KDL.
     """
     node = node.strip()
     comment = next((word for word in words(node) if _begins_comment(word)), None)
@@ -133,7 +132,7 @@ def _number(node: str, _: str, __: Judge) -> str | None:
 
 
 def _quoted_words(node: str) -> list[str]:
-    """Put the values of a node in quotes, in both ways: those that need it, and all of them."""
+    """Return the node with all its values in quotes; an empty list when it has quotes or marks already."""
     if any(character in node for character in '"{};()'):
         return []
     name, *values = node.split() or [""]
@@ -148,7 +147,7 @@ def _proposed(lines: list[str], judge: Judge) -> str | None:
 
 
 def spelled(node: str) -> Iterator[str]:
-    """The values of a node as they are spelled, without its name, its properties and its block."""
+    """Yield the values of a node as they are spelled, without its name, its properties and its block."""
     found = words(node)[1:]
     for place, word in enumerate(found):
         after = found[place + 1].text if place + 1 < len(found) else ""

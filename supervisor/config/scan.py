@@ -1,12 +1,12 @@
-"""Finding the lines of KDL nodes, which the parser does not tell, and what would make the parser choke.
+"""Finds the lines of KDL nodes, which the parser does not report, and refuses texts that cost the parser too much.
 
-ckdl 1.0 reports neither the place of a syntax error nor that of a node. This scanner does not parse KDL:
-it follows just enough of it (strings, comments, slashdash, braces, ends of nodes; KDL 1 and 2 at once) to
-know where each node begins and ends, in the shape of the tree that the parser then returns. Where the two
-disagree about a tree, the parser is right and lines are unknown.
+ckdl 1.0 reports neither the place of a syntax error nor that of a node. This scanner does not parse KDL. It follows
+strings, comments, slashdash, braces and ends of nodes, of KDL 1 and 2 at once. From these it knows where each node
+begins and ends. Its tree has the shape of the parser's tree. If the two trees differ, the parser's tree is used without
+lines.
 
-It also refuses what costs the parser more than it is worth: a hexadecimal number of a million digits keeps
-ckdl busy for 458 s, one of 512 for under a millisecond.
+A word or number has at most 512 characters: a hexadecimal number of a million digits keeps ckdl busy for 458 s, one of
+512 for under a millisecond.
 """
 
 import re
@@ -20,8 +20,8 @@ MAX_BARE_LENGTH = 512
 
 _SPACE = r" \t\v\xa0\u1680\u2000-\u200a\u202f\u205f\u3000\ufeff"
 _NEWLINE = r"\n\r\x85\f\u2028\u2029"
-# One character at a time in strings: no two alternatives fit the same one, so that nothing is tried twice. Possessive
-# quantifiers would say so, but in groups they match nothing in Python 3.11.2, which is Debian 12's.
+# Strings are matched one character at a time. No two alternatives match the same character, so the match never
+# backtracks. Possessive quantifiers would express this. In Python 3.11.2, of Debian 12, they match nothing in groups.
 _TOKEN = re.compile(
     rf"""
       (?P<space>[{_SPACE}]+)
@@ -38,7 +38,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# In KDL 2 a backslash may hide the end of the line, and then no quote was forgotten.
+# In KDL 2 a backslash may escape the end of the line. Such a string is complete.
 _LOOSE = re.compile(r"(?<![\\\r])\n|(?<!\\)\r\n")
 _SEMICOLON_BEFORE = re.compile(rf"(?:\A|[{_NEWLINE}])[{_SPACE}]*;[;{_SPACE}]*\Z")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
@@ -47,9 +47,9 @@ _KDL1_WORDS = {"true", "false", "null"}
 
 
 class Mark(msgspec.Struct):
-    """A node as the scanner saw it: its offsets in the text and its children.
+    """A node as the scanner found it: its offsets in the text and its children.
 
-    `name` is None when it is written as a string, which the scanner does not decode.
+    `name` is None when it is written as a string. The scanner does not decode strings.
     """
 
     name: str | None
@@ -59,7 +59,7 @@ class Mark(msgspec.Struct):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """A place up to which the text is a whole document, once `depth` open blocks are closed."""
+    """An offset at which a valid text becomes a whole document when `depth` open blocks are closed."""
 
     end: int
     depth: int
@@ -67,12 +67,12 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Scan(msgspec.Struct):
-    """What one pass over the text found.
+    """The result of one pass over the text.
 
-    `limit` is a reason not to parse at all and `broken` a place where no parser can go on, both with their
-    offset. `after_semicolon` are the offsets of nodes behind a semicolon that begins their line: in other languages
-    a comment. `loose_strings` are the offsets of plain strings that run over the end of a line: allowed in
-    KDL 1, and what a forgotten quote looks like.
+    `limit` is a reason not to parse at all. `broken` is a place where no parser can go on. Both are an offset and a
+    message. `after_semicolon` holds the offsets of nodes behind a semicolon that begins their line; in other languages
+    such a line is a comment. `loose_strings` holds the offsets of plain strings that run over the end of a line. KDL 1
+    allows them, and a missing quote causes them.
     """
 
     nodes: list[Mark]
@@ -88,8 +88,8 @@ class Scan(msgspec.Struct):
 class Lines:
     """Turns offsets of a text into line numbers, which count from 1.
 
-    A carriage return alone ends a line too, and so do the other characters that end one for KDL: but for the form feed,
-    which ends none in any editor.
+    A carriage return alone ends a line too. So do the other characters that end a line in KDL, except the form feed: no
+    editor ends a line there.
     """
 
     __slots__ = ("_ends",)
@@ -103,11 +103,11 @@ class Lines:
 
 
 class _Stop(Exception):
-    """A jump out of the scan, whose reason is in its result."""
+    """Ends the scan early. The reason is in its result."""
 
 
 class _Frame(msgspec.Struct):
-    """An open block: where its nodes go, and the node that it belongs to."""
+    """An open block: the list for its nodes, the node that it belongs to, and the offset of its brace."""
 
     nodes: list[Mark]
     owner: Mark | None = None
@@ -125,11 +125,11 @@ class _Scanner:
         self.count = 0
         self.slashdash = False
         self.joined = False
-        """A backslash came: the next newline ends nothing."""
+        """Set after a backslash: the next newline does not end the node."""
         self.in_type = False
 
     def run(self) -> Scan:
-        """Scan the whole text, or up to where that makes no sense any more."""
+        """Scan the text, up to its end or to the first place where a parser must fail."""
         offset, size = 0, len(self.text)
         try:
             while offset < size:
@@ -163,7 +163,7 @@ class _Scanner:
         return _Stop()
 
     def _skip(self, found: re.Match[str], kind: str) -> int:
-        """Return where the token ends: raw strings and block comments end beyond their match."""
+        """Return the end of the token. Raw strings and block comments end beyond their match."""
         if kind == "quote":
             raise self._stop_broken(found.start(), "this string is never closed")
         if kind == "block":
@@ -176,7 +176,7 @@ class _Scanner:
                 offset = mark.end()
             return offset
         if kind == "raw":
-            # `#""#` is the empty string, `#"""` the beginning of something long.
+            # `#""#` is the empty string, `#"""` the beginning of a raw string of several lines.
             quotes = '"""' if found[0].endswith('"""') else '"'
             closing = quotes + "#" * len(found["hashes1"] or found["hashes2"] or "")
             end = self.text.find(closing, found.end())
@@ -210,18 +210,21 @@ class _Scanner:
         self.slashdash = False
 
     def _comment(self, start: int, end: int) -> None:
-        """Refuse a comment that KDL ends and an editor does not: what follows would be in effect and not look so."""
+        """Refuse a comment that ends earlier for KDL than for an editor.
+
+        The text after its end would be in effect, and would look like a comment.
+        """
         ends = self.text[end : end + 1]
         if ends in ("", "\n") or self.text.startswith("\r\n", end):
             return
-        # A file of an old Macintosh has no other line ends, and no program takes it for one line.
+        # A file of an old Macintosh has carriage returns only. No program takes it for one line.
         if ends == "\r" and "\n" not in self.text:
             return
         message = f"the comment ends at U+{ord(ends):04X}, where an editor goes on with it; end each line with LF"
         raise self._stop_limit(start, message)
 
     def _newline(self, offset: int) -> None:
-        # A newline after a slashdash inside a node is space before what is commented out.
+        # A newline after a slashdash inside a node is only space in front of the part that is commented out.
         if not self.joined and not (self.slashdash and self.node is not None):
             self._finish(offset)
         self.joined = False
@@ -255,7 +258,7 @@ class _Scanner:
         self.node = self.frames.pop().owner
 
     def _finish(self, offset: int) -> None:
-        """End the current node in front of a newline, a semicolon, a brace or the end of the text."""
+        """End the current node at a newline, a semicolon, a brace or the end of the text."""
         if self.node is not None:
             self.node.end = offset
             self.scan.checkpoints.append(Checkpoint(offset, len(self.frames) - 1, self.node.start))
@@ -269,14 +272,14 @@ def scan(text: str) -> Scan:
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word, a string or a mark of a node as it is spelled; `kind` is bare, text, long, raw or mark."""
+    """A word, a string or a mark of a node, as it is spelled. `kind` is bare, text, long, raw or mark."""
 
     kind: str
     text: str
 
 
 def words(text: str) -> list[Word]:
-    """Split the text of one node, which need not be KDL, at its blanks, without its comments."""
+    """Split the text of one node into words, strings and marks, without its comments. It need not be valid KDL."""
     found = []
     offset = 0
     while offset < len(text):

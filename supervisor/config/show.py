@@ -1,7 +1,7 @@
-"""A configuration as KDL, and what differs between two of them. Pure, and without a secret in what it returns.
+"""Shows a configuration as KDL, and the differences between two of them. Pure. The results hold no secret.
 
-Of a token the first digits of its digest are shown, enough to find its line; of an `agent-config` how much it holds,
-and the first digits of its digest: a key for some service may stand in there.
+A token is shown by the first digits of its digest, enough to find its line. An `agent-config` is shown by its size and
+the first digits of its digest: it may hold a key for a service.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ NEEDS_RESTART = frozenset(
     {"path", "socket-mode", "socket-owner", "socket-group", "tcp-address", "shards", "runtime-dir", "pool",
      "status-dir", "status-mode", "status-group", "admin"}
 )  # fmt: skip
-"""Nodes whose change takes effect with the next supervisor only; of `pool` and `admin` all that is in it."""
+"""Nodes that need a restart: the next supervisor uses the new value. `pool` and `admin` stand for all their nodes."""
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What a node is set to: its path below the block (``pool > strategy``), and its values as KDL spells them.
+    """The values of a node, in the spelling of KDL, under its path below the block (``pool > strategy``).
 
-    A node that may be repeated (a token) is one setting for each.
+    A node that may be repeated, such as a token, is one setting for each occurrence.
     """
 
     node: str
@@ -36,12 +36,12 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def top(self) -> str:
-        """The node of the block that it is, or is in."""
+        """The first part of the path: the node directly below the block."""
         return self.node.partition(" > ")[0]
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A node that two configurations set differently; empty where one of them does not set it."""
+    """A node that differs between two configurations. `old` or `new` is empty when that one does not set it."""
 
     node: str
     old: list[str]
@@ -50,7 +50,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]:
-    """All that is set in *config*, defaults included, in the documentation's order; *tokens* are those of files."""
+    """List all settings of *config*, defaults included, in the documentation's order.
+
+    *tokens* are the tokens of its token files.
+    """
     found = []
     for node, (field, convert) in SINGLE.items():
         value = getattr(config.limits if field in LIMITS else config, field)
@@ -76,7 +79,7 @@ def settings(config: Config, *, tokens: tuple[Token, ...] = ()) -> list[Setting]
 
 
 def changes(old: list[Setting], new: list[Setting]) -> list[Change]:
-    """What differs, by node, in the order of the new one."""
+    """Return the differences by node, in the order of *new*."""
     before, after = _by_node(old), _by_node(new)
     return [
         Change(node, before.get(node, []), after.get(node, []), node.partition(" > ")[0] in NEEDS_RESTART)
@@ -86,9 +89,9 @@ def changes(old: list[Setting], new: list[Setting]) -> list[Change]:
 
 
 def as_kdl(found: list[Setting], notes: Mapping[str, str], *, only_noted: bool = False) -> Iterator[str]:
-    """The lines of a `reverse-listener` block; *notes* by node go behind the nodes as comments.
+    """Yield the lines of a `reverse-listener` block. *notes* by node become comments behind the nodes.
 
-    With *only_noted* nodes without a note are left out.
+    With *only_noted*, nodes without a note are left out.
     """
     yield f"{BLOCK} {{"
     inner: str | None = None
@@ -102,7 +105,7 @@ def as_kdl(found: list[Setting], notes: Mapping[str, str], *, only_noted: bool =
             if block:
                 yield f"    {block} {{"
             inner = block
-        # Tokens of files are there for people: they are set elsewhere.
+        # Tokens of token files are shown as comments: they are not set in the configuration.
         commented = "// " if name.endswith(" in a file") else ""
         text = f"{commented}{name.removesuffix(' in a file')} {' '.join(setting.values)}"
         line = f"{'        ' if block else '    '}{text}"
@@ -114,7 +117,7 @@ def as_kdl(found: list[Setting], notes: Mapping[str, str], *, only_noted: bool =
 
 
 def quoted(text: str) -> str:
-    """A string as both versions of KDL read it."""
+    """Quote a string so that both versions of KDL read it."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in escaped) + '"'
 

@@ -1,10 +1,11 @@
-"""Editing a file of tokens while others read it, and while others edit it.
+"""Edits a file of tokens while other processes read it and edit it.
 
-An edit holds an exclusive flock on the file, so that no two are made of the same beginning, and puts a new file in the
-place of the old one in one step, so that no reader sees a half. That exchanges the very file that others wait to lock:
-who gets the lock looks whether the file at the path is still the one that he has opened, and begins anew if not.
+An edit holds an exclusive flock on the file, so two edits never start from the same content. It replaces the file by a
+new one in one rename, so no reader sees half of it. The rename exchanges the very file that other edits wait to lock.
+An edit that gets the lock therefore checks that the file at the path is still the one that it opened. If not, it opens
+the new file and locks that.
 
-Comments, blank lines and lines that cannot be read stay as they are; so do owner, group and mode.
+Comments, blank lines and lines that cannot be read stay as they are. So do owner, group and mode.
 """
 
 import contextlib
@@ -25,17 +26,17 @@ from supervisor.config.model import Token
 from supervisor.config.tokens import read_token_lines
 
 LOCK_LIMIT = 10.0
-"""Seconds to wait for others; an edit takes a millisecond."""
+"""Seconds to wait for the lock. An edit takes a millisecond."""
 
 
 def edit_token_file(path: str, change: Callable[[list[str]], list[str]], *, create: bool = False) -> list[Problem]:
-    """Replace the lines of the file at *path* by what *change* makes of them; it may raise, and nothing is changed.
+    """Replace the lines of the file at *path* by the result of *change*. If *change* raises, the file stays unchanged.
 
-    With *create* a file that is not there begins empty, mode 0600. Before the new file takes the place of the old one,
-    it is read as a start reads it: an edit never makes a good file one that is refused. Returns the problems of lines
-    that were there before, for which a start refuses the file. Raises ConfigError when the file cannot be used.
+    With *create*, a missing file is made first, empty and with mode 0600. The new file is read as a start reads it,
+    before it replaces the old one. So an edit never turns a valid file into one that a start refuses. Returns the
+    problems of older lines: a start refuses the file because of them. Raises ConfigError when the file cannot be used.
     """
-    # The target of a symbolic link is what is replaced, not the link.
+    # A symbolic link stays. Its target is replaced.
     target = os.path.realpath(path)
     if problems := access_problems(path, None):
         raise ConfigError(problems)
@@ -51,30 +52,30 @@ def edit_token_file(path: str, change: Callable[[list[str]], list[str]], *, crea
 
 
 def tokens_with_lines(path: str) -> list[tuple[int, Token]]:
-    """The tokens of a file with their line numbers; lines that cannot be read are left out."""
+    """Return the tokens of a file with their line numbers. Lines that cannot be read are left out."""
     return read_token_lines(split_lines(read_text(path, decides=False)), path).tokens
 
 
 def token_in(line: str) -> Token | None:
-    """The token of a line; None for a comment, a blank line, or one that cannot be read."""
+    """Return the token of a line; None for a comment, a blank line, or a line that cannot be read."""
     return next((token for _, token in read_token_lines([line], "").tokens), None)
 
 
 def _refuse_odd(path: str, lines: list[str]) -> None:
-    """Refuse a file in which programs disagree about where lines end: an edit could not keep what its author meant."""
+    """Refuse a file in which programs disagree about the ends of lines: an edit could change its meaning."""
     odd = [problem for problem in read_token_lines(lines, path).problems if not problem.where]
     if odd:
         raise ConfigError(odd)
 
 
 def _faults(lines: list[str]) -> set[str]:
-    """The lines that a start refuses."""
+    """Return the lines that a start refuses."""
     return {lines[problem.line - 1].rstrip() for problem in read_token_lines(lines, "").problems if problem.line}
 
 
 @contextlib.contextmanager
 def _locked(path: str, target: str) -> Iterator[os.stat_result]:
-    """Hold the lock on the file that is at *target* now; yields its status."""
+    """Hold the lock on the file that is at *target* now. Yields its status."""
     deadline = time.monotonic() + LOCK_LIMIT
     while True:
         with _explained(path):
@@ -119,7 +120,7 @@ def _replace(path: str, target: str, text: str, faults: set[str], status: os.sta
             if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(descriptor, status.st_uid, status.st_gid)
             os.fchmod(descriptor, status.st_mode & 0o7777)
-            # A rename that reaches the disk before the data would leave an empty file: no agent could register.
+            # If the rename reached the disk before the data, a crash could leave an empty file, without a token.
             os.fsync(descriptor)
         left = _read_back(path, part, faults)
         part.rename(target)
@@ -131,7 +132,7 @@ def _replace(path: str, target: str, text: str, faults: set[str], status: os.sta
 
 
 def _read_back(path: str, part: Path, faults: set[str]) -> list[Problem]:
-    """Read the new file as a start does. Only what was wrong before may be wrong in it, and is returned."""
+    """Read the new file as a start does. Return the problems of old lines; raise ConfigError for a new problem."""
     lines = split_lines(read_text(str(part)))
     problems = read_token_lines(lines, path).problems
     for problem in problems:
@@ -141,7 +142,7 @@ def _read_back(path: str, part: Path, faults: set[str]) -> list[Problem]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, so that a revoked token does not come back with a power failure: fsync(2)."""
+    """Write the rename to disk, so that a power failure does not bring a revoked token back: fsync(2)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Agents' tokens: making, hashing, reading and checking them. Only digests are ever kept."""
+"""Tokens of agents: makes, hashes, reads and checks them. Only digests are ever kept."""
 
 import hashlib
 import hmac
@@ -21,7 +21,7 @@ _HOW_TO = 'a line is PATTERN[,PATTERN…] sha256:HEX [max-connections:N]; "shard
 
 
 def hash_token(token: str) -> bytes:
-    """SHA-256 of the token's UTF-8 form: 32 bytes."""
+    """Return the SHA-256 of the token's UTF-8 form: 32 bytes."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -34,9 +34,9 @@ _EMPTY_DIGEST = hash_token("")
 
 
 def parse_digest(text: str) -> bytes:
-    """Read a digest written as 64 hex digits. Raises ValueError, whose text never repeats the input.
+    """Read a digest written as 64 hex digits. Raises ValueError.
 
-    What stands here by mistake may be the token itself, so no message shows it.
+    No message repeats the input: it may be the token itself, written here by mistake.
     """
     if not _HEX_DIGEST.fullmatch(text):
         raise ValueError(f"a SHA-256 is 64 hex digits, this has {len(text)} characters")
@@ -49,9 +49,9 @@ def parse_digest(text: str) -> bytes:
 def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
     """Read tokens, one per line: `PATTERN[,PATTERN…] sha256:HEX [max-connections:N]`. Raises ConfigError.
 
-    The error has all problems. `=` is accepted in place of `:`; blank lines and lines that begin with `#` are
-    skipped. `access` says which other users must not be able to write it, and `lines` where a line ends. A file that
-    others may read is accepted: it holds digests, and those of generated tokens cannot be guessed back.
+    The error holds all problems. `=` is accepted in place of `:`. Blank lines and lines that begin with `#` are
+    skipped. `access` has the rule about writers of the file, and `lines` the rule about ends of lines. Other users may
+    read the file: it holds digests, and a generated token cannot be guessed from its digest.
     """
     name = os.fspath(path)
     lines = read_token_lines(split_lines(read_text(name)), name)
@@ -61,14 +61,14 @@ def read_token_file(path: str | os.PathLike[str]) -> tuple[Token, ...]:
 
 
 class TokenLines(msgspec.Struct, frozen=True):
-    """What lines of a token file say: tokens with the numbers of their lines, and what is wrong with other lines."""
+    """The content of a token file: tokens with their line numbers, and the problems of other lines."""
 
     tokens: list[tuple[int, Token]]
     problems: list[Problem]
 
 
 def read_token_lines(lines: Sequence[str], name: str) -> TokenLines:
-    """Read the lines of a token file, which is called *name* in problems."""
+    """Read the lines of a token file. Problems name it *name*."""
     tokens: list[tuple[int, Token]] = []
     problems: list[Problem] = []
     for number, line in enumerate(lines, 1):
@@ -86,7 +86,10 @@ def read_token_lines(lines: Sequence[str], name: str) -> TokenLines:
 
 
 def parse_token_line(line: str) -> Token | None:
-    """Read one line of a token file; None for a blank one and a comment. Raises ValueError, which never repeats it."""
+    """Read one line of a token file; None for a blank line and a comment.
+
+    Raises ValueError. Its text never repeats the line.
+    """
     text = line.strip()
     if not text or text.startswith("#"):
         return None
@@ -135,21 +138,20 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class TokenTable:
-    """Checks presented tokens against digests, in a time that says nothing about them.
+    """Checks presented tokens against digests. The time of a check reveals nothing about them.
 
-    What an attacker can vary is the token and the agent id; what he wants is a digest, a token or the
-    name of an agent that exists.
+    An attacker can vary the token and the agent id. The secrets are digests, tokens and the names of existing agents.
 
-    - The token is hashed first, so nothing later sees a value that he chose freely.
-    - A dict finds the digest by a BLAKE2b of it under a key drawn at start. Where a probe lands in the
-      table cannot be foreseen or steered from outside, so the look-up's time leaks no prefix of a digest;
-      and its cost does not grow with the number of tokens.
+    - The token is hashed first. No later step sees a value that the attacker chose freely.
+    - A dict finds the entry by a BLAKE2b of the digest, under a random key of this table. An attacker can neither
+      predict nor choose the place in the dict. So the time of the look-up leaks no prefix of a digest. The number of
+      tokens does not change its cost.
     - The full digests are compared with `hmac.compare_digest`.
-    - A miss takes the same steps on a dummy entry: a comparison, a pattern match. An unknown agent, a known
-      agent with a wrong token and a missing token differ in no step, and the agent's id is held against
-      configured patterns only once its token is right.
+    - A miss takes the same steps on a dummy entry: a comparison and a pattern match. An unknown agent, a known agent
+      with a wrong token and a missing token differ in no step. The agent's id is matched against configured patterns
+      only when the digest of its token was found.
 
-    Several tokens may be good for one id (to rotate them), and one token for several patterns.
+    Several tokens may be valid for one id, so that tokens can be rotated. One token may have several patterns.
     """
 
     __slots__ = ("_dummy", "_entries", "_key")
@@ -171,28 +173,28 @@ class TokenTable:
         self._dummy = _Entry(secrets.token_bytes(32), AgentPatterns(("no-such-agent-*",)))
 
     def __len__(self) -> int:
-        """Count the different tokens."""
+        """Return the number of different tokens."""
         return len(self._entries)
 
     def _place(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, digest_size=16, key=self._key).digest()
 
     def knows(self, agent_id: str) -> bool:
-        """Tell whether some token is good for `agent_id`: for operators, not for who registers."""
+        """Return whether any token is valid for `agent_id`. For answers to operators, never to agents."""
         return any(entry.patterns.matches(agent_id) for entry in self._entries.values())
 
     def check(self, agent_id: str, token: str | None) -> bool:
-        """Tell whether `token` lets `agent_id` register. An empty token is a missing one."""
+        """Return whether `token` is valid for `agent_id`. An empty token counts as missing."""
         return self._entry_for(agent_id, token) is not None
 
     def rule_for(self, agent_id: str, token: str | None) -> str | None:
-        """Return the rule of the token that lets `agent_id` register, see `Token.rule`; None when it does not."""
+        """Return the rule of `token` for `agent_id`, see `Token.rule`; None when it is not valid."""
         entry = self._entry_for(agent_id, token)
         if entry is None:
             return None
         if len(entry.rules) == 1:
             return entry.rules[0][1]
-        # What takes longer from here on tells an agent nothing that its acceptance does not.
+        # The token is valid. The time from here on reveals no more than the acceptance itself.
         return next(rule for patterns, rule in entry.rules if patterns.matches(agent_id))
 
     def _entry_for(self, agent_id: str, token: str | None) -> _Entry | None:
@@ -200,5 +202,5 @@ class TokenTable:
         entry = self._entries.get(self._place(digest), self._dummy)
         same = hmac.compare_digest(entry.digest, digest)
         match = entry.patterns.matches(agent_id)
-        # `&` and not `and`: every step above and here is taken each time.
+        # `&` instead of `and`: no step is skipped.
         return entry if bool(token) & same & match else None

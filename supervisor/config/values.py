@@ -1,7 +1,7 @@
-"""Single values, as a file or a command line gives them, checked and turned into what the model holds.
+"""Converts single values of a file or a command line into the types of the model.
 
-Each function takes one value and returns it converted, or raises BadValue, which tells what was expected
-and, where it can be guessed, what was meant. None of them knows where the value stood.
+Each function takes one value and returns it converted, or raises BadValue. The error names the expected form and, if it
+can guess it, the intended value. No function knows the place of the value.
 """
 
 import difflib
@@ -29,7 +29,7 @@ _TIME_WORDS = {
     )
     for word in words.split()
 }
-"""Milliseconds of what people call a time. A capital M is taken for minutes: no time here is as long as a month."""
+"""Milliseconds of the words for units of time. A capital M means minutes: no time here is as long as a month."""
 _OCTAL = re.compile(r"(?:0o)?([0-7]{1,5})")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?")
@@ -43,7 +43,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class BadValue(Exception):
-    """A value that cannot be used: `message` says what is wrong, `hint` what would be right."""
+    """A value that cannot be used. `message` names the mistake, `hint` the correction."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         self.message = message
@@ -59,18 +59,18 @@ def describe(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    # An int of thousands of digits cannot even be printed.
+    # Python refuses to print an int of thousands of digits.
     return "a huge number" if isinstance(value, int) and abs(value) >= 10**18 else f"the number {value}"
 
 
 def closest(word: str, known: "tuple[str, ...] | list[str]", cutoff: float = 0.6) -> str | None:
-    """Find the known word that `word` was probably meant to be."""
+    """Return the known word closest to `word`, or None."""
     found = difflib.get_close_matches(word[:64].lower().replace("_", "-"), known, 1, cutoff)
     return found[0] if found else None
 
 
 def boolean(value: object) -> bool:
-    """True or false, and no string that looks like it: in KDL 2, `tru` is a string."""
+    """Return True or False as it is. Strings are refused with a hint: in KDL 2, `tru` is a string."""
     if isinstance(value, bool):
         return value
     hint = None
@@ -82,7 +82,7 @@ def boolean(value: object) -> bool:
 
 
 def integer(value: object) -> int:
-    """Return a whole number as it is. The ranges are checked later, between values."""
+    """Return a whole number as it is. `model.validate` checks the ranges."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return value
     hint = None
@@ -94,14 +94,14 @@ def integer(value: object) -> int:
 
 
 def most_connections(value: object) -> int:
-    """Read how many connections a token may let in. No message repeats the value: it stands beside a digest."""
+    """Read the connection limit of a token. No message repeats the value: it stands beside a digest."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CONNECTIONS:
         return value
     raise BadValue(f"max-connections: expected a whole number from 1 to {MAX_CONNECTIONS}")
 
 
 def text(value: object) -> str:
-    """Return a string that is not empty and holds nothing that a path or a name cannot hold."""
+    """Return a string that may be a path or a name: not empty, without NUL and without surrogates."""
     if not isinstance(value, str):
         raise BadValue(f"expected a string, got {describe(value)}")
     if not value:
@@ -116,7 +116,7 @@ def text(value: object) -> str:
 
 
 def path(value: object) -> str:
-    """Return the path of a file or a folder, see `paths`; a relative one stays as it is."""
+    """Return the path of a file or a folder, see `paths`. A relative path stays as it is."""
     found = text(value)
     objection = path_objection(found)
     if objection is not None:
@@ -136,7 +136,7 @@ def socket_path(value: object) -> str:
 
 
 def duration(value: object) -> float:
-    """Read a time with its unit, ms, s, m or h, into seconds."""
+    """Read a time with its unit, ms, s, m or h. Returns seconds."""
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
         if found is not None:
@@ -154,7 +154,7 @@ def duration(value: object) -> float:
 
 
 def _duration_in(text: str) -> str | None:
-    """A time in other words ("10 sec", "1m30s", "10S", "2 days") as it is written here; None when it is none."""
+    """Return a time in other spellings ("10 sec", "1m30s", "10S", "2 days") in ours; None when it is not a time."""
     parts = re.findall(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", text.lower(), re.ASCII)
     if not parts or re.sub(r"([0-9]{1,6})\s*([a-z]+)[\s,]*", "", text.lower(), flags=re.ASCII):
         return None
@@ -166,7 +166,7 @@ def _duration_in(text: str) -> str | None:
 
 
 def octal_mode(value: object) -> int:
-    """Read the permissions of a socket, three octal digits in a string, as chmod(1) takes them."""
+    """Read the permissions of a socket: octal digits in a string, as for chmod(1)."""
     if not isinstance(value, str):
         digits = str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
         hint = f'write it as a string: "{digits:0>4}"' if re.fullmatch("[0-7]{3}", digits) else 'such as "0660"'
@@ -179,7 +179,7 @@ def octal_mode(value: object) -> int:
 
 
 def owner(value: object) -> int | str:
-    """Read a user or a group: a number, or a name, which is looked up only when the socket is made."""
+    """Read a user or a group: a number, or a name. The name is looked up only when it is used."""
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value):
@@ -198,7 +198,7 @@ def unix_id(value: object) -> int:
 
 
 def one_of(kind: type[Choice]) -> Callable[[object], Choice]:
-    """A reader of one of the names in *kind*."""
+    """Return a reader that accepts one of the names in *kind*."""
     known = tuple(kind)
 
     def read(value: object) -> Choice:
@@ -231,8 +231,8 @@ def pattern(value: object) -> str:
 def tcp_address(value: object) -> TcpAddress:
     """Read `HOST:PORT`: a numeric IPv4 address, or a numeric IPv6 address in brackets.
 
-    Names are refused, `localhost` too: what one stands for can change between a check and a start, and it
-    may be two addresses. Port 0 lets the kernel choose. IPv6 zones (`%eth0`) are not supported.
+    Names are refused, `localhost` too. The addresses of a name can change between a check and a start, and a name may
+    have two addresses. With port 0 the kernel chooses the port. IPv6 zones (`%eth0`) are not supported.
     """
     if not isinstance(value, str):
         number = value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65_536 else 9090
@@ -261,7 +261,7 @@ def tcp_address(value: object) -> TcpAddress:
 
 
 def admin_address(value: object) -> TcpAddress | str:
-    """Read where the admin endpoint is: `HOST:PORT` as in `tcp_address`, or a path, which has a slash."""
+    """Read the address of the admin endpoint: `HOST:PORT` as in `tcp_address`, or a path, which has a slash."""
     if isinstance(value, str) and ("/" in value or value.startswith(("~", "@", "$"))):
         address = _address_in(value)
         if address is not None:
@@ -285,7 +285,7 @@ def admin_address(value: object) -> TcpAddress | str:
 
 
 def _address_in(value: str) -> str | None:
-    """Find the `HOST:PORT` in a URL, or in itself; None when there is none that could be listened on."""
+    """Find the `HOST:PORT` in a URL or a plain text; None when it has no address to listen on."""
     bare = re.sub(r"\A[a-z][a-z0-9+.-]*://", "", value.strip(), flags=re.IGNORECASE | re.ASCII).rstrip("/")
     host, _, port = bare.rpartition(":")
     if host.lower() == "localhost":
@@ -297,7 +297,7 @@ def _address_in(value: str) -> str | None:
 
 
 def _no_address(value: str) -> tuple[str, str | None]:
-    """Say what a text is that cannot be an address, for what it holds."""
+    """Return the message and the hint for a text with characters that no address has."""
     expected = f"expected HOST:PORT, got {quoted(value)}"
     if VARIABLE.search(value):
         return f"{expected}: variables are not replaced by their values here", "write the address itself"
@@ -310,7 +310,7 @@ def _no_address(value: str) -> tuple[str, str | None]:
 
 
 def _address_hint(value: str, host: str, port: str) -> str | None:
-    """Guess what was meant by something that is not an address with a port."""
+    """Return a hint for a text that is not an address with a port."""
     if value.isascii() and value.isdecimal() and int(value[:6]) <= 65_535:
         return f'did you mean "0.0.0.0:{int(value)}"?'
     if "," in value:

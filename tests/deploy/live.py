@@ -75,7 +75,7 @@ def scenario(folder: Path) -> None:
     systemctl("start", "shardgate.socket", "shardgate.service")
     assert show("ActiveState") == "active"
     assert show("StatusText") == "2 of 2 shards running; connections: 0"
-    shards = processes("shards --shard")
+    shards = processes("shards/__main__.py --shard")
     assert (STATUS / "supervisor.query").is_socket()
     with Agent(AGENTS, 20) as agent:
         assert agent.register("a").accepted
@@ -83,7 +83,7 @@ def scenario(folder: Path) -> None:
         def is_noticed_by_nobody(old: int, restarts: int) -> None:
             wait_for(lambda: main_pid() not in (0, old) and show("SubState") == "running", "the next one", 20)
             assert agent.ping(Dialect.SDK) is not None
-            assert processes("shards --shard") == shards
+            assert processes("shards/__main__.py --shard") == shards
             assert show("NRestarts") == str(restarts)
             wait_for(lambda: show("StatusText") == "2 of 2 shards running; connections: 1", "the status", 20)
 
@@ -128,7 +128,7 @@ def scenario(folder: Path) -> None:
         systemctl("stop", "shardgate.socket", "shardgate.service")
         assert agent.at_end()
     assert show("Result") == "success"
-    assert processes("shards --shard") == []
+    assert processes("shards/__main__.py --shard") == []
     log = (folder / "log").read_text()
     assert log.rstrip().endswith('"process":"supervisor"}')
     assert '"event":"stopped"' in log.splitlines()[-1]

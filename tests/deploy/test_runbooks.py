@@ -124,7 +124,7 @@ def test_runbooks_do_what_they_are_for(root: Path, run: Callable[..., str]) -> N
         assert "shard" in run("a shard keeps dying")
         run("a shard keeps dying, drain")
 
-        before = processes_with("shards --shard")
+        before = processes_with("shards/__main__.py --shard")
         shown = run("upgrade")
         assert "connections moved" in shown or "connection moved" in shown
         assert not set(before) & set(ours(root)), "all shards are new"
@@ -141,7 +141,7 @@ FIRST_DIGEST = f"""{sys.executable} -c 'import json, sys; print(json.load(sys.st
 
 
 def ours(root: Path) -> list[str]:
-    return [line for line in processes_with("shards --shard") if str(root) in line]
+    return [line for line in processes_with("shards/__main__.py --shard") if str(root) in line]
 
 
 def token_in(shown: str) -> str:

@@ -99,13 +99,17 @@ BROKEN: list[Callable[[str], object]] = [
     lambda text: Decision.block(403, None, {"x": text}),
     lambda text: Decision.redirect("/a" + text),
     lambda text: HeaderOp("set", "x", text),
+    lambda text: Decision.challenge("Basic", {"realm": text}),
+    lambda text: Decision.challenge("Basic", {text: "v"}),
+    lambda text: Decision.challenge("Basic", {"realms": ["a", {"b": text}]}),
+    lambda text: Decision(ALLOW, routing_metadata={"pool": text}),
 ]
 
 
 @pytest.mark.parametrize("write", BROKEN)
 @pytest.mark.parametrize("text", ["\r\nset-cookie: a=b", "a\n", "\ra", "a\0b"])
 def test_header_that_would_end_early_is_refused_where_it_is_written(write: Callable[[str], object], text: str) -> None:
-    with pytest.raises(ValueError, match=r"header|redirect"):
+    with pytest.raises(ValueError, match=r"header|redirect|challenge|routing"):
         write(text)
 
 

@@ -316,6 +316,9 @@ BAD_NAMES = ["", "x y", "x:", ":path", "x\r\ny", "x\0", "é", "x\t"]
         *({"decision": {"block": {"status": 403, "headers": {"x": text}}}} for text in BAD_TEXTS),
         *({"decision": {"redirect": {"status": 302, "url": text}}} for text in [*BAD_TEXTS, "a b"]),
         *({"decision": {"challenge": {"challenge_type": text}}} for text in [*BAD_TEXTS, "a b"]),
+        *({"decision": {"challenge": {"challenge_type": "a", "params": {"p": [text]}}}} for text in BAD_TEXTS),
+        *({"decision": {"challenge": {"challenge_type": "a", "params": {text: "v"}}}} for text in BAD_TEXTS),
+        *({"routing_metadata": {"pool": text}} for text in BAD_TEXTS),
     ],
     ids=repr,
 )
@@ -326,3 +329,4 @@ def test_answer_that_would_write_a_broken_header_is_no_answer(dialect: Dialect, 
     assert isinstance(found, Unreadable)
     assert found.correlation_id == "c" or found.request_id == 7, "it fails the request that it names"
     assert "cookie" not in found.reason
+    assert found.is_echo, "a client may have brought it about"

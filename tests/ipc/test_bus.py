@@ -38,9 +38,9 @@ async def test_a_bus_listens_again_where_its_file_is_gone_and_keeps_no_descripto
     new = Bus.dealer("shard-1/a", nothing)
     new.connect(folder / "bus")
     await loop.until(lambda: new.send(b"new"), "a connection")
-    await loop.until(lambda: old.send(b"old again"), "the other connection again")
-    await loop.until(lambda: len(heard) == 3, "both")
-    assert sorted(heard) == [b"new", b"old", b"old again"]
+    await loop.until(lambda: b"new" in heard, "the message of a new peer")
+    # The first of these may go into the connection that has just been cut.
+    await loop.until(lambda: old.send(b"old again") and b"old again" in heard, "the other connection again")
     new.close()
     await loop.until(lambda: len(descriptors()) <= len(before), "no descriptor left over")
     router.close()

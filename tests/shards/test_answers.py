@@ -40,6 +40,7 @@ from dialout import (
     encode_frame,
 )
 from dialout.proxy.errors import BadAnswer
+from ipc.options import PoolOptions
 from shards.calls import Exchange
 
 MORE = Decision(None, needs_more=True)
@@ -207,6 +208,66 @@ async def test_docs_agent_that_repeats_the_correlation_id_alone_never_answers_an
         assert_nothing_left(pool)
 
 
+@pytest.mark.parametrize("dialect", Dialect)
+@on_loop
+async def test_line_end_that_an_agent_repeats_for_a_client_takes_the_agent_from_nobody(dialect: Dialect) -> None:
+    with pool_of_this_loop(PoolOptions(breaker_threshold=2, unhealthy_after=2)) as pool:
+        agent = PairedAgent(pool, dialect=dialect)
+        for number in range(4):
+            evil = Asked(pool, "waf", headers(f"/{number}"))
+            answer = agent.codec.encode_answer(
+                ALLOWED.set_response_header("x-blocked", "/evil"), **ids_of(await next_event(agent))
+            )
+            agent.frame(0x20, answer[5:].replace(b"/evil", b"/e\\r\\nl"))
+            await all_done(evil)
+            assert isinstance(evil.outcome, BadAnswer)
+        good = Asked(pool, "waf", headers("/good"))
+        agent.answer(await next_event(agent))
+        await all_done(good)
+        assert answered_tag(good.outcome) == "/good"
+
+
+@pytest.mark.parametrize("second_answer", [ALLOWED, MORE, Decision(Block(403))], ids=["allow", "more", "block"])
+@pytest.mark.parametrize("dialect", Dialect)
+@on_loop
+async def test_second_answer_to_an_event_lets_the_next_one_not_pass_which_the_agent_has_not_got(
+    dialect: Dialect, second_answer: Decision
+) -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=dialect)
+        exchange = Exchange("waf")
+        first = Asked(pool, exchange, headers("/", has_body=True))
+        second = Asked(pool, exchange, chunk("evil", last=False), final=True)
+        seen = await next_event(agent)
+        answers = [agent.codec.encode_answer(one, **ids_of(seen)) for one in (ALLOWED, second_answer)]
+        agent.send(b"".join(answers))
+        await all_done(first, second)
+        assert first.outcome == ALLOWED
+        if second_answer.verdict == Block(403):
+            assert second.outcome == second_answer, "a refusal is one of the whole request"
+        else:
+            assert isinstance(second.outcome, BadAnswer)
+        assert_nothing_left(pool)
+
+
+@on_loop
+async def test_docs_answer_whose_two_ids_name_two_requests_allows_neither() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool, dialect=Dialect.DOCS)
+        benign, evil = Asked(pool, "waf", headers("/benign")), Asked(pool, "waf", headers("/evil"))
+        await turns()
+        to_benign, to_evil = agent.read()
+        mixed = {"request_id": to_evil.request_id, "correlation_id": to_benign.correlation_id, "decision": "allow"}
+        agent.frame(0x20, msgspec.json.encode(mixed))
+        await all_done(evil)
+        assert isinstance(evil.outcome, BadAnswer)
+        assert benign.outcome is None
+        agent.answer(to_benign)
+        await all_done(benign)
+        assert answered_tag(benign.outcome) == "/benign"
+        assert_nothing_left(pool)
+
+
 def mutation_frame(seen: Seen, index: int) -> bytes:
     """A body mutation in a frame of its own."""
     return encode_frame(0x21, b'{"request_id":%d,"chunk_index":%d,"data":"bmV3"}' % (seen.request_id or 0, index))
@@ -277,6 +338,26 @@ async def test_late_mutation_of_a_request_chunk_answers_neither_the_responses_he
         agent.send(mutation_frame(seen, 0))
         await all_done(third)
         assert isinstance(third.outcome, BadAnswer)
+
+
+@pytest.mark.parametrize("earlier", [ResponseBodyChunk, RequestBodyChunk])
+@on_loop
+async def test_late_mutation_of_a_chunk_answers_no_later_chunk_of_the_same_index(
+    earlier: type[RequestBodyChunk | ResponseBodyChunk],
+) -> None:
+    """Of the response, which may have begun first, or of a request whose proxy counts wrongly."""
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool)
+        exchange = Exchange("waf")
+        first = Asked(pool, exchange, earlier(0, b"benign", False))
+        seen = await next_event(agent)
+        agent.answer(seen, ALLOWED)
+        await all_done(first)
+        second = Asked(pool, exchange, chunk("evil", 0), final=True)
+        await next_event(agent)
+        agent.send(mutation_frame(seen, 0))
+        await all_done(second)
+        assert isinstance(second.outcome, BadAnswer)
 
 
 def ids_of(seen: Seen) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from support.engine import (
 )
 from support.pools import until
 
-from dialout import Decision, Dialect, HealthState, Pong, codec_for
+from dialout import Decision, Dialect, Health, HealthState, Pong, codec_for
 from dialout.proxy.errors import AgentUnavailable
 from shards.calls import Exchange
 
@@ -50,6 +50,27 @@ async def test_agent_that_drains_gets_nothing_new_and_ends_what_has_begun(dialec
         await until(lambda: len(pool.connections) == 1)
         alone = Asked(pool, "waf", headers("alone"))
         assert isinstance(alone.error, AgentUnavailable)
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["stays", "moves"])
+@pytest.mark.parametrize("dialect", [Dialect.SDK, Dialect.CORE])
+@on_loop
+async def test_report_of_good_health_brings_no_requests_back_to_an_agent_that_drains(
+    dialect: Dialect, moves: bool
+) -> None:
+    """Its health may be reported from time to time, by another part of it, until it ends."""
+    with pool_of_this_loop() as pool, pool_of_this_loop(shard=1) as other:
+        agent = PairedAgent(pool, dialect=dialect)
+        agent.send(draining_ping(dialect))
+        await until(lambda: agent.connection.health is HealthState.DRAINING)
+        if moves:
+            offer = agent.connection.as_offer(0.0, 0)
+            agent.connection = other.adopt(offer, pool.let_go(agent.connection))
+        before = agent.connection.frames
+        agent.send(agent.codec.encode_health(Health(HealthState.HEALTHY), agent_id="waf", timestamp_ms=1))
+        await until(lambda: agent.connection.frames > before)
+        asked = Asked(other if moves else pool, "waf", headers("new"))
+        assert isinstance(asked.error, AgentUnavailable)
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))

@@ -7,15 +7,18 @@ import pytest
 from support.engine import PAUSE, PairedAgent, chunk, headers, next_event, on_loop, tag_of, turns
 from support.pools import until
 from support.product import short_folder
-from support.proxying import RawProxy, event_frame, failure, local_shard, one_shard, raw_proxy
+from support.proxying import RawProxy, event_frame, failure, local_shard, one_shard, raw_proxy, two_shards
 
 from dialout import (
     AgentEvent,
     Cancel,
     CancelReason,
     Capabilities,
+    Configure,
     Dialect,
     Event,
+    GuardrailInspect,
+    RequestComplete,
     ResponseBodyChunk,
     ResponseHeaders,
     WebSocketFrame,
@@ -341,6 +344,42 @@ async def test_event_of_a_request_that_was_idle_for_too_long_begins_none(event: 
         assert [seen for seen in agent.read() if seen.is_event] == []
 
 
+BEGINNINGS = [GuardrailInspect("pii_detection", "x"), RequestComplete(200, 1), Configure(1)]
+
+
+@pytest.mark.parametrize("event", [*NO_BEGINNING, *BEHIND_HEADERS], ids=kind_of)
+@pytest.mark.parametrize("beginning", BEGINNINGS, ids=kind_of)
+@on_loop
+async def test_request_that_began_without_headers_has_no_event_that_belongs_behind_them(
+    beginning: AgentEvent, event: AgentEvent
+) -> None:
+    async with one_shard() as (shard, proxy):
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE)
+        proxy.ask(1, beginning, flags=0)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+        proxy.ask(1, event)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for seen in agent.read() if seen.is_event] == []
+        await until(lambda: agent.connection.is_idle)
+
+
+@pytest.mark.parametrize("event", BEHIND_HEADERS, ids=kind_of)
+@on_loop
+async def test_response_that_waits_for_its_agent_is_no_beginning_when_the_agent_takes_headers(
+    event: AgentEvent,
+) -> None:
+    """While the agent is nowhere, or between two shards, nobody knows what it takes."""
+    async with one_shard() as (shard, proxy):
+        proxy.ask(1, event)
+        await until(lambda: shard.dispatch.waiting)
+        agent = PairedAgent(shard.pool, dialect=Dialect.CORE)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [seen for seen in agent.read() if seen.is_event] == []
+
+
 @pytest.mark.parametrize("event", BEHIND_HEADERS, ids=kind_of)
 @on_loop
 async def test_response_begins_a_request_for_an_agent_that_takes_no_request_headers(event: AgentEvent) -> None:
@@ -350,6 +389,53 @@ async def test_response_begins_a_request_for_an_agent_that_takes_no_request_head
         proxy.ask(1, event)
         agent.answer(await next_event(agent))
         assert isinstance(await proxy.result(), Answer)
+
+
+@pytest.mark.parametrize("end", [finished, cancelled], ids=["finished", "cancelled"])
+@on_loop
+async def test_id_of_a_request_whose_answer_is_still_to_come_begins_no_other(end: Callable[[RawProxy], None]) -> None:
+    """A proxy must not use it again, and the answer to the one must not come in the place of the other's."""
+    async with two_shards() as (zero, one, proxy):
+        agent = PairedAgent(one.pool)
+        zero.hears("waf", {1: 1})
+        proxy.ask(1, headers("/benign", has_body=True), flags=0)
+        seen = await next_event(agent)
+        end(proxy)
+        proxy.ask(1, headers("/evil", has_body=True), flags=0)
+        proxy.send(event_frame(2, b"{"))
+        assert (await proxy.result()).request_id == 2, "all of these were read"
+        agent.answer(seen)
+        first = await proxy.result()
+        if end is finished:
+            assert isinstance(first, Answer)
+            assert first.response.request_headers[0].value == "/benign"
+        else:
+            assert failure(first) == ("cancelled", False)
+        assert failure(await proxy.result()) == ("bad_request", False)
+        await turns()
+        assert [found for found in agent.read() if found.is_event] == []
+        # Now it is free.
+        proxy.ask(1, headers("/third"))
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+        await until(lambda: agent.connection.is_idle)
+
+
+@on_loop
+async def test_late_outcome_of_a_request_that_made_room_ends_no_other_by_its_id() -> None:
+    async with one_shard(PoolOptions(most_affinities=1)) as (shard, proxy):
+        agent = PairedAgent(shard.pool)
+        proxy.ask(1, headers("/1"))
+        first = await next_event(agent)
+        proxy.ask(2, headers("/2", has_body=True), flags=0)
+        await next_event(agent)
+        proxy.ask(1, headers("/1 again", has_body=True), flags=0)
+        again = await next_event(agent)
+        agent.answer(first)
+        agent.answer(again)
+        assert [(await proxy.result()).request_id for _ in range(2)] == [1, 1]
+        proxy.ask(1, chunk("rest"))
+        assert tag_of((await next_event(agent)).event) == "rest"
 
 
 @on_loop

@@ -121,6 +121,24 @@ async def test_what_waits_for_a_sibling_that_does_not_read_is_bounded(monkeypatc
 
 
 @on_loop
+async def test_body_goes_on_to_a_sibling_without_a_hole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_shards() as (zero, one, proxy):
+        agent = PairedAgent(one.pool)
+        zero.hears("waf", {1: 1})
+        proxy.ask(1, headers("/", has_body=True), flags=0)
+        agent.answer(await next_event(agent))
+        assert isinstance(await proxy.result(), Answer)
+        with monkeypatch.context() as patch:
+            patch.setattr(relay, "MOST_WAITING", -1)
+            proxy.ask(1, chunk("evil", last=False), flags=0)
+            assert failure(await proxy.result()) == ("overloaded", True)
+        proxy.ask(1, chunk("behind", 1))
+        assert failure(await proxy.result()) == ("overloaded", True)
+        await until(lambda: agent.connection.is_idle)
+        assert [seen for seen in agent.read() if seen.is_event] == []
+
+
+@on_loop
 async def test_what_waited_for_a_link_that_was_given_up_is_never_sent() -> None:
     """It has failed as seen by nobody, and may have been asked elsewhere."""
     asked: list[ProxyRequest] = []

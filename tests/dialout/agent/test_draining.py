@@ -16,14 +16,18 @@ from dialout import (
     Block,
     Cancel,
     CancelReason,
+    Configure,
     Decision,
     Dialect,
+    Health,
+    HealthState,
     Request,
     RequestBodyChunk,
     RequestHeaders,
     codec_for,
     pong_for,
 )
+from dialout.agent import connection as connection_module
 from dialout.dialects import says_draining
 
 from .test_serving import answer, headers, serving
@@ -117,6 +121,68 @@ def test_body_for_which_the_agent_has_no_hook_gets_the_failure_and_no_allow() ->
                 await answer(peer)
                 peer.event(RequestBodyChunk(0, b"x", True), number)
                 assert (await answer(peer)).response.verdict == (Block(500) if uri == "/more" else ALLOW)
+
+    run(main())
+
+
+@ALL
+def test_request_of_an_agent_that_ends_while_it_is_configured_gets_the_failure(dialect: Dialect) -> None:
+    class Slow(Agent):
+        async def on_configure(self, event: Configure) -> None:  # type: ignore[override]
+            await asyncio.Event().wait()
+
+        def on_request_headers(self, event: RequestHeaders) -> Decision:  # type: ignore[override]
+            return ALLOWED
+
+    async def main() -> None:
+        async with serving(Slow(), dialect, config={"a": 1}) as (peer, connection, _):
+            peer.event(headers(), 1)
+            draining = asyncio.create_task(connection.drain(30))
+            frame = await peer.frame()
+            while frame is not None and frame[0] != 0x20:
+                if frame[0] == dialect.ping_type:
+                    peer.send(pong_for(dialect, *frame) or b"")
+                frame = await peer.frame()
+            assert frame is not None, "the agent has closed without an answer"
+            found = codec_for(dialect).decode(*frame)
+            assert isinstance(found, Answer)
+            assert found.response.verdict == Block(500)
+            peer.writer.close()
+            assert await draining
+
+    run(main())
+
+
+def test_agent_that_drains_reports_no_other_health_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would send it new requests again."""
+    monkeypatch.setattr(connection_module, "INTERVAL", 0.01)
+    decide = asyncio.Event()
+    reports: list[HealthState] = []
+
+    class Waits(Agent):
+        async def on_request_headers(self, event: RequestHeaders) -> Decision:  # type: ignore[override]
+            await decide.wait()
+            return ALLOWED
+
+        def health(self) -> Health:
+            return Health(HealthState.HEALTHY)
+
+    async def main() -> None:
+        async with serving(Waits(), Dialect.CORE) as (peer, connection, _):
+            peer.event(headers(), 1)
+            await until(lambda: connection.in_flight == 1, "the request")
+            draining = asyncio.create_task(connection.drain(30))
+            while reports.count(HealthState.DRAINING) < 4:
+                found = await peer.inbound()
+                assert isinstance(found, Health)
+                reports.append(found.state)
+            decide.set()
+            while await peer.inbound() is not None:
+                pass
+            peer.writer.close()
+            assert await draining
+        first = reports.index(HealthState.DRAINING)
+        assert set(reports[first:]) == {HealthState.DRAINING}
 
     run(main())
 

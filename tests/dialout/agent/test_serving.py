@@ -293,6 +293,48 @@ def test_sixth_unreadable_event_in_a_row_ends_the_connection_after_all_answers()
     run(main())
 
 
+@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("has_body", [False, True])
+def test_request_by_the_name_of_one_that_has_no_answer_yet_has_headers_and_context_of_its_own(
+    dialect: Dialect, has_body: bool
+) -> None:
+    """Clients choose the name where a proxy takes their X-Request-Id for it."""
+    first_may_end = asyncio.Event()
+
+    class Keeps(Agent):
+        async def on_request_headers(self, event: RequestHeaders, request: Request) -> Decision:
+            assert request.headers is event
+            assert request.context is None
+            request.context = event.uri
+            if event.uri == "/benign":
+                await first_may_end.wait()
+                return Decision.block(403)
+            return Decision.more() if has_body else ALLOWED
+
+        def on_request_body(self, event: RequestBodyChunk, request: Request) -> Decision:
+            assert request.headers is not None
+            assert request.headers.uri == request.context == "/evil"
+            return Decision.block(451)
+
+    async def main() -> None:
+        async with serving(Keeps(), dialect) as (peer, connection, _):
+            peer.event(headers("/benign"), 1)
+            await until(lambda: connection.in_flight == 1, "the request")
+            peer.event(headers("/evil"), 1)
+            # What is answered behind it shows that both were read.
+            peer.event(headers("/other"), 2)
+            await answer(peer)
+            first_may_end.set()
+            assert (await answer(peer)).response.verdict == Block(403)
+            second = (await answer(peer)).response
+            assert second == (Decision.more() if has_body else ALLOWED)
+            if has_body:
+                peer.event(RequestBodyChunk(0, b"x", True), 1)
+                assert (await answer(peer)).response.verdict == Block(451)
+
+    run(main())
+
+
 @BOTH
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_a_hook_that_fails_for_some_requests_serves_all_others_on_the_same_connection(
@@ -864,6 +906,36 @@ def test_sdk_agents_report_when_asked(agent: Agent, state: HealthState, rules: f
             metrics = await peer.inbound()
             assert isinstance(metrics, Metrics)
             assert [one.value for one in metrics.gauges if one.name == "rules"] == ([] if rules is None else [rules])
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(1), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("later", [False, True], ids=["plain", "async"])
+def test_report_that_fails_in_an_unusual_way_costs_neither_the_connection_nor_the_agent(
+    error: BaseException, later: bool
+) -> None:
+    class Odd(Agent):
+        def on_request_headers(self, event: RequestHeaders) -> Decision:  # type: ignore[override]
+            return Decision.block(403)
+
+        def health(self) -> Awaitable[Health]:
+            if not later:
+                raise error
+            return self.fails()
+
+        async def fails(self) -> Health:
+            await asyncio.sleep(0)
+            raise error
+
+    async def main() -> None:
+        async with serving(Odd()) as (peer, _, _):
+            peer.send(codec_for(Dialect.SDK).encode_health_request() or b"")
+            health = await peer.inbound()
+            assert isinstance(health, Health)
+            assert health.state is HealthState.UNHEALTHY
+            peer.event(headers(), 1)
+            assert await verdicts(peer, 1) == {1: Block(403)}
 
     run(main())
 
