@@ -25,6 +25,7 @@ from dialout import (
     Ping,
     Pong,
     RequestBodyChunk,
+    RequestHeaders,
     ResponseBodyChunk,
     Unreadable,
     pong_for,
