@@ -70,7 +70,7 @@ def test_a_parent_that_ignores_and_blocks_signals_changes_nothing(start_product:
     shard = product.shard_pid(0)
     os.kill(shard, signal.SIGTERM)
     wait_for(lambda: product.shard_pid(0) != shard if product.query("status")["shards"][0]["pid"] else None, "another")
-    [ended] = logged(product.log, "shard ended, starting it again", "supervisor")
+    [ended] = wait_for(lambda: logged(product.log, "shard ended, starting it again", "supervisor"), "its line")
     assert ended["how"] == "exit status 0"
 
 
