@@ -309,7 +309,6 @@ class Relay:
 class RelayedExchange:
     """An exchange that another shard serves. Its later events follow the first one.
 
-
     Once an event of it was not sent, the later ones fail for the same reason. An agent must not see a body with a gap.
     """
 
