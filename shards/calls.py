@@ -73,9 +73,10 @@ class Exchange:
     reason. A late answer to the failed call can then never be taken for the answer to another one.
 
     *forgotten* says that the agent was told to forget the request. *counted* says that the exchange is included in its
-    connection's `exchanges`. *mutated* says that a body mutation in a frame of its own has answered a chunk. *chunks* is
-    above the index of every chunk, of request or response, that has an outcome. *wants_headers* is set for a proxy's
-    exchange until its headers are sent. An agent that takes them sees no body and no response before them.
+    connection's `exchanges`. *mutated* says that a body mutation in a frame of its own has answered a chunk.
+
+    *chunks* is above the index of every chunk, of request or response, that has an outcome. *wants_headers* is set
+    for a proxy's exchange until its headers are sent. An agent that takes them sees no body and no response before.
 
     This class and `Call` have no slots: most attributes are never set for a request that has one event.
     """
