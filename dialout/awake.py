@@ -81,23 +81,23 @@ class Timer:
             self._callback()
 
 
-class AwakeClock:
-    """The awake time of one loop; `clock` makes it."""
+class AwakeClock(AwakeTime):
+    """The awake time of one loop; `clock` makes it.
+
+    A reading of `time.monotonic` or of the loop's clock, minus *slept*, is a time of this clock as well. It takes a
+    third of the 0.4 µs of `time`, and is good enough for a beginning. An end must be judged by `time`.
+    """
+
+    __slots__ = ("__weakref__", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(time.monotonic())
         self.loop = loop
-        self._time = AwakeTime(time.monotonic())
-        self.at = self._time.at
         _look(weakref.ref(self))
 
     def time(self) -> float:
         """Return the awake time in seconds. It is close to the loop's time if the process was never stopped."""
-        return self._time.at(time.monotonic())
-
-    @property
-    def slept(self) -> float:
-        """Seconds by which this clock lags. A time of `time.monotonic` minus this is a time of this clock."""
-        return self._time.slept
+        return self.at(time.monotonic())
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call *callback* after *seconds* of awake time."""

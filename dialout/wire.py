@@ -106,7 +106,7 @@ _SCANNED_ABOVE: Final = 256
 
 
 def has_body(event: RequestHeaders | ResponseHeaders) -> bool:
-    """Whether to announce a body, for a dialect that cannot say "unknown"."""
+    """Whether to announce a body, for a dialect that cannot say "unknown". Most callers look at the event first."""
     return body_by_headers(event.headers) is True if event.has_body is None else event.has_body
 
 

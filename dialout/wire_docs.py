@@ -98,7 +98,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        has_body(event),
+        has_body(event) if event.has_body is None else event.has_body,
         _Metadata(
             correlation_id=correlation_id,
             request_id=metadata.request_id or correlation_id,

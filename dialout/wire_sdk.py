@@ -86,7 +86,7 @@ def _request_headers(event: RequestHeaders, request_id: int, correlation_id: str
         event.method,
         event.uri,
         event.headers,
-        has_body(event),
+        has_body(event) if event.has_body is None else event.has_body,
         _Metadata(
             correlation_id=correlation_id,
             client_ip=metadata.client_ip,

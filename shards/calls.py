@@ -23,8 +23,8 @@ def correlation_id(event: AgentEvent, request_id: int) -> str:
     be taken for the answer to a later one. No id is therefore written unchanged, and none is written twice. Request ids
     of a connection only grow, also when it moves (`shards.requests.Requests.begin_above`).
     """
-    wanted = event.metadata.correlation_id[:MAX_WANTED] if type(event) is RequestHeaders else ""
-    return f"{wanted}#{request_id:x}"
+    wanted = event.metadata.correlation_id if type(event) is RequestHeaders else ""
+    return f"{wanted[:MAX_WANTED]}#{request_id:x}" if wanted else f"#{request_id:x}"
 
 
 class Carrier(Protocol):
@@ -74,9 +74,8 @@ class Exchange:
 
     *forgotten* says that the agent was told to forget the request. *counted* says that the exchange is included in its
     connection's `exchanges`. *mutated* says that a body mutation in a frame of its own has answered a chunk.
-
-    *chunks* is above the index of every chunk, of request or response, that has an outcome. *wants_headers* is set
-    for a proxy's exchange until its headers are sent. An agent that takes them sees no body and no response before.
+    *chunks* is above the index of every chunk, of request or response, that has an outcome. *wants_headers* is set for
+    a proxy's exchange until its headers are sent. An agent that takes them sees no body and no response before them.
 
     This class and `Call` have no slots: most attributes are never set for a request that has one event.
     """

@@ -215,7 +215,7 @@ class Connection(Stream):
             self.pending = Pending(self.kind.dialect)
         self.pending[key] = call
         self.in_flight += 1
-        if type(call.event) is not RequestHeaders and type(call.event) in _BODIES:
+        if type(call.event) in _BODIES:
             # The answer may contain the changed body. In JSON it may be larger than the event, but not than a frame.
             self.decoder.limit = MAX_FRAME_LENGTH
         self.send(frame)
@@ -235,7 +235,7 @@ class Connection(Stream):
         if self.pending is not None and self.pending.get(call.key) is call:
             # The call was given up. Its answer may still come.
             self.pending.abandon()
-        if self.decoder.limit == MAX_FRAME_LENGTH and not self._waits_for_body():
+        if type(call.event) in _BODIES and not self._waits_for_body():
             self.decoder.limit = self.pool.options.max_answer_bytes
 
     def _waits_for_body(self) -> bool:

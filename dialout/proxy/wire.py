@@ -243,7 +243,8 @@ def _read_result(frame_type: int, payload: bytes) -> Answer | Failure:
         raise ProxyWireError(f"a frame of type 0x{frame_type:02x} is for request 0")
     try:
         text = payload[_TO_PROXY.size :]
-        refuse_costly(text, SCANNED_ABOVE)
+        if len(text) > SCANNED_ABOVE:
+            refuse_costly(text, SCANNED_ABOVE)
         if frame_type == 0x20:
             wire = _decode_answer(text)
             response = read_response(wire, text)

@@ -23,9 +23,11 @@ def split_lines(text: str) -> list[str]:
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    r"""Join lines, each with its end. All get ``\r\n`` when the first line of several ends with ``\r``."""
-    carriage = "\r" if len(lines) > 1 and lines[0].endswith("\r") else ""
-    return "".join(f"{line.removesuffix(carriage)}{carriage}\n" for line in lines)
+    r"""Join lines, each with its end. The last one gets ``\r\n`` when all others have that, in a file of such lines."""
+    *others, last = lines or [""]
+    if others and all(line.endswith("\r") for line in others) and not last.endswith("\r"):
+        last += "\r"
+    return "".join(f"{line}\n" for line in (*others, last)) if lines else ""
 
 
 def objection(line: str) -> str | None:

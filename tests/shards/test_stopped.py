@@ -78,7 +78,7 @@ async def test_a_ping_that_is_out_keeps_its_age_when_its_connection_moves() -> N
         agent.connection.ping(7, here.clock.time() - 5)
         # As in two processes, each of which has slept through other times.
         there.clock = AwakeClock(asyncio.get_running_loop())
-        here.clock._time.slept += 100.0
+        here.clock.slept += 100.0
         agent.connection.pinged_at -= 100.0
         offer = agent.connection.as_offer(0.0, 0)
         assert isinstance(offer.state, Established)
