@@ -5,7 +5,9 @@ one with the lowest rank (`LimitedConnection.rank`). The candidates are the peer
 Otherwise they are the connections of the peers with most connections. A new connection is always accepted. So no number
 of open connections can keep other peers out.
 
-Processor: accepting, reading and answering happen in `Turns`, with one connection in a turn of the loop.
+Processor: beginning, reading and answering happen in `Turns`, with one connection in a turn of the loop. Accepting does
+not: one peer would fill the listen queue, and all others would wait behind it. `Limits` says how many accepted
+connections may wait for their turn. At that limit the oldest one of the peer with most of them is closed.
 
 Memory: a read has a largest size, and the unsent bytes are bounded in all. Above the limit the connection with most of
 them is closed first.
@@ -21,7 +23,9 @@ import asyncio
 import contextlib
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from ipc import peers
@@ -30,15 +34,27 @@ from ipc.turns import Turns
 PAUSE = 0.1
 """Seconds without accepting, after descriptors or memory ran out."""
 
+BATCH = 2
+"""Connections accepted in one turn of the loop: twice as many as can begin. That is 40,000 a second."""
+
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Limits(NamedTuple):
-    """The most connections in all, the most of one peer, and the most bytes in all that wait for peers to read."""
+    """The most connections in all, the most of one peer, the most unsent bytes in all, and the most *pending* ones.
+
+    Pending connections are accepted and wait for their turn to begin. They count beside the others.
+    """
 
     connections: int
     each: int
     unsent: int
+    pending: int
+
+    @property
+    def descriptors(self) -> int:
+        """Descriptors that all of them take."""
+        return self.connections + self.pending
 
 
 class LimitedListener:
@@ -59,16 +75,19 @@ class LimitedListener:
         self.connections: dict[LimitedConnection, None] = {}
         self._sock, self._make, self._limits = sock, make, limits
         self._resume: asyncio.TimerHandle | None = None
-        self._is_closed = False
+        self._pending: dict[Hashable, deque[socket.socket]] = {}
         sock.setblocking(False)
         self._watch()
 
     def close(self) -> None:
         """Stop accepting, and close every connection."""
-        self._is_closed = True
         if self._resume is not None:
             self._resume.cancel()
         self.loop.remove_reader(self._sock.fileno())
+        for waiting in self._pending.values():
+            for sock in waiting:
+                sock.close()
+        self._pending.clear()
         for connection in list(self.connections):
             connection.close()
 
@@ -86,29 +105,51 @@ class LimitedListener:
         self.loop.add_reader(self._sock.fileno(), self._acceptable)
 
     def _acceptable(self) -> None:
-        self.loop.remove_reader(self._sock.fileno())
-        self.turns.take(self, self._accept)
+        for _ in range(BATCH):
+            try:
+                sock, _ = self._sock.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self.loop.remove_reader(self._sock.fileno())
+                    self._resume = self.loop.call_later(PAUSE, self._watch)
+                # Else the queue is empty, or that peer has gone.
+                return
+            try:
+                peer = peer_of(sock)
+            except OSError:
+                sock.close()
+                continue
+            self._put(sock, peer)
 
-    def _accept(self) -> None:
-        if self._is_closed:
-            return
-        try:
-            sock, _ = self._sock.accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                self._resume = self.loop.call_later(PAUSE, self._watch)
-            else:
-                # The listen queue is empty, or the peer has gone.
-                self._watch()
-            return
-        # Take the next turn for accepting, behind the waiting work of peers.
-        self.turns.take(self, self._accept)
+    def _put(self, sock: socket.socket, peer: Hashable) -> None:
+        """Let *sock* wait for its turn to begin, in place of an older one where too many wait."""
+        pending = self._pending
+        if sum(map(len, pending.values())) >= self._limits().pending:
+            largest = max(pending, key=lambda one: (len(pending[one]), one == peer))
+            if len(pending[largest]) == 1:
+                sock.close()
+                return
+            pending[largest].popleft().close()
+        if peer in pending:
+            pending[peer].append(sock)
+        else:
+            pending[peer] = deque([sock])
+            self._take_turn(peer)
+
+    def _take_turn(self, peer: Hashable) -> None:
+        # Beside the turns of what has begun: with all of that at work a newcomer would wait for each of them.
+        self.turns.take((self, peer), partial(self._begin, peer))
+
+    def _begin(self, peer: Hashable) -> None:
+        waiting = self._pending.get(peer)
+        if waiting is None:
+            return  # The listener was closed.
+        sock = waiting.popleft()
+        if waiting:
+            self._take_turn(peer)
+        else:
+            del self._pending[peer]
         sock.setblocking(False)
-        try:
-            peer = peer_of(sock)
-        except OSError:
-            sock.close()
-            return
         if (lowest := self._in_the_way(peer)) is not None:
             lowest.close()
         connection = self._make(self, sock, peer)

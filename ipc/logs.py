@@ -35,7 +35,7 @@ MOST_REPEATS = 10
 MOST_LINES = 300
 """Lines of one kind per second, about all things together. Unknown peers must not be able to fill up a disk.
 
-A line has 200 to 400 bytes. So agents with made-up ids cause at most 100 kB per second. 20,000 lines would be 8 MB.
+A line has 200 to 400 bytes. So agents with made-up ids cause at most 100 kB per second in each process, not 8 MB.
 """
 
 

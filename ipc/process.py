@@ -103,7 +103,7 @@ class DescriptorBudget:
 
     The reserve is necessary. libzmq 4.3.5 aborts the process when accepting a peer of an ``ipc://`` socket fails with
     EMFILE (an assertion in ipc_listener.cpp). So one shard that connects to the bus at the limit would cost every agent
-    its connection. Operators' queries take up to 32 descriptors of the reserve. *expected* is the number of descriptors
+    its connection. Operators' queries take up to 48 descriptors of the reserve. *expected* is the number of descriptors
     that the process will open later for itself.
     """
 

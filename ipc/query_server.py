@@ -39,10 +39,10 @@ class Access(NamedTuple):
     part: float
 
 
-OPERATORS = Access(Limits(connections=32, each=32, unsent=64 * 1024 * 1024), 1.0)
+OPERATORS = Access(Limits(connections=32, each=32, unsent=64 * 1024 * 1024, pending=16), 1.0)
 """For the user of shardgate. Its descriptors come out of the reserve of `ipc.process.DescriptorBudget`."""
 
-LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024), 0.1)
+LOOKERS = Access(Limits(connections=32, each=8, unsent=8 * 1024 * 1024, pending=32), 0.1)
 """For users with read-only access. A `DescriptorBudget` counts these connections as expected."""
 
 _BURST = 0.1

@@ -43,8 +43,8 @@ from shards.calls import Call, Outcome
 from shards.kind import Kind
 from shards.pending import Pending
 from shards.requests import Requests, may_be_about
-from shards.spending import ANSWER, BURST, READ_BYTE, SUSPICIOUS, Spending
-from shards.stream import READ_SIZE, SMALL_READ, Host, Stream
+from shards.spending import ANSWER, BURST, FRAME, READ_BYTE, SUSPICIOUS, Spending
+from shards.stream import SMALL_READ, Host, Stream
 
 MOST_CARRIED = 64 * 1024
 """Bytes in each direction that move with a connection. The message that carries them has a limit."""
@@ -404,11 +404,11 @@ class Connection(Stream):
         if not self.watched:
             # This may include the time of another process.
             self.watched = spent > SUSPICIOUS
-            spent = 0.0
+            spent = self.useless * FRAME
         spent += self.useless_bytes * READ_BYTE
         if spent > 0:
             left = self.pool.spending.charge(self.number, self.agent.agent_id, spent, monotonic())
-            self.read_size = READ_SIZE if left > BURST / 2 else SMALL_READ
+            self.read_size = SMALL_READ
             if left < 0:
                 reason = f"its frames that answer nothing took more than {BURST * 1000:.0f} ms of the processor"
                 self.close(CloseCode.BAD_FRAME, reason)

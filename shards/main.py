@@ -109,7 +109,7 @@ class Shard:
             self.report,
             lambda: self._pool.requests.latency,
         )
-        looking = 0 if status_dir is None else LOOKERS.limits.connections
+        looking = 0 if status_dir is None else LOOKERS.limits.descriptors
         self._budget = process.DescriptorBudget(expected=8 + looking)
 
     async def run(self) -> None:

@@ -38,7 +38,7 @@ from shards.kind import Kind
 from shards.pool_api import PoolApi
 from shards.requests import Requests
 from shards.spending import Spending
-from shards.stream import SMALL_READ, Stream
+from shards.stream import Stream
 
 UPKEEP_SECONDS = 1.0
 """Seconds between rounds of upkeep: pings that are due, dead connections, ended sessions."""
@@ -61,7 +61,7 @@ MOST_KINDS = 1000
 """Kinds of agents that are remembered. There are few, unless agents make them up."""
 
 MOST_READS = 256
-"""Reads of one connection in a row, enough for a full socket buffer."""
+"""Reads of one connection in a row, enough for a socket buffer full of answers, or for 256 KiB of other frames."""
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -151,7 +151,7 @@ class AgentPool(PoolApi):
         agent.connections[offer.number] = self.connections[offer.number] = connection
         connection.on_closed = on_closed
         if self.spending.owes(offer.agent_id, monotonic()):
-            connection.read_size, connection.watched = SMALL_READ, True
+            connection.watched = True
         self.adopted_total += 1
         connection.start(offer.unsent, offer.residue)
         return connection

@@ -8,8 +8,8 @@ descriptors run out. It handles the errors of accept(2) as follows:
 - EMFILE, ENFILE, ENOBUFS, ENOMEM: accepting pauses for 100 ms, which is logged once a second at most. When descriptors
   are exhausted, a reserved one is given up to accept the head of the queue, and to refuse it with an answer.
 
-EMFILE should not happen: accepting stops before the limit. Further connections are accepted one at a time, and refused
-with an answer.
+EMFILE should not happen: accepting stops before the limit. Refused connections and unfinished handshakes make room
+then. When there are none, further connections are accepted one at a time, and refused with an answer.
 """
 
 import asyncio
@@ -23,13 +23,17 @@ from dialout import ErrorCode, Rejection, awake
 from ipc.logs import get_logger
 from ipc.process import DescriptorBudget, descriptor_limit, open_descriptors
 from ipc.query_server import LOOKERS
-from supervisor.admin.http import MOST_CONNECTIONS
+from supervisor.admin.http import admin_limits
 from supervisor.farewell import Farewell
+from supervisor.handshakes import Handshakes
 from supervisor.listeners import Listener, tune_tcp
 from supervisor.newcomer import Newcomer
 
 BATCH = 64
 """Most connections that are accepted from one listener in one turn of the loop."""
+
+MADE_AT_ONCE = 16
+"""Descriptors freed at a time when none is left: who is to go is looked for once."""
 
 MOST_UNDER_WAY = 8192
 """Most connections between accept and commit. With more, accepting pauses, and the rest wait in the listen queue."""
@@ -59,7 +63,8 @@ class TooFewDescriptors(Exception):
 
 def spare_descriptors(*, has_admin: bool, has_status_dir: bool) -> int:
     """Descriptors of the supervisor for connections to the admin endpoint and to the status directory."""
-    return (MOST_CONNECTIONS if has_admin else 0) + (LOOKERS.limits.connections if has_status_dir else 0)
+    admin = admin_limits().descriptors if has_admin else 0
+    return admin + (LOOKERS.limits.descriptors if has_status_dir else 0)
 
 
 def check_descriptors(*, shards: int, listeners: int, spare: int) -> None:
@@ -83,7 +88,7 @@ def _nothing() -> None:
 
 
 class Acceptor:
-    """Accepts from all listeners. *begin* gets each new connection.
+    """Accepts from all listeners. *handshakes* gets each new connection, and makes room when descriptors run out.
 
     *under_way* returns the number of connections that are neither in a pool nor refused. *held* returns the number of
     agents' descriptors in this process, refused ones that are being closed among them. *spare* descriptors are left to
@@ -93,7 +98,7 @@ class Acceptor:
     def __init__(
         self,
         listeners: list[Listener],
-        begin: Callable[[Newcomer], None],
+        handshakes: Handshakes,
         farewell: Farewell,
         under_way: Callable[[], int],
         held: Callable[[], int],
@@ -109,7 +114,7 @@ class Acceptor:
         self._listeners = listeners
         self._former: list[Listener] = []
         self._is_on = False
-        self._begin = begin
+        self._handshakes, self._begin = handshakes, handshakes.begin
         self._farewell = farewell
         self._under_way, self._held = under_way, held
         self._shards = shards
@@ -137,8 +142,8 @@ class Acceptor:
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a descriptor for one more agent."""
-        return self.room > 0
+        """Whether there is a descriptor for one more agent, or can be."""
+        return self.room + self._handshakes.yielding > 0
 
     @property
     def room(self) -> int:
@@ -191,6 +196,9 @@ class Acceptor:
             self._pause()
             return
         room = self.room
+        if room <= 0:
+            self._handshakes.make_room(MADE_AT_ONCE)
+            room = self.room
         if room <= 0:
             self._warn("out of descriptors; raise the open files limit", listener)
             # Refused agents that have not read their answer may use half of the reserve.

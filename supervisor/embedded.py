@@ -108,7 +108,7 @@ class ReverseConnectionListener:
         self._closed = self._loop.create_future()
         self._acceptor = Acceptor(
             [self._listener],
-            self._handshakes.begin,
+            self._handshakes,
             self._farewell,
             lambda: len(self._handshakes) + len(self._over_limit) + len(self._held),
             lambda: len(self._handshakes) + len(self._over_limit) + len(self._farewell) + self._connections,

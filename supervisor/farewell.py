@@ -11,6 +11,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from time import monotonic
 
 from dialout import ErrorCode, Rejection, awake, rejection_frame
@@ -115,6 +116,13 @@ class Farewell:
             self.silent += 1
         self._log.debug("reset before the registration was complete", received=len(newcomer.received))
         newcomer.close()
+
+    def make_room(self, places: int) -> int:
+        """Close so many of the oldest that linger; returns how many there were. They have had their answer."""
+        oldest = list(islice(self._lingering.values(), places))
+        for newcomer in oldest:
+            self._end(newcomer)
+        return len(oldest)
 
     def close(self) -> None:
         """Close everything that still lingers."""

@@ -8,11 +8,15 @@ same timeout.
 `max_handshakes_per_peer`. When no place is left, the *oldest* unfinished handshake of that peer (or of all) is refused,
 not the new one. So silent peers cannot keep out a peer that sends at once. An agent is refused only after as many newer
 silent connections as the cap has places. It gets a last read before that.
+
+**Descriptors.** When they run out (`make_room`), refused connections are closed first, since they have their answer.
+After them the oldest unfinished handshakes of the peer with most of them are refused.
 """
 
 import asyncio
 import os
 from collections.abc import Callable
+from itertools import islice
 from time import monotonic
 
 from dialout import (
@@ -85,6 +89,20 @@ class Handshakes:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    @property
+    def yielding(self) -> int:
+        """Descriptors that `make_room` can free."""
+        return len(self._waiting) + len(self._farewell)
+
+    def make_room(self, places: int) -> None:
+        """Free so many descriptors, or fewer where the peer that has most unfinished handshakes has not so many."""
+        places -= self._farewell.make_room(places)
+        if places > 0 and self._by_peer:
+            of_peer = max(self._by_peer.values(), key=len)
+            for oldest in list(islice(of_peer.values(), places)):
+                if oldest.fd in self._waiting:
+                    self._push_out(oldest, linger=False)
 
     def _read(self, newcomer: Newcomer) -> None:
         """Read the bytes that have arrived, and process them."""
@@ -169,8 +187,11 @@ class Handshakes:
             del self._by_peer[newcomer.waits_as]
         self._readiness.forget(newcomer.fd)
 
-    def _push_out(self, oldest: Newcomer) -> None:
-        """Refuse *oldest*, unless a last read finishes its handshake. Its place is free after that."""
+    def _push_out(self, oldest: Newcomer, *, linger: bool = True) -> None:
+        """Refuse *oldest*, unless a last read finishes its handshake. Its place is free after that.
+
+        Without *linger* its descriptor is free, too.
+        """
         self._read(oldest)
         if oldest.fd in self._waiting:
             self._reject(
@@ -178,13 +199,21 @@ class Handshakes:
                 ErrorCode.OVERLOADED,
                 "too many handshakes in progress; send the registration right after connecting",
                 retry_after_ms=1000,
+                linger=linger,
             )
 
-    def _reject(self, newcomer: Newcomer, code: ErrorCode, message: str, *, retry_after_ms: int | None = None) -> None:
+    def _reject(
+        self,
+        newcomer: Newcomer,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after_ms: int | None = None,
+        linger: bool = True,
+    ) -> None:
         self._forget(newcomer)
-        self._farewell.reject(
-            newcomer, Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
-        )
+        rejection = Rejection(code, message, answer_type=newcomer.answer_type, retry_after_ms=retry_after_ms)
+        self._farewell.reject(newcomer, rejection, linger=linger)
 
     def _expire(self) -> None:
         self._timer = None

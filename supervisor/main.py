@@ -169,7 +169,7 @@ class Supervisor:
         self._handshakes = Handshakes(config, self._readiness, self._farewell, self._admission.admit)
         self._acceptor = Acceptor(
             listeners,
-            self._handshakes.begin,
+            self._handshakes,
             self._farewell,
             self._count_under_way,
             lambda: self._count_under_way() + len(self._farewell),

@@ -5,7 +5,7 @@ connection takes the place of another one. So no number of connections keeps a h
 `HttpConnection.rank` decides which connection is closed, in this order: an incomplete header, an idle connection, an
 unread answer, a request at work, a stream.
 
-Accepting, reading, answering and rendering share `PART` of a processor (`ipc.turns`), with one request in a turn of the
+Reading, answering and rendering share `PART` of a processor (`ipc.turns`), with one request in a turn of the
 loop. So many requests in a row do not delay agents.
 """
 
@@ -31,6 +31,9 @@ MOST_CONNECTIONS = 32
 
 MOST_OF_A_PEER = 24
 """The most open connections of one address, or of one user of a Unix socket."""
+
+MOST_PENDING = 64
+"""Connections that wait for their turn to begin: more than one client has that asks for as much as it can."""
 
 MOST_UNREAD = 1 << 20
 """Bytes of a stream that may wait for its client to read."""
@@ -112,7 +115,7 @@ class HttpServer:
 
     def accept_on(self, sock: socket.socket) -> None:
         """Accept on *sock*, and stop accepting on the socket before it."""
-        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, _limits, self._turns)]
+        old, self._listeners = self._listeners, [LimitedListener(sock, self._connection, admin_limits, self._turns)]
         for listener in old:
             listener.close()
 
@@ -313,5 +316,6 @@ class HttpConnection(LimitedConnection):
         return not self.is_closed
 
 
-def _limits() -> Limits:
-    return Limits(MOST_CONNECTIONS, MOST_OF_A_PEER, MOST_UNREAD_IN_ALL)
+def admin_limits() -> Limits:
+    """What all clients together may take."""
+    return Limits(MOST_CONNECTIONS, MOST_OF_A_PEER, MOST_UNREAD_IN_ALL, MOST_PENDING)

@@ -29,6 +29,7 @@ class Live:
         self._timer: asyncio.TimerHandle | None = None
         self._seen: Hashable = None
         self._due = 0.0
+        self._made = (b"", -LOOK)
 
     @property
     def is_full(self) -> bool:
@@ -36,8 +37,10 @@ class Live:
         return len(self._streams) >= MOST_STREAMS
 
     def first(self) -> bytes:
-        """The first bytes of a stream."""
-        return b"retry: 1000\n\n" + self._message()
+        """The first bytes of a stream. While others watch, its snapshot may be `LOOK` old."""
+        message, at = self._made
+        is_recent = self._timer is not None and self._loop.time() - at < LOOK
+        return b"retry: 1000\n\n" + (message if is_recent else self._message())
 
     def follow(self, stream: Stream) -> None:
         """Send snapshots to *stream* until its client is gone."""
@@ -76,4 +79,6 @@ class Live:
 
     def _message(self) -> bytes:
         # JSON text has no newline of its own.
-        return b"data: " + self._snapshot() + b"\n\n"
+        message = b"data: " + self._snapshot() + b"\n\n"
+        self._made = (message, self._loop.time())
+        return message

@@ -188,7 +188,7 @@ async def test_two_questions_at_once_and_a_long_one_are_answered_with_an_error(l
 @scenario
 async def test_one_user_of_many_takes_only_own_places(loop: Loop, folder: Path) -> None:
     """With another limit for one user than for all, the connection that has waited longest makes room."""
-    access = Access(Limits(connections=8, each=3, unsent=1 << 20), 1.0)
+    access = Access(Limits(connections=8, each=3, unsent=1 << 20, pending=8), 1.0)
     server = QueryServer(folder / "server", {"echo": lambda arguments: arguments}, access=access)
     clients = [await asyncio.open_unix_connection(str(folder / "server")) for _ in range(5)]
     for reader, _ in clients[:2]:

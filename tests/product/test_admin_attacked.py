@@ -80,6 +80,24 @@ print("asked", flush=True)
 sys.stdin.readline()
 """
 
+FLOOD = """
+import socket, sys
+host, port = sys.argv[1].rsplit(":", 1)
+number = 0
+while True:
+    sock = socket.socket()
+    sock.settimeout(1)
+    try:
+        sock.bind(("127.0.0.2", 0))
+        sock.connect((host, int(port)))
+    except OSError:
+        pass
+    sock.close()
+    number += 1
+    if number == 3000:
+        print("flooding", flush=True)
+"""
+
 DEADLINE = 2.0
 """Seconds for an answer to a health check: Kubernetes waits one by default, on machines that are less busy."""
 
@@ -136,6 +154,7 @@ def said(product: Product, request: bytes) -> bytes:
         pytest.param(UNREAD, (40, "/metrics"), id="40 that read nothing"),
         pytest.param(UNREAD, (40, "/agents.json?after=@"), id="40 pages of agents"),
         pytest.param(UNREAD, (40, "/live"), id="40 that watch"),
+        pytest.param(FLOOD, (), id="a flood of connections"),
     ],
 )
 def test_health_check_is_answered_and_agents_register(

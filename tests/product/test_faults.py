@@ -15,7 +15,7 @@ from support.fences import descriptors, sockets
 from support.product import Product, StartProduct
 from support.waiting import wait_for
 
-from dialout import Dialect, parse_registration_response
+from dialout import Dialect, encode_frame, parse_registration_response
 from ipc.process import DescriptorBudget
 
 
@@ -227,6 +227,22 @@ def test_listener_out_of_descriptors_answers_and_recovers(start_product: StartPr
         agent.close()
     with Agent(product.socket) as agent:
         assert agent.register("lucky").accepted
+
+
+@pytest.mark.parametrize(
+    "first", [b"", registration("slow")[:20], encode_frame(0x03, b"no registration")], ids=["silent", "half", "refused"]
+)
+def test_contacts_that_hold_all_descriptors_make_room_for_an_agent(start_product: StartProduct, first: bytes) -> None:
+    product = start_product()
+    pid = product.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(descriptors(pid)) + DescriptorBudget.RESERVE + 40, hard))
+    with ExitStack() as stack:
+        for number in range(20):
+            for _ in range(10):
+                stack.enter_context(Agent(product.socket)).send(first)
+            with Agent(product.socket) as agent:
+                assert agent.register(f"agent-{number}").accepted
 
 
 def has_restarted(product: Product, times: int) -> bool:

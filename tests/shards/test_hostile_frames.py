@@ -18,6 +18,7 @@ from ipc.options import PoolOptions
 from shards import connection as connections
 from shards.calls import Exchange
 from shards.pool import UPKEEP_SECONDS, AgentPool
+from shards.stream import READ_SIZE, SMALL_READ
 
 FLOATS: Final = b'{"request_id":1,"decision":"allow","audit":{"custom":{"a":[%b0]}}}' % (b"1e308," * 10_000)
 HELD: Final = PoolOptions(max_held_bytes=1_000_000, frame_timeout=UPKEEP_SECONDS * 3)
@@ -161,6 +162,41 @@ async def test_connection_that_answers_what_it_is_asked_is_not_closed_for_its_wo
             agent.frame(0xE1, b'{"state":"healthy"}')
             await all_done(*asked)
         assert agent.connection.fd >= 0
+
+
+@on_loop
+async def test_read_takes_few_frames_until_an_agent_has_answered_a_read_full() -> None:
+    with pool_of_this_loop() as pool:
+        agent = PairedAgent(pool)
+        tiny = struct.pack(">IB", 1, 0x77) * 5000
+        agent.send(tiny)
+        agent.connection.read()
+        assert 0 < agent.connection.frames <= SMALL_READ // 5
+        await until(lambda: agent.connection.frames == 5000)
+        asked = [Asked(pool, "waf", headers(str(number))) for number in range(100)]
+        await turns()
+        for seen in agent.read():
+            agent.answer(seen)
+        await all_done(*asked)
+        assert agent.connection.read_size == READ_SIZE
+        agent.send(tiny[:5])
+        await until(lambda: agent.connection.frames == 5101)
+        assert agent.connection.read_size == SMALL_READ
+
+
+@on_loop
+async def test_useless_frames_count_however_few_of_them_come_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No read takes long enough to be looked at.
+    monkeypatch.setattr(connections, "SUSPICIOUS", 1000.0)
+    with pool_of_this_loop() as pool:
+        ends = ending(pool)
+        agent, other = PairedAgent(pool, "hostile"), PairedAgent(pool)
+        few = struct.pack(">IB", 1, 0x77) * 100
+        while agent.connection.fd >= 0 and agent.connection.frames < 500_000:
+            await pieces_sent(agent, few)
+        [(code, detail)] = ends.of("hostile")
+        assert (code, "processor" in detail) == (CloseCode.BAD_FRAME, True)
+        assert other.connection.fd >= 0
 
 
 @on_loop
