@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import header_names, header_values, words
+from support.strategies import header_json, header_names, header_values, words
 
 from dialout import (
     ALLOW,
@@ -158,7 +158,7 @@ mutations = st.none() | st.builds(BodyMutation, st.none() | blobs, u32)
 @st.composite
 def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
     dialect = draw(dialects)
-    params = st.dictionaries(texts, texts if dialect is Dialect.CORE else json_values, max_size=3)
+    params = st.dictionaries(header_values, header_values if dialect is Dialect.CORE else header_json, max_size=3)
     final = st.one_of(
         st.builds(Block, statuses, maybe, st.none() | st.dictionaries(header_names, header_values, max_size=3)),
         st.builds(Redirect, words, statuses),
@@ -176,7 +176,7 @@ def responses(draw: st.DrawFn) -> tuple[Dialect, Decision]:
         None if sdk else draw(mutations),
         draw(websocket_decisions) if dialect is Dialect.CORE else None,
         draw(st.builds(Audit, tags, tags, tags, st.none() | floats, custom)),
-        {} if sdk else draw(st.dictionaries(texts, texts, max_size=3)),
+        {} if sdk else draw(st.dictionaries(header_values, header_values, max_size=3)),
         needs_more,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import header_names, header_values, words
+from support.strategies import header_json, header_names, header_values, words
 
 from dialout import (
     ALLOWED,
@@ -84,7 +84,7 @@ REST: dict[str, st.SearchStrategy[Any]] = {
     "response_body_mutation": MUTATION,
     "websocket_decision": st.sampled_from([None, "allow", "drop"]) | st.builds(WebSocketClose, U16, TEXT),
     "audit": AUDIT,
-    "routing_metadata": st.dictionaries(TEXT, TEXT, max_size=2),
+    "routing_metadata": st.dictionaries(header_values, header_values, max_size=2),
 }
 RESPONSES = st.one_of(
     st.just(ALLOWED),
@@ -93,7 +93,7 @@ RESPONSES = st.one_of(
         Decision,
         st.builds(Block, STATUS, MAYBE, st.none() | st.dictionaries(header_names, header_values, max_size=2))
         | st.builds(Redirect, words, STATUS)
-        | st.builds(Challenge, words, CUSTOM),
+        | st.builds(Challenge, words, st.dictionaries(header_values, header_json, max_size=2)),
         needs_more=st.booleans(),
         **REST,
     ),
