@@ -90,6 +90,7 @@ class AgentPool(PoolApi):
         self.at_work = private_note()
         self._owns_readiness = readiness is None
         self._strategy, self._full_at = self.options.strategy, self.options.full_at
+        self.close_at = self.options.close_at
         self.holding: Holding[Stream] = Holding(self.options.max_held_bytes)
         self.spending = Spending()
         self.requests = Requests(shard, self.options, self._select)

@@ -328,9 +328,10 @@ class Requests:
         self._deadlines.remove(call, call.timeout)
         exchange = call.exchange
         seconds = monotonic() - call.began
-        if isinstance(outcome, PoolError):
+        failure = outcome if isinstance(outcome, PoolError) else None
+        if failure is not None:
             if over:
-                exchange.over = outcome
+                exchange.over = failure
                 if exchange.counted:
                     _discount(exchange)
         else:
@@ -349,8 +350,8 @@ class Requests:
             elif not exchange.waiting:
                 self._ended(exchange)
         call.on_done(call, outcome)
-        if isinstance(outcome, PoolError) and not call.handed_on:
-            self.count_failure(outcome.code, seconds)
+        if failure is not None and not call.handed_on:
+            self.count_failure(failure.code, seconds)
         if exchange.waiting:
             self._go_on(exchange)
 

@@ -34,6 +34,7 @@ class Host(Protocol):
     """The interface of a pool that its streams use."""
 
     options: PoolOptions
+    close_at: int
     readiness: Readiness
     holding: "Holding[Stream]"
     at_work: memoryview
@@ -125,7 +126,7 @@ class Stream(ABC):
 
     def send(self, frame: bytes) -> None:
         """Queue a frame. It leaves in one write with all other frames of this turn of the loop."""
-        self.waiting_bytes += len(frame)
+        waiting = self.waiting_bytes = self.waiting_bytes + len(frame)
         if self.sending is not None:
             self._pile_up(frame)
         elif self.out is None:
@@ -133,8 +134,8 @@ class Stream(ABC):
             self.pool.write_soon(self)
         else:
             self.out.append(frame)
-        if self.waiting_bytes > self.pool.options.close_at:
-            reason = f"the agent does not read: {self.waiting_bytes} bytes wait for it"
+        if waiting > self.pool.close_at:
+            reason = f"the agent does not read: {waiting} bytes wait for it"
             self.pool.close_soon(self, CloseCode.NOT_READING, reason)
 
     def close(self, code: CloseCode, reason: str) -> None:
