@@ -159,7 +159,11 @@ class Admission:
         else:
             shards = self._ledger.live_shards(key)
         probe = Probe(opened.probe, key if is_agent(key) else "")
-        if self._probes.ask(opened, {shard for shard in shards if self._send(shard, probe)}):
+        for shard in shards:
+            # A shard that cannot be told has ended as a rule, and `shard_gone` is about to say so. Its slots are free
+            # then. To decide without its answer refused agents whose connections had ended with it.
+            self._send(shard, probe)
+        if self._probes.ask(opened, set(shards)):
             self._decide(opened)
 
     def _decide(self, done: Round[Newcomer]) -> None:
