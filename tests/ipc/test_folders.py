@@ -24,13 +24,13 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.usefixtures("umask")
-def test_parents_of_a_runtime_directory_are_open_to_pass_and_closed_to_change(tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-    RuntimeDir(tmp_path / "a/b/run").create()
-    assert [mode(tmp_path / path) for path in ("a", "a/b", "a/b/run")] == [0o755, 0o755, 0o700]
-    create_status_dir(str(tmp_path / "a/c/status"), 0o750, None)
-    assert [mode(tmp_path / path) for path in ("a/c", "a/c/status")] == [0o755, 0o2750]
-    assert mode(tmp_path) == 0o711, "what was there stays as it is"
+def test_parents_of_a_runtime_directory_are_open_to_pass_and_closed_to_change(folder: Path) -> None:
+    folder.chmod(0o711)
+    RuntimeDir(folder / "a/b/run").create()
+    assert [mode(folder / path) for path in ("a", "a/b", "a/b/run")] == [0o755, 0o755, 0o700]
+    create_status_dir(str(folder / "a/c/status"), 0o750, None)
+    assert [mode(folder / path) for path in ("a/c", "a/c/status")] == [0o755, 0o2750]
+    assert mode(folder) == 0o711, "what was there stays as it is"
 
 
 def test_a_folder_that_is_there_is_left_alone_and_a_file_is_not_taken_for_one(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_agents_of_every_dialect_register_over_every_transport_and_are_in_the_po
             answer = json.loads(frame[1])
             assert answer["accepted"] is answer["success"] is True
             assert answer["assigned_id"] == answer["connection_id"]
-            assert agent.ping(dialect) == (dialect.pong_type, b'{"timestamp":7}')
+            number_of_ping = b'{"sequence":7}' if dialect is Dialect.CORE else b'{"timestamp":7}'
+            assert agent.ping(dialect, number_of_ping) == (dialect.pong_type, number_of_ping)
 
     rows = {row["agent_id"]: row for row in product.connections()}
     assert len(rows) == len(agents) == 9

@@ -160,9 +160,9 @@ agents {
 """
 
 
-def test_check_names_what_it_does_not_read_of_a_proxys_file(cli: Cli, tmp_path: Path) -> None:
+def test_check_names_what_it_does_not_read_of_a_proxys_file(cli: Cli, tmp_path: Path, rundir: Path) -> None:
     file = tmp_path / "zentinel.kdl"
-    file.write_text(PROXY + f'reverse-listener {{ path "a.sock"; runtime-dir "{tmp_path}/run" }}\n')
+    file.write_text(PROXY + f'reverse-listener {{ path "a.sock"; runtime-dir "{rundir}/run" }}\n')
     done = cli("check", "--file-only", file)
     assert done.returncode == 0
     last = done.stdout.splitlines()[-1]

@@ -86,7 +86,9 @@ def test_there_are_enough_mistakes() -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_found_with_its_line_and_what_would_be_right(name: str, cli: Cli, tmp_path: Path) -> None:
+def test_a_mistake_is_found_with_its_line_and_what_would_be_right(
+    name: str, cli: Cli, tmp_path: Path, rundir: Path
+) -> None:
     nodes, line, wrong, right = MISTAKES[name]
     file = tmp_path / "a.kdl"
     file.write_text(f"reverse-listener {{\n{nodes}\n}}\n")
@@ -100,9 +102,9 @@ def test_a_mistake_is_found_with_its_line_and_what_would_be_right(name: str, cli
     assert "hunter2" not in problem
 
     # In this process, which would go on to serve if the file were good enough.
-    run = cli("run", "--config", file, "--runtime-dir", tmp_path / "run")
+    run = cli("run", "--config", file, "--runtime-dir", rundir / "run")
     assert (run.returncode, run.stdout, run.stderr) == (78, "", checked.stderr)
-    assert not (tmp_path / "run").exists()
+    assert not (rundir / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -116,18 +118,20 @@ def test_a_mistake_is_found_with_its_line_and_what_would_be_right(name: str, cli
         ('reverse-listener {\n auth {\n token-file "none"\n }\n}\n', "none: cannot be read: No such file or directory"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_wrong_as_a_whole_exits_78_as_a_process_too(content: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_as_a_whole_exits_78_as_a_process_too(
+    content: str, said: str, tmp_path: Path, rundir: Path
+) -> None:
     file = tmp_path / "a.kdl"
     file.write_text(content)
 
-    for command in (["check", str(file)], ["run", "--config", str(file), "--runtime-dir", str(tmp_path / "run")]):
+    for command in (["check", str(file)], ["run", "--config", str(file), "--runtime-dir", str(rundir / "run")]):
         done = subprocess.run(
             [sys.executable, "-P", "-m", "shardgate", *command],
             capture_output=True, text=True, env=environment(), check=False, timeout=120,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (78, "")
         assert said in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not (rundir / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ NOT_HERE = [
     ('tcp-address "[::1]:9" "[0:0::1]:9"', "have an address in common"),
     ('runtime-dir "FOLDER/file"', "is not a directory"),
     ('runtime-dir "FOLDER/file/run"', "is not a directory"),
-    (f'runtime-dir "FOLDER/{"x" * 90}"', "bytes too long: the paths of sockets in it"),
+    (f'runtime-dir "FOLDER/{"x" * 90}"', "bytes too long for Unix sockets in it"),
     ('admin {\nlisten "FOLDER/none/admin.sock"\n}', "the folder FOLDER/none is not there"),
     ('admin {\nlisten "192.0.2.1:0"\nallow-remote true\n}', "cannot listen: Cannot assign requested address"),
     ('admin {\nlisten "FOLDER/./a.sock"\n}\npath "FOLDER/sub/../a.sock"', "agents register at"),
