@@ -8,7 +8,7 @@ from typing import Self
 
 import pytest
 from support.agents import Agent
-from support.product import Product, StartProduct
+from support.product import StartProduct
 from support.waiting import wait_for
 
 from dialout import Dialect, RegistrationResponse, encode_frame
@@ -16,12 +16,6 @@ from dialout import Dialect, RegistrationResponse, encode_frame
 
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def tcp_address(product: Product) -> tuple[str, int]:
-    listeners = product.query("status")["supervisor"]["listeners"]
-    host, _, port = next(row["address"] for row in listeners if row["kind"] == "tcp").rpartition(":")
-    return host, int(port)
 
 
 @pytest.mark.parametrize("dialect", [Dialect.SDK, Dialect.CORE])
@@ -113,7 +107,7 @@ def test_one_token_does_not_take_every_descriptor(start_product: StartProduct, t
 
 def test_one_peer_does_not_take_every_descriptor(start_product: StartProduct) -> None:
     product = start_product("--tcp", "127.0.0.1:0", shards=1, prefix=LOW)
-    with Crowd(tcp_address(product)) as crowd:
+    with Crowd(product.tcp_address()) as crowd:
         refused = crowd.fill("any")
         assert (refused.error_code, refused.retry_after_ms) == ("overloaded", 1000)
         assert "what is left is for others" in (refused.error or "")
@@ -124,7 +118,7 @@ def test_limits_for_all_for_a_token_and_for_a_peer_are_exact(start_product: Star
     options = token_file(tmp_path, "waf-* max-connections:3", "geo-*", "auth")
     limits = ("--max-connections", "10", "--max-connections-per-peer", "7", "--tcp", "127.0.0.1:0")
     product = start_product(*options, *limits)
-    with Crowd(tcp_address(product)) as crowd, Crowd(product.socket) as local:
+    with Crowd(product.tcp_address()) as crowd, Crowd(product.socket) as local:
         assert "agents with such a token have 3 connections, 3 are allowed" in (crowd.fill("waf", "waf-*").error or "")
         assert len(crowd.held) == 3
         assert "this peer has 7 connections, 7 are allowed" in (crowd.fill("geo", "geo-*").error or "")

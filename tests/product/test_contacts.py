@@ -14,12 +14,6 @@ from support.product import Product, StartProduct, environment
 from support.waiting import wait_for
 
 
-def tcp_address(product: Product) -> tuple[str, int]:
-    listeners = product.query("status")["supervisor"]["listeners"]
-    host, _, port = next(row["address"] for row in listeners if row["kind"] == "tcp").rpartition(":")
-    return host, int(port)
-
-
 def supervisor(product: Product) -> dict[str, Any]:
     found: dict[str, Any] = product.query("status")["supervisor"]
     return found
@@ -36,7 +30,7 @@ def contact(address: str | tuple[str, int], *, reset: bool = False, said: bytes 
 
 def test_silent_contacts_are_counted_apart_and_are_nobody_refused(product: Product) -> None:
     before = supervisor(product)
-    address = tcp_address(product)
+    address = product.tcp_address()
     for _ in range(5):
         contact(address)
         contact(address, reset=True)
@@ -55,7 +49,7 @@ def test_silent_contacts_are_counted_apart_and_are_nobody_refused(product: Produ
 
 def test_contact_that_only_closes_its_own_side_gets_an_answer(product: Product) -> None:
     before = supervisor(product)
-    with Agent(tcp_address(product)) as agent:
+    with Agent(product.tcp_address()) as agent:
         agent.sock.shutdown(socket.SHUT_WR)
         assert agent.answer().error_code == "bad_registration"
         assert agent.at_end()
@@ -66,7 +60,7 @@ def test_contact_that_only_closes_its_own_side_gets_an_answer(product: Product) 
 
 def test_registration_that_is_reset_half_way_is_counted_and_not_silent(product: Product) -> None:
     before = supervisor(product)
-    contact(tcp_address(product), reset=True, said=b"\0\0\1\0\3{")
+    contact(product.tcp_address(), reset=True, said=b"\0\0\1\0\3{")
     wait_for(lambda: supervisor(product)["reset_total"] == before["reset_total"] + 1, "the reset to be counted")
     after = supervisor(product)
     assert (after["silent_total"], after["rejected_total"]) == (before["silent_total"], before["rejected_total"])
@@ -90,7 +84,7 @@ def test_doctor_and_a_second_start_are_not_refused_agents(start_product: StartPr
     "header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)]
 )
 def test_header_of_the_proxy_protocol_is_named_in_the_refusal(product: Product, header: bytes) -> None:
-    with Agent(tcp_address(product)) as agent:
+    with Agent(product.tcp_address()) as agent:
         agent.send(header)
         answer = agent.answer()
         assert answer.error_code == "bad_registration"

@@ -4,6 +4,7 @@ import array
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,11 +29,16 @@ from supervisor.config.model import Config
 TCP = ("--tcp", "127.0.0.1:0")
 
 
-def tcp_address(product: Product) -> tuple[str, int]:
-    """Where the product listens for TCP."""
-    rows = product.query("status")["supervisor"]["listeners"]
-    host, _, port = next(row["address"] for row in rows if row["kind"] == "tcp").rpartition(":")
-    return host, int(port)
+def quiet_port() -> int:
+    """A free port that the kernel gives to no other socket, for a test that listens there more than once.
+
+    The range in ``/proc/sys/net/ipv4/ip_local_port_range`` begins at 32768.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def kill_supervisor(product: Product) -> None:
@@ -64,7 +70,7 @@ def stopped(*pids: int) -> Iterator[None]:
 
 def test_agents_that_connect_while_there_is_no_supervisor_wait_for_the_next_one(start_product: StartProduct) -> None:
     product = start_product(*TCP)
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     shards = [product.shard_pid(0), product.shard_pid(1)]
     for round_ in range(3):
         with ExitStack() as stack:
@@ -78,7 +84,7 @@ def test_agents_that_connect_while_there_is_no_supervisor_wait_for_the_next_one(
             product.start()
             assert all(agent.answer().accepted for agent in waiting)
             product.wait_until_running()
-            assert tcp_address(product) == tcp
+            assert product.tcp_address() == tcp
             assert [product.shard_pid(0), product.shard_pid(1)] == shards
             assert before.ping(Dialect.SDK) is not None
     product.process.terminate()
@@ -91,9 +97,9 @@ def test_listener_that_the_next_configuration_does_not_want_is_closed_everywhere
     start_product: StartProduct, tmp_path: Path
 ) -> None:
     config = tmp_path / "shardgate.kdl"
-    config.write_text('reverse-listener {\ntcp-address "127.0.0.1:0"\n}\n')
+    config.write_text(f'reverse-listener {{\ntcp-address "127.0.0.1:{quiet_port()}"\n}}\n')
     product = start_product("--config", str(config))
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     kill_supervisor(product)
     with Agent(tcp):
         assert not is_refused(tcp)
@@ -113,7 +119,7 @@ def test_listener_that_the_next_configuration_does_not_want_is_closed_everywhere
     config.write_text(f'reverse-listener {{\ntcp-address "127.0.0.1:{tcp[1]}"\n}}\n')
     product.start()
     product.wait_until_running()
-    assert tcp_address(product) == tcp
+    assert product.tcp_address() == tcp
 
 
 def test_socket_whose_file_somebody_removed_is_opened_anew(start_product: StartProduct) -> None:
@@ -143,7 +149,7 @@ def test_shard_that_was_started_anew_keeps_the_sockets_too(start_product: StartP
 
 def test_next_supervisor_waits_for_shards_that_do_not_run(start_product: StartProduct) -> None:
     product = start_product(*TCP)
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     pids = [product.shard_pid(0), product.shard_pid(1)]
     kill_supervisor(product)
     with Agent(tcp, 20) as agent, stopped(*pids):
@@ -171,7 +177,7 @@ def test_shards_that_never_answer_are_ended_with_what_they_keep(
     monkeypatch.setattr(custody, "REPLACE_AFTER", custody.ANSWER_TIMEOUT)
     monkeypatch.setattr(custody, "KILL_AFTER", 0.2)
     product = start_product(*TCP)
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     pids = [product.shard_pid(0), product.shard_pid(1)]
     kill_supervisor(product)
     for pid in pids:
@@ -190,7 +196,7 @@ def test_shards_that_never_answer_are_ended_with_what_they_keep(
 @pytest.mark.parametrize("through", ["its own shard", "the other one"])
 def test_orphans_answer_what_is_in_flight_and_end(start_product: StartProduct, through: str) -> None:
     product = start_product("--orphan-timeout", "1s", *TCP)
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     records = RuntimeDir(product.runtime_dir)
     asked, may_answer = [], False
 
@@ -246,7 +252,7 @@ def test_shard_that_has_a_supervisor_is_no_orphan(start_product: StartProduct) -
 
 def test_stop_ends_orphans_with_what_they_keep(start_product: StartProduct) -> None:
     product = start_product(*TCP)
-    tcp = tcp_address(product)
+    tcp = product.tcp_address()
     kill_supervisor(product)
     done = product.command("stop")
     assert (done.returncode, "ending 2 shards" in done.stderr) == (0, True)

@@ -108,9 +108,7 @@ def test_top_needs_a_terminal(product: Product) -> None:
 
 def test_lists_are_filtered_by_shard_transport_and_health(product: Product) -> None:
     wait_for(lambda: product.counts() == [0, 0], "the agents of other tests to be gone")
-    listeners = product.query("status")["supervisor"]["listeners"]
-    port = int(next(row["address"] for row in listeners if row["kind"] == "tcp").rpartition(":")[2])
-    with Agent(product.socket) as local, Agent(("127.0.0.1", port)) as remote:
+    with Agent(product.socket) as local, Agent(product.tcp_address()) as remote:
         assert local.register("waf-uds").accepted
         assert remote.register("waf-tcp").accepted
         rows = product.connections()

@@ -19,15 +19,6 @@ VECTORS = {
 }
 
 
-def tcp_address(product: Product) -> tuple[str, int]:
-    """The first TCP address of the product."""
-    for listener in product.query("status")["supervisor"]["listeners"]:
-        if listener["kind"] == "tcp":
-            host, _, port = listener["address"].rpartition(":")
-            return host.strip("[]"), int(port)
-    raise AssertionError("it has no TCP listener")
-
-
 def test_agents_of_every_dialect_register_over_every_transport_and_are_in_the_pool(start_product: StartProduct) -> None:
     product = start_product("--tcp", "127.0.0.1:0", "--tcp", "[::1]:0")
     addresses: list[Path | tuple[str, int]] = [product.socket]
@@ -142,7 +133,7 @@ def test_agent_that_closes_inside_its_registration_is_told_so(product: Product) 
 
 def test_agent_over_tcp_reads_its_refusal_although_it_sent_more(product: Product) -> None:
     """Unread bytes at close would make TCP reset the answer away."""
-    with Agent(tcp_address(product)) as agent:
+    with Agent(product.tcp_address()) as agent:
         agent.send(encode_frame(0x03, b"{}") + b"x" * 100_000)
         assert agent.answer().error_code == "version_mismatch"
 
@@ -240,7 +231,7 @@ def test_agent_at_its_limit_that_closes_one_registers_again_at_once(
     start_product: StartProduct, transport: str
 ) -> None:
     product = start_product("--tcp", "127.0.0.1:0")
-    address = product.socket if transport == "uds" else tcp_address(product)
+    address = product.socket if transport == "uds" else product.tcp_address()
     held = []
     for _ in range(4):
         agent = Agent(address)

@@ -177,6 +177,12 @@ class Product:
 
         wait_for(running, "the product to run")
 
+    def tcp_address(self) -> tuple[str, int]:
+        """The first address where the product listens for TCP."""
+        rows = self.query("status")["supervisor"]["listeners"]
+        host, _, port = next(row["address"] for row in rows if row["kind"] == "tcp").rpartition(":")
+        return host.strip("[]"), int(port)
+
     def shard_pid(self, shard: int) -> int:
         """The pid of a shard."""
         return int(next(row["pid"] for row in self.query("status")["shards"] if row["id"] == shard))
