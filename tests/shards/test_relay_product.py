@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.engine import headers, on_loop
@@ -15,6 +17,12 @@ from support.serving import ServingAgent
 from dialout.proxy.pool_client import PoolClient
 from dialout.proxy.wire import Answer
 from ipc.rundir import RuntimeDir
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a process accepts connections there."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,8 @@ async def test_shard_that_is_killed_fails_what_was_handed_to_it_at_once_and_serv
         agent = await loop.run_in_executor(None, ServingAgent, product.socket, "reborn")
         await ask_until_answered(proxy, numbers)
         product.wait_until_running()
-        await until(rundir.shard_proxy(holder).exists)
+        # The file alone may be the killed shard's.
+        await until(lambda: is_listening(rundir.shard_proxy(holder)))
         async with PoolClient(product.runtime_dir) as client, asyncio.timeout(8):
             assert (await client.send_request_headers("reborn", headers())).agent_id == "reborn"
         async with raw_proxy(rundir.shard_proxy(holder)) as back:
