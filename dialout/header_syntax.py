@@ -16,7 +16,7 @@ _find_end: Final = re.compile(r"[\r\n\0]").search
 
 
 class BadHeader(ValueError):
-    """A text that must not go into an HTTP message: an agent that repeats what a client sent may come by it."""
+    """A text that must not go into an HTTP message. An agent that repeats a client's text may produce it."""
 
 
 def why_bad_header(name: str, value: str | None = None) -> str | None:
@@ -32,9 +32,10 @@ def why_bad_header(name: str, value: str | None = None) -> str | None:
 
 
 def why_bad_texts(what: str, value: Any) -> str | None:
-    """Say why a JSON value must not be a part of a header, as the params of a challenge: a text in it has a line end.
+    """Return the reason why a JSON value must not be a part of a header, or None if it may.
 
-    Proxies write the keys and values of such an object into headers, and may write those further in.
+    It checks the params of a challenge: no text in it has CR, LF or NUL. Proxies write the keys and values of such an
+    object into headers, and may write nested ones.
     """
     values = [value]
     while values:

@@ -1,7 +1,7 @@
 """Identifies the peer at the other end of a descriptor.
 
-The kernel is asked on demand, and not for every accepted connection. It answers as long as the descriptor is open. A
-call takes 0.6 µs.
+The kernel answers as long as the descriptor is open. A call takes 0.6 µs in a loop of its own. Among the other steps of
+a registration, where caches are cold, it takes 3 to 5 µs.
 """
 
 import ipaddress

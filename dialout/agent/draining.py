@@ -1,4 +1,4 @@
-"""The steps of a drain: read all events that the proxy has sent, and finish those in flight."""
+"""The steps of a drain: read all events that the proxy has sent, and finish the events in flight."""
 
 import asyncio
 from collections.abc import Callable
@@ -47,7 +47,7 @@ async def all_read(
 
 
 async def until_idle(serving: Serving, closed: "asyncio.Future[None]", limit: float) -> bool:
-    """Wait until nothing is in flight; returns whether that was so within ``limit`` seconds."""
+    """Wait for ``limit`` seconds at most until nothing is in flight; returns whether that is so at the end."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
     idle = asyncio.ensure_future(serving.idle())

@@ -14,7 +14,7 @@ __all__ = ["FailureLog", "described", "places", "request_name", "said"]
 _log = logging.getLogger("dialout.agent")
 
 MOST_LINES: Final = 20
-"""Lines a second about failures of one kind on one connection. Clients choose how many requests make a hook fail."""
+"""Lines a second about failures of one kind on one connection. Clients decide how often a hook fails."""
 
 
 def request_name(request: Request) -> str:
@@ -42,7 +42,7 @@ def places(error: BaseException) -> list[str]:
 
 
 class FailureLog:
-    """Logs why events failed on the connection ``name``: up to ``MOST_LINES`` lines a second for each kind, then a sum.
+    """Logs the failures on the connection ``name``: up to ``MOST_LINES`` lines a second for each kind, then a sum.
 
     No method raises: a failing log must not stop an answer.
     """
@@ -52,36 +52,36 @@ class FailureLog:
         self._since: dict[str, float] = {}
         self._lines: dict[str, int] = {}
 
-    def write(self, request: Request, what: str, error: BaseException) -> None:
-        """Log that ``what`` failed for a request."""
+    def write(self, request: Request, step: str, error: BaseException) -> None:
+        """Log that ``step`` failed for a request."""
         now = time.monotonic()
-        if now - self._since.get(what, -1.0) >= 1.0:
-            self._sum_up(what)
-            self._since[what], self._lines[what] = now, 0
-        self._lines[what] += 1
-        if self._lines[what] > MOST_LINES:
+        if now - self._since.get(step, -1.0) >= 1.0:
+            self._sum_up(step)
+            self._since[step], self._lines[step] = now, 0
+        self._lines[step] += 1
+        if self._lines[step] > MOST_LINES:
             return
         with contextlib.suppress(Exception):
             named = request_name(request)
-            _log.error("%s: %s: %s failed: %s", self._name, named, what, described(error))
+            _log.error("%s: %s: %s failed: %s", self._name, named, step, described(error))
             if _log.isEnabledFor(logging.DEBUG):
                 # Places in this library and in the hook, without the peer's values.
                 _log.debug("%s: %s: %s", self._name, named, " <- ".join(places(error)))
 
-    def complain(self, what: str, error: BaseException) -> None:
-        """Log that ``what`` failed, for a step that no request waits for."""
+    def complain(self, step: str, error: BaseException) -> None:
+        """Log that ``step`` failed, for a step that no request waits for."""
         with contextlib.suppress(Exception):
-            _log.error("%s: %s failed: %s", self._name, what, described(error))
+            _log.error("%s: %s failed: %s", self._name, step, described(error))
 
     def close(self) -> None:
         """Log the number of failures that had no line of their own."""
-        for what in self._since:
-            self._sum_up(what)
+        for step in self._since:
+            self._sum_up(step)
         self._since.clear()
         self._lines.clear()
 
-    def _sum_up(self, what: str) -> None:
-        more = self._lines.get(what, 0) - MOST_LINES
+    def _sum_up(self, step: str) -> None:
+        more = self._lines.get(step, 0) - MOST_LINES
         if more > 0:
             with contextlib.suppress(Exception):
-                _log.error("%s: %s failed %d times more within a second", self._name, what, more)
+                _log.error("%s: %s failed %d times more within a second", self._name, step, more)
